@@ -1,0 +1,140 @@
+"""Word documents as text: paragraphs, tables, text boxes and notes, in document order."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from typing import Any
+
+from airflow_llm_provider.documents.content import Unreadable
+from airflow_llm_provider.documents.text import checked
+
+MAX_UNPACKED_BYTES = 100 * 1000 * 1000
+MAX_XML_BYTES = 32 * 1024 * 1024
+MAX_RATIO = 200
+_RATIO_MATTERS_FROM_BYTES = 1_000_000
+
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
+_LITERAL = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
+
+
+def is_docx(raw: bytes) -> bool:
+    """Tell whether the bytes are a zip archive with a Word document in it."""
+    if not raw.startswith(b"PK"):
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            return "word/document.xml" in archive.NameToInfo
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
+def docx_text(raw: bytes) -> str:
+    """Return a Word document's text: a paragraph a line, a table's cells separated by tabs.
+
+    Footnotes and endnotes follow at the end; headers and footers are left out. Raises Unreadable; what would
+    unpack to more than MAX_UNPACKED_BYTES is refused before anything is unpacked.
+    """
+    _check_archive(raw)
+    import docx  # type: ignore[import-untyped, unused-ignore]
+    from docx.opc.constants import RELATIONSHIP_TYPE
+    from docx.oxml import parse_xml
+
+    try:
+        document = docx.Document(io.BytesIO(raw))
+        trees: list[Any] = [document.element.body]
+        trees += [
+            parse_xml(relation.target_part.blob)
+            for relation in document.part.rels.values()
+            if relation.reltype in (RELATIONSHIP_TYPE.FOOTNOTES, RELATIONSHIP_TYPE.ENDNOTES)
+        ]
+    except Exception as error:  # noqa: BLE001 - python-docx lets lxml's, zipfile's and KeyErrors through
+        raise Unreadable("unreadable", f"a broken Word document: {type(error).__name__}: {error}") from None
+    lines: list[str] = []
+    for tree in trees:
+        _blocks(tree, lines)
+    return checked("\n".join(lines))
+
+
+def _check_archive(raw: bytes) -> None:
+    if raw.startswith(b"\xd0\xcf\x11\xe0"):
+        raise Unreadable(
+            "unreadable", "an encrypted Word document, or one of the old .doc format. Save it as plain .docx."
+        )
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise Unreadable("unreadable", f"a broken Word document: {error}") from None
+    # What an entry declares is also the most that zipfile will unpack of it.
+    unpacked = sum(entry.file_size for entry in entries)
+    xml = sum(entry.file_size for entry in entries if entry.filename.lower().endswith((".xml", ".rels")))
+    ratio = unpacked / max(len(raw), 1)
+    if (
+        unpacked > MAX_UNPACKED_BYTES
+        or xml > MAX_XML_BYTES
+        or (ratio > MAX_RATIO and unpacked > _RATIO_MATTERS_FROM_BYTES)
+    ):
+        raise Unreadable(
+            "too_large",
+            f"{len(raw):,} bytes unpack to {unpacked:,} ({ratio:.0f} times, {xml:,} of XML): a zip bomb, "
+            f"or over the limits: {MAX_UNPACKED_BYTES:,} bytes, {MAX_XML_BYTES:,} of XML, {MAX_RATIO} times",
+        )
+
+
+# python-docx's own `text` leaves out content controls, tracked insertions and text boxes, and repeats merged
+# cells as often as a file says; so the tree is walked here, each element once.
+# Recursion is bounded: lxml refuses XML more than 256 deep.
+
+
+def _blocks(parent: Any, lines: list[str]) -> None:
+    for element in parent:
+        if element.tag == f"{_W}p":
+            _paragraph(element, lines)
+        elif element.tag == f"{_W}tbl":
+            _table(element, lines)
+        elif isinstance(element.tag, str) and element.tag != _FALLBACK:
+            _blocks(element, lines)
+
+
+def _paragraph(paragraph: Any, lines: list[str]) -> None:
+    pieces: list[str] = []
+    boxes: list[str] = []
+    _runs(paragraph, pieces, boxes)
+    lines.append("".join(pieces))
+    lines.extend(boxes)
+
+
+def _runs(parent: Any, pieces: list[str], boxes: list[str]) -> None:
+    for element in parent:
+        tag = element.tag
+        if tag == f"{_W}t":
+            pieces.append(element.text or "")
+        elif tag in _LITERAL:
+            pieces.append(_LITERAL[tag])
+        elif tag == f"{_W}txbxContent":
+            _blocks(element, boxes)
+        elif isinstance(tag, str) and tag not in (_FALLBACK, f"{_W}pPr", f"{_W}rPr"):
+            _runs(element, pieces, boxes)
+
+
+def _table(table: Any, lines: list[str]) -> None:
+    for row in _children(table, f"{_W}tr"):
+        cells = []
+        for cell in _children(row, f"{_W}tc"):
+            inside: list[str] = []
+            _blocks(cell, inside)
+            cells.append(" ".join(inside))
+        lines.append("\t".join(cells))
+
+
+def _children(parent: Any, tag: str) -> list[Any]:
+    """Return the children with `tag`, those inside content controls included."""
+    found: list[Any] = []
+    for element in parent:
+        if element.tag == tag:
+            found.append(element)
+        elif element.tag in (f"{_W}sdt", f"{_W}sdtContent"):
+            found.extend(_children(element, tag))
+    return found

@@ -1,0 +1,198 @@
+"""Files below a folder or matching a glob, local or in object storage, sorted and lazy."""
+
+# ruff: noqa: PTH116 - local paths stay strings: a Path object costs more than all else about a file
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from airflow_llm_provider.documents.document import Document, Rejected
+from airflow_llm_provider.documents.paths import uri_of
+from airflow_llm_provider.documents.roots import Roots
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+Wanted: TypeAlias = Callable[[str], bool]
+_MAGIC = re.compile(r"[*?\[]")
+_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "md5", "crc32c", "generation", "VersionId")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+class NoSuchDocuments(FileNotFoundError):
+    """The file or folder named by the author does not exist."""
+
+
+def split_glob(path: str) -> tuple[str, str] | None:
+    """Split `path` into its fixed folder and its pattern; None when it has no wildcard."""
+    match = _MAGIC.search(path)
+    if match is None:
+        return None
+    cut = path.rfind("/", 0, match.start())
+    return (path[:cut] or "/", path[cut + 1 :]) if cut >= 0 else ("", path)
+
+
+def glob_wanted(pattern: str) -> tuple[Wanted, int | None]:
+    """Return a test for paths below the glob's folder, and how many levels down it can match (None: any)."""
+    from fsspec.utils import glob_translate  # type: ignore[import-untyped]
+
+    matches = re.compile(glob_translate(pattern)).match
+    depth = None if "**" in pattern else pattern.count("/") + 1
+    return (lambda relative: matches(relative) is not None), depth
+
+
+def file_document(real: str, stat: os.stat_result, *, name: str, uri: str) -> Document:
+    """Return the local file as a document."""
+    return Document(
+        id=name, uri=uri, stamp=f"{stat.st_size}:{stat.st_mtime_ns}", size=stat.st_size, path=real
+    )
+
+
+def object_document(store: UPath, info: dict[str, Any], *, name: str) -> Document:
+    """Return the stored object as a document; its stamp is the store's etag, else size and time."""
+    key = info["name"]
+    return Document(
+        id=name, uri=uri_of(store, key), stamp=_stamp(info), size=info.get("size"), path=key, store=store
+    )
+
+
+def walk_files(
+    folder: str, *, roots: Roots, wanted: Wanted, depth: int | None, prefix: str = ""
+) -> Iterator[Document | Rejected]:
+    """Yield the wanted files below a local folder in the order of their ids.
+
+    Hidden files and folders are skipped. Links are followed when they stay below the roots, each folder once.
+    Memory: one folder's entries for each level.
+    """
+    real_folder = os.path.realpath(folder)
+    top = os.stat(real_folder)
+    seen = {(top.st_dev, top.st_ino)}
+    # A stack instead of recursion: paths may be deeper than Python's recursion limit.
+    stack = [(_entries(real_folder), "", folder)]
+    while stack:
+        entries, below, shown = stack[-1]
+        if not entries:
+            stack.pop()
+            continue
+        entry, is_dir = entries.pop()
+        relative = below + entry.name
+        uri = f"{shown.rstrip('/')}/{entry.name}"
+        if is_dir and depth is not None and relative.count("/") + 1 >= depth:
+            continue
+        if not is_dir and not wanted(relative):
+            continue
+        if not _is_utf8(relative):
+            yield _rejected(prefix + relative, uri, "its name is not valid UTF-8: rename it")
+            continue
+        try:
+            is_link = entry.is_symlink()
+            real = os.path.realpath(entry.path) if is_link else entry.path
+            if is_link and not roots.hold_file(real):
+                yield Rejected(
+                    id=prefix + relative,
+                    uri=uri,
+                    reason="outside_root",
+                    message=f"{uri!r} is a link to {real!r}, which lies below none of the roots. "
+                    "Add that folder to `roots=`, or remove the link.",
+                )
+                continue
+            stat = entry.stat()
+            if not is_dir:
+                yield file_document(real, stat, name=prefix + relative, uri=uri)
+            elif (stat.st_dev, stat.st_ino) not in seen:
+                seen.add((stat.st_dev, stat.st_ino))
+                stack.append((_entries(real), relative + "/", uri))
+        except OSError as error:
+            yield _rejected(prefix + relative, uri, error.strerror or str(error))
+
+
+def walk_objects(
+    store: UPath, folder: str, *, roots: Roots, wanted: Wanted, depth: int | None, prefix: str = ""
+) -> Iterator[Document | Rejected]:
+    """Yield the wanted objects below a key prefix in the order of their ids, like `walk_files`."""
+    fs = store.fs
+    stack = [(_objects(fs, folder), "")]
+    while stack:
+        entries, below = stack[-1]
+        if not entries:
+            stack.pop()
+            continue
+        info = entries.pop()
+        relative = below + info["name"].rstrip("/").rpartition("/")[2]
+        if info["type"] == "directory":
+            if depth is None or relative.count("/") + 1 < depth:
+                stack.append((_objects(fs, info["name"]), relative + "/"))
+        elif wanted(relative):
+            if roots.hold_key(store, info["name"]):
+                yield object_document(store, info, name=prefix + relative)
+            else:
+                uri = uri_of(store, info["name"])
+                yield Rejected(
+                    id=prefix + relative,
+                    uri=uri,
+                    reason="outside_root",
+                    message=f"{uri!r} lies below none of the roots. Add its folder to `roots=`.",
+                )
+
+
+def _entries(folder: str) -> list[tuple[os.DirEntry[str], bool]]:
+    """Return a local folder's visible entries, the last first, so that the next is popped from the end."""
+    with os.scandir(folder) as found:
+        entries = [(entry, _is_dir(entry)) for entry in found if not entry.name.startswith(".")]
+    # A folder sorts as "name/", so that the walk's order is the order of whole paths.
+    entries.sort(key=lambda pair: pair[0].name + "/" if pair[1] else pair[0].name, reverse=True)
+    return entries
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round in circles
+        return False
+
+
+def _objects(fs: Any, folder: str) -> list[dict[str, Any]]:
+    """Return what lies directly below a key prefix, the last first, each cut down to what is needed."""
+    # Listings are cached for the life of a process; a retry must see what is there now.
+    fs.invalidate_cache(folder)
+    keep = ("name", "type", "size", *_ETAGS, *_TIMES)
+    own = folder.strip("/")
+    found = []
+    for info in fs.ls(folder, detail=True):
+        name, is_folder = info["name"], info["type"] == "directory"
+        if name.strip("/") == own or (name.endswith("/") and not is_folder):
+            continue  # a marker object that stands for a folder
+        if name.rstrip("/").rpartition("/")[2].startswith("."):
+            continue
+        found.append({key: info[key] for key in keep if info.get(key) is not None})
+    fs.invalidate_cache(folder)
+    found.sort(key=lambda i: i["name"].rstrip("/") + ("/" if i["type"] == "directory" else ""), reverse=True)
+    return found
+
+
+def _stamp(info: dict[str, Any]) -> str | None:
+    for name in _ETAGS:
+        if info.get(name) is not None:
+            return str(info[name])
+    for name in _TIMES:
+        if info.get(name) is not None and info.get("size") is not None:
+            return f"{info['size']}:{info[name]}"
+    return None
+
+
+def _is_utf8(name: str) -> bool:
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _rejected(name: str, uri: str, why: str) -> Rejected:
+    name, uri = (os.fsencode(text).decode(errors="backslashreplace") for text in (name, uri))
+    return Rejected(id=name, uri=uri, reason="unreadable", message=f"{uri!r} can't be read: {why}")

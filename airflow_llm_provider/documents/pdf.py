@@ -1,0 +1,137 @@
+"""PDF through PDFium: the text layer, and pages without one as a PDF of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import threading
+from typing import Any, Literal
+
+from airflow_llm_provider.documents.content import MAX_REQUEST_BYTES, Part, Unreadable, encode_base64
+
+PdfMode = Literal["auto", "text", "native"]
+
+MAX_NATIVE_PAGES = 100
+"""The API's limit for pages sent as a document block."""
+MAX_TEXT_PAGES = 5_000
+MAX_TEXT_CHARACTERS = 32 * 1024 * 1024
+
+_CREATED = re.compile(rb"/CreationDate\(D:(\d{14})[^)]{0,10}\)/Creator\(PDFium\)")
+_FILE_ID = re.compile(rb"/ID\[<([0-9A-F]{32})><([0-9A-F]{32})>\]")
+
+_PDFIUM = threading.Lock()  # PDFium is not thread-safe, not even for different documents
+
+
+def pdf_parts(raw: bytes, mode: PdfMode = "auto") -> tuple[tuple[Part, ...], int]:
+    """Return the parts of a PDF, and how many pages it has.
+
+    mode: "text": the text layer only, Unreadable when there is none; "native": the file as it is, for the API
+        to look at; "auto": text where a page has any, and one smaller PDF of the pages that have none.
+    Text has a form feed between pages, so that a page left out still counts. Blank pages are never sent.
+    """
+    import pypdfium2  # type: ignore[import-untyped]
+
+    with _PDFIUM:
+        try:
+            pdf = pypdfium2.PdfDocument(raw)
+        except pypdfium2.PdfiumError as error:
+            if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
+                raise Unreadable("unreadable", "an encrypted PDF that needs a password; decrypt it") from None
+            raise Unreadable("unreadable", f"a broken PDF: {error}") from None
+        try:
+            pages = len(pdf)
+            if pages == 0:
+                raise Unreadable("empty", "a PDF without pages")
+            if mode == "native":
+                return (_native(pdf, raw, None),), pages
+            texts, unread = _texts(pdf)
+            parts = []
+            if any(texts):
+                parts.append(Part(kind="text", data="\f".join(texts)))
+            elif mode == "text":
+                raise Unreadable(
+                    "unreadable", f"none of its {pages} pages has text; use pdf='auto' or 'native'"
+                )
+            if mode == "auto" and unread:
+                parts.append(_native(pdf, raw, None if len(unread) == pages else unread))
+            if not parts:
+                raise Unreadable("empty", f"all {pages} pages are blank")
+            return tuple(parts), pages
+        except pypdfium2.PdfiumError as error:
+            raise Unreadable("unreadable", f"a broken PDF: {error}") from None
+        finally:
+            pdf.close()
+
+
+def _texts(pdf: Any) -> tuple[list[str], list[int]]:
+    """Return the text of every page ("" for none), and the pages that show something that is not text."""
+    import pypdfium2.raw as pdfium  # type: ignore[import-untyped]
+
+    if len(pdf) > MAX_TEXT_PAGES:
+        raise Unreadable("too_large", f"{len(pdf):,} pages; at most {MAX_TEXT_PAGES:,} are read")
+    texts: list[str] = []
+    unread: list[int] = []
+    characters = 0
+    for index in range(len(pdf)):
+        page = pdf[index]
+        try:
+            layer = page.get_textpage()
+            characters += layer.count_chars()
+            if characters > MAX_TEXT_CHARACTERS:
+                raise Unreadable("too_large", f"over {MAX_TEXT_CHARACTERS:,} characters of text")
+            text = layer.get_text_bounded().replace("\r\n", "\n").replace("\0", "")
+            if not text.strip():
+                text = ""
+                if pdfium.FPDFPage_CountObjects(page) > 0:
+                    unread.append(index)
+            texts.append(text)
+        finally:
+            page.close()
+    return texts, unread
+
+
+def _native(pdf: Any, raw: bytes, pages: list[int] | None) -> Part:
+    """Return the whole file, or some of its pages, as a part that the API looks at."""
+    import pypdfium2
+
+    count = len(pdf) if pages is None else len(pages)
+    if count > MAX_NATIVE_PAGES:
+        raise Unreadable(
+            "too_large",
+            f"{count} pages to be looked at; the API takes {MAX_NATIVE_PAGES}. Split it, or use pdf='text'.",
+        )
+    # The API refuses encrypted files, even those that open without a password; copied pages are plain.
+    if pages is not None or pypdfium2.raw.FPDF_GetSecurityHandlerRevision(pdf) != -1:
+        copy = pypdfium2.PdfDocument.new()
+        try:
+            copy.import_pages(pdf, pages)
+            out = io.BytesIO()
+            copy.save(out)
+            raw = _same_every_time(out.getvalue())
+        finally:
+            copy.close()
+    data = encode_base64(raw)
+    if len(data) > MAX_REQUEST_BYTES:
+        raise Unreadable(
+            "too_large", f"{len(raw):,} bytes of PDF; the API takes {MAX_REQUEST_BYTES * 3 // 4:,}"
+        )
+    title = None if pages is None else "pages " + ", ".join(str(index + 1) for index in pages)
+    return Part(kind="pdf", data=data, media_type="application/pdf", pages=count, title=title)
+
+
+def _same_every_time(pdf: bytes) -> bytes:
+    """Take the time and the random file id out of a PDF that PDFium wrote.
+
+    With them every reading would be another request, and be paid for again.
+    """
+    fixed = bytearray(pdf)
+    if created := _CREATED.search(fixed):
+        fixed[created.start(1) : created.end(1)] = b"20000101000000"
+    if file_id := _FILE_ID.search(fixed, max(fixed.rfind(b"trailer"), 0)):
+        for group in (1, 2):
+            fixed[file_id.start(group) : file_id.end(group)] = b"0" * 32
+        digest = hashlib.sha256(fixed).hexdigest()[:32].upper().encode()
+        for group in (1, 2):
+            fixed[file_id.start(group) : file_id.end(group)] = digest
+    return bytes(fixed)

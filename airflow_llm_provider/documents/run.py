@@ -1,0 +1,344 @@
+"""One run over many documents: from what there is, through the model, to rows and dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_llm_provider.documents.blocks import ceiling_tokens, to_blocks
+from airflow_llm_provider.documents.content import Content, Unreadable
+from airflow_llm_provider.documents.document import Document, Rejected
+from airflow_llm_provider.documents.reader import read
+from airflow_llm_provider.engine.flow import for_each
+from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
+from airflow_llm_provider.engine.request import Request, ceiling_micro_usd, to_json
+from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.errors import (
+    AnswerError,
+    AuthenticationFailed,
+    BudgetExceeded,
+    InvalidOutput,
+    LedgerUnavailable,
+    LLMError,
+    Refused,
+    RetryableError,
+    SpendLimitReached,
+    TooLong,
+    Truncated,
+)
+from airflow_llm_provider.pricing import usd
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.documents.sink import RowSink
+    from airflow_llm_provider.engine.reply import Reply
+    from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.ledger.records import CallScope, Reuse
+
+OUTCOMES = ("answered", "reused", "repaired", "dead_letter", "pending")
+
+# What fails one document here would fail them all, so the run stops and keeps what it has.
+_HOPELESS = (AuthenticationFailed, SpendLimitReached, BudgetExceeded, LedgerUnavailable)
+_REASONS: dict[type[LLMError], str] = {
+    Refused: "refused",
+    Truncated: "truncated",
+    InvalidOutput: "invalid_output",
+    TooLong: "too_long",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked about every document.
+
+    prompt: the instruction; it goes before the document, so that all requests share it.
+    framing: `document` sends text as the API's own document blocks; `tag`, for servers that lack them, in a
+        text block between tags that the text can't contain.
+    pdf: `auto` (text where a page has it, the page itself where not), `text` or `native`.
+    max_bytes: larger documents are dead letters.
+    encoding: of text files.
+    """
+
+    prompt: str
+    model: str
+    output: OutputType
+    endpoint: str
+    system: str | None = None
+    max_tokens: int = 4096
+    effort: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+    framing: Literal["document", "tag"] = "document"
+    pdf: Literal["auto", "text", "native"] = "auto"
+    max_bytes: int = 32 * 1024 * 1024
+    encoding: str = "utf-8"
+
+    def request(self, content: Content | None) -> Request:
+        """Return the request about one document; None gives what all of them share."""
+        blocks = [{"type": "text", "text": self.prompt}]
+        return Request(
+            model=self.model,
+            system=self.system,
+            messages=[
+                {"role": "user", "content": blocks + (to_blocks(content, self.framing) if content else [])}
+            ],
+            max_tokens=self.max_tokens,
+            schema=self.output.schema,
+            effort=self.effort,
+            extra=self.extra,
+            endpoint=self.endpoint,
+            version=self.version,
+            shared_blocks=len(blocks),
+            input_ceiling=ceiling_tokens(content) if content else 0,
+        )
+
+    def sighting(self, document: Document) -> str | None:
+        """Return the key of this question about this state of a document; None when only reading tells."""
+        if document.stamp is None:
+            return None
+        return hashlib.sha256(f"{self._key}\0{document.uri}\0{document.stamp}".encode()).hexdigest()
+
+    def __post_init__(self) -> None:
+        reading = {"framing": self.framing, "pdf": self.pdf, "encoding": self.encoding, "max": self.max_bytes}
+        key = hashlib.sha256(self.request(None).fingerprint.encode() + to_json(reading)).hexdigest()
+        object.__setattr__(self, "_key", key)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One task's work over its documents.
+
+    max_repairs: how often an answer of the wrong shape is sent back.
+    retry_dead: ask dead letters of earlier runs anew.
+    limit: ask about so many documents at most; the rest are `pending`.
+    """
+
+    engine: Engine
+    scope: CallScope
+    question: Question
+    reuse: Reuse = "always"
+    max_repairs: int = 3
+    retry_dead: bool = False
+    max_in_flight: int = 256
+    limit: int | None = None
+    log: Any = field(default_factory=lambda: logging.getLogger(__name__))
+    log_every_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        self.outcomes = collections.Counter(dict.fromkeys(OUTCOMES, 0))
+        self.reasons: collections.Counter[str] = collections.Counter()
+        self.saved_micro_usd = 0
+        self.retryable = False  # some dead letter may come to life by itself
+        self.found = 0
+        self._listed_all = False
+        self._failures_in_a_row = 0
+        self._started = time.monotonic()
+
+    async def run(self, documents: Iterable[Document | Rejected], sink: RowSink) -> dict[str, Any]:
+        """Ask about every document, hand rows and dead letters to the sink, and return the counts.
+
+        Raises when what went wrong would go wrong for every document; what was paid stays in the ledger.
+        """
+        progress = asyncio.create_task(self._log_progress())
+        try:
+            await for_each(self._taken(documents), partial(self._one, sink), limit=self.max_in_flight)
+        finally:
+            progress.cancel()
+        self.log.info("%s", self._progress())
+        return self.counts()
+
+    async def estimate(self, documents: Iterable[Document | Rejected]) -> dict[str, Any]:
+        """Return what `run` would do and the most it could cost, sending nothing.
+
+        Reads what is not recognised, so that broken documents show before money is spent. Repairs are not
+        in the estimate.
+        """
+        tokens, cost, unpriced = 0, 0, 0
+
+        async def weigh(numbered: tuple[int, Document | Rejected]) -> None:
+            nonlocal tokens, cost, unpriced
+            try:
+                request = await self._unanswered(numbered[1])
+            except Unreadable as error:
+                self.outcomes["dead_letter"] += 1
+                self.reasons[error.reason] += 1
+                return
+            if request is None:
+                self.outcomes["reused"] += 1
+                return
+            self.outcomes["pending"] += 1
+            tokens += request.input_ceiling_tokens // BYTES_A_TOKEN
+            ceiling = ceiling_micro_usd(request)
+            cost, unpriced = cost + (ceiling or 0), unpriced + (ceiling is None)
+
+        await for_each(self._taken(documents), weigh, limit=self.max_in_flight)
+        return {
+            "dry_run": True,
+            "documents": self.found,
+            "outcomes": dict(self.outcomes),
+            "dead_letter_reasons": dict(self.reasons.most_common(20)),
+            "model": self.question.model,
+            "input_tokens_about": tokens,
+            "cost_usd_at_most": None if unpriced else usd(cost),
+        }
+
+    async def _unanswered(self, document: Document | Rejected) -> Request | None:
+        """Return the request about a document, or None when the ledger holds its answer."""
+        if isinstance(document, Rejected):
+            raise Unreadable(document.reason, document.message)
+        ledger, sighting = self.engine.ledger, self.question.sighting(document)
+        if sighting is not None and await ledger.recall(sighting, self.scope, self.reuse):
+            return None
+        request = self.question.request(await self._read(document))
+        return None if await ledger.answered(request.fingerprint, self.scope, self.reuse) else request
+
+    async def _read(self, document: Document) -> Content:
+        question = self.question
+        try:
+            return await asyncio.to_thread(
+                read, document, pdf=question.pdf, max_bytes=question.max_bytes, encoding=question.encoding
+            )
+        except (Unreadable, OSError):
+            raise
+        except Exception as error:  # a parser's own failure is this document's, not the run's
+            raise Unreadable("unreadable", f"it can't be parsed: {type(error).__name__}: {error}") from error
+
+    def counts(self) -> dict[str, Any]:
+        """Return what became of the documents, and what was paid for it in this run."""
+        tally = self.engine.tally
+        return {
+            "documents": self.found,
+            "outcomes": dict(self.outcomes),
+            "dead_letter_reasons": dict(self.reasons.most_common(20)),
+            "model": self.question.model,
+            "requests_paid": tally.requests,
+            "input_tokens": tally.input_tokens,
+            "output_tokens": tally.output_tokens,
+            "cache_read_tokens": tally.cache_read_tokens,
+            "cache_write_tokens": tally.cache_write_tokens,
+            "cost_usd": None if tally.unpriced else usd(tally.paid_micro_usd),
+            "saved_usd": usd(self.saved_micro_usd),
+            "unproven_calls": tally.unproven,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "trace_id": self.scope.trace_id,
+        }
+
+    def _taken(self, documents: Iterable[Document | Rejected]) -> Iterator[tuple[int, Document | Rejected]]:
+        taken = 0
+        for document in documents:
+            self.found += 1
+            if self.limit is not None and taken >= self.limit:
+                self.outcomes["pending"] += 1
+                continue
+            yield taken, document
+            taken += 1
+        self._listed_all = True
+
+    async def _one(self, sink: RowSink, numbered: tuple[int, Document | Rejected]) -> None:
+        index, document = numbered
+        try:
+            if isinstance(document, Rejected):
+                raise Unreadable(document.reason, document.message)
+            reply = await self._answer(document)
+        except Unreadable as error:
+            self._bury(sink, index, document, error.reason, error)
+        except OSError as error:
+            self._bury(sink, index, document, "unreadable", error)
+        except LLMError as error:
+            self._give_up_if_hopeless(error)
+            self._bury(sink, index, document, _reason(error), error)
+        else:
+            self._failures_in_a_row = 0
+            self._land(sink, index, document, reply)
+
+    async def _answer(self, document: Document) -> Reply:
+        question = self.question
+        sighting = question.sighting(document)
+        if sighting is not None:
+            known = await self.engine.recall(
+                sighting,
+                scope=self.scope,
+                reuse=self.reuse,
+                output=question.output,
+                final=self.max_repairs == 0 and not self.retry_dead,
+            )
+            if known is not None:
+                return known
+        request = question.request(await self._read(document))
+        if sighting is not None:
+            self.engine.sight(sighting, request)
+        return await self.engine.ask(
+            request,
+            scope=self.scope,
+            reuse=self.reuse,
+            output=question.output,
+            max_repairs=self.max_repairs,
+            item_id=document.id,
+            retry_dead=self.retry_dead,
+        )
+
+    def _land(self, sink: RowSink, index: int, document: Document, reply: Reply) -> None:
+        outcome = "reused" if reply.reused else "repaired" if reply.repairs else "answered"
+        self.outcomes[outcome] += 1
+        if reply.reused:
+            self.saved_micro_usd += reply.cost_micro_usd or 0
+        data = self.question.output.dump(reply.value)
+        row = {"document_id": document.id, "outcome": outcome, "data": data, **reply.usage_record()}
+        if self.question.output.is_list:
+            sink.add(index, [{**row, "item": number, "data": item} for number, item in enumerate(data)])
+        else:
+            sink.add(index, row)
+
+    def _bury(
+        self, sink: RowSink, index: int, document: Document | Rejected, reason: str, error: Exception
+    ) -> None:
+        self.outcomes["dead_letter"] += 1
+        self.reasons[reason] += 1
+        self.retryable = self.retryable or isinstance(error, (RetryableError, OSError))
+        letter = {
+            "document_id": document.id,
+            "uri": document.uri,
+            "reason": reason,
+            "error": type(error).__name__,
+            "message": str(error),
+        }
+        if isinstance(error, AnswerError):
+            letter |= {"reply": error.reply_text, "fingerprints": list(error.fingerprints)}
+        sink.dead(index, letter)
+
+    def _give_up_if_hopeless(self, error: LLMError) -> None:
+        """Raise `error` when the documents that follow would fail alike."""
+        if isinstance(error, _HOPELESS):
+            raise error
+        # A server that is down fails every document after minutes of retries: as many in a row as are in
+        # flight, with not one success between them, and the rest is better left to Airflow's next try.
+        self._failures_in_a_row = self._failures_in_a_row + 1 if isinstance(error, RetryableError) else 0
+        if self._failures_in_a_row >= max(self.max_in_flight, 8):
+            raise error
+
+    async def _log_progress(self) -> None:
+        while True:
+            await asyncio.sleep(self.log_every_s)
+            self.log.info("%s", self._progress())
+
+    def _progress(self) -> str:
+        """Write where the run stands, in one line."""
+        done = self.outcomes.total() - self.outcomes["pending"]
+        elapsed = time.monotonic() - self._started
+        rate = done / elapsed if elapsed else 0.0
+        counts = ", ".join(f"{name} {self.outcomes[name]}" for name in OUTCOMES if self.outcomes[name])
+        waiting = self.found - self.outcomes.total()
+        eta = f", about {waiting / rate:.0f} s left" if self._listed_all and waiting and rate else ""
+        total = f"{self.found}" if self._listed_all else f"{self.found}+"
+        cost = usd(self.engine.tally.paid_micro_usd)
+        return f"{done}/{total} documents at {rate:.1f}/s: {counts or 'none yet'}; ${cost} paid{eta}"
+
+
+def _reason(error: LLMError) -> str:
+    return _REASONS.get(type(error), "error")

@@ -1,0 +1,272 @@
+"""What there is to ask about: one lazy stream of documents from paths, globs, lists, tables and rows."""
+
+# ruff: noqa: PTH112, PTH116, PTH119 - local paths stay strings: a Path object costs more than all else about a file
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from fnmatch import fnmatchcase
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
+
+from airflow_llm_provider.documents.document import Document, Rejected
+from airflow_llm_provider.documents.listing import (
+    NoSuchDocuments,
+    Wanted,
+    file_document,
+    glob_wanted,
+    object_document,
+    split_glob,
+    walk_files,
+    walk_objects,
+)
+from airflow_llm_provider.documents.paths import PathLike, ToPath, as_written, is_path, place, url_to_path
+from airflow_llm_provider.documents.roots import OutsideRoots, Roots
+from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+__all__ = ["SUFFIXES", "Document", "NoSuchDocuments", "OutsideRoots", "Rejected", "list_documents"]
+
+SUFFIXES = TABLE_SUFFIXES | {
+    *("txt", "text", "md", "markdown", "html", "htm", "xhtml", "pdf", "docx"),
+    *("png", "jpg", "jpeg", "gif", "webp"),
+}
+"""What is taken from a folder; other files are read when a glob, a list or `pattern=` names them."""
+
+
+def list_documents(
+    documents: PathLike | Iterable[Any],
+    *,
+    roots: Sequence[PathLike] | None = None,
+    id_field: str = "id",
+    text_field: str | None = None,
+    pattern: str | Sequence[str] | None = None,
+    recursive: bool = True,
+    strings: Literal["text", "path"] = "text",
+    encoding: str = "utf-8",
+    limit: int | None = None,
+    to_path: ToPath = url_to_path,
+) -> Iterator[Document | Rejected]:
+    """Yield every document found, in a stable order, and a Rejected for what can't be asked about.
+
+    documents: a file, folder, glob or URL; a `.jsonl` or `.csv` file (one document a row); or an iterable of
+        dicts (rows), strings (texts) and path objects, in any mix. A folder is every file below it with one
+        of SUFFIXES, hidden ones skipped; its tables are read row by row.
+    roots: where files may be read; None: no restriction, but links may not lead out of the folder given.
+    id_field: the field that is a row's id; without it a row's id is a hash, so equal rows are one document.
+    text_field: the field that is a row's text; None: the row as JSON with sorted keys.
+    pattern: which file names to take from folders (`"LICENSE*"`, or several) instead of SUFFIXES.
+    strings: whether strings in a list are texts or paths. By type, never by guess: a text that names a file
+        must not open it.
+    limit: stop after so many documents.
+    to_path: makes a path of a URL given as a string.
+
+    Raises NoSuchDocuments and OutsideRoots at once, before anything is listed, when `documents` is one path;
+    in a list the same is a Rejected. Memory: one folder's names for each level, 8 bytes of each id's hash.
+    """
+    lister = _Lister(
+        roots=Roots(roots, to_path),
+        restricted=roots is not None,
+        id_field=id_field,
+        text_field=text_field,
+        pattern=(pattern,) if isinstance(pattern, str) else tuple(pattern) if pattern is not None else None,
+        depth=None if recursive else 1,
+        strings=strings,
+        encoding=encoding,
+        to_path=to_path,
+    )
+    if isinstance(documents, str) or is_path(documents):
+        found = lister.named(cast("PathLike", documents), prefix=None)
+    elif isinstance(documents, Mapping | bytes) or not isinstance(documents, Iterable):
+        kind = type(documents).__name__
+        raise TypeError(f"documents= takes a path, a glob, or a list of rows, texts and paths, not {kind!r}")
+    else:
+        found = lister.items(documents)
+    return _once_each(found, limit)
+
+
+def _once_each(found: Iterator[Document | Rejected], limit: int | None) -> Iterator[Document | Rejected]:
+    """Pass on the first document of each id; later ones become duplicate_id."""
+    seen: set[int] = set()
+    count = 0
+    if limit is not None and limit <= 0:
+        return
+    for item in found:
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        known = len(seen)
+        seen.add(hash(item.id))
+        if len(seen) == known:
+            yield Rejected(
+                id=item.id,
+                uri=item.uri,
+                reason="duplicate_id",
+                message=f"a document with id {item.id!r} came before it; that one was taken",
+            )
+            continue
+        yield item
+        count += 1
+        if count == limit:
+            return
+
+
+class _Lister:
+    """The settings of one listing."""
+
+    def __init__(
+        self,
+        *,
+        roots: Roots,
+        restricted: bool,
+        id_field: str,
+        text_field: str | None,
+        pattern: tuple[str, ...] | None,
+        depth: int | None,
+        strings: Literal["text", "path"],
+        encoding: str,
+        to_path: ToPath,
+    ) -> None:
+        self.roots = roots
+        self.restricted = restricted
+        self.id_field = id_field
+        self.text_field = text_field
+        self.pattern = pattern
+        self.depth = depth
+        self.strings = strings
+        self.encoding = encoding
+        self.to_path = to_path
+
+    def items(self, items: Iterable[Any]) -> Iterator[Document | Rejected]:
+        """Yield what the items of a list stand for."""
+        for number, item in enumerate(items, 1):
+            where = f"item {number}"
+            if is_path(item) or (isinstance(item, str) and self.strings == "path"):
+                yield from self.listed(item)
+            elif isinstance(item, str) and looks_like_a_path(item):
+                message = (
+                    f"{where}: the text {item!r} looks like a file's name. If it is one, give path objects "
+                    "or strings='path'; if it is the text itself, give a dict and `text_field=`."
+                )
+                yield Rejected(id=where, uri=None, reason="unreadable", message=message)
+            else:
+                yield row_document(
+                    item, where=where, uri=None, id_field=self.id_field, text_field=self.text_field
+                )
+
+    def listed(self, path: PathLike) -> Iterator[Document | Rejected]:
+        """Yield what one path of a list stands for; what can't be had is rejected, not raised."""
+        shown = as_written(path)
+        try:
+            yield from self.named(path, prefix=shown)
+        except OutsideRoots as error:
+            yield Rejected(id=shown, uri=shown, reason="outside_root", message=str(error))
+        except (NoSuchDocuments, PermissionError) as error:
+            yield Rejected(id=shown, uri=shown, reason="unreadable", message=str(error))
+
+    def named(self, path: PathLike, prefix: str | None) -> Iterator[Document | Rejected]:
+        """Check one path given by the author at once, and return what it stands for.
+
+        prefix: the path as written when it stands in a list, so that ids of several don't collide.
+        """
+        where = place(path, self.to_path)
+        shown = as_written(path)
+        if isinstance(where, str):
+            return self._opened(self._local(where, shown, prefix))
+        return self._opened(self._remote(where, shown, prefix))
+
+    def _local(self, path: str, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
+        glob = None if os.path.lexists(path) else split_glob(path)
+        folder = glob[0] if glob else path
+        self.roots.require(folder, shown)
+        try:
+            real = os.path.realpath(folder)
+            stat = os.stat(real)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoSuchDocuments(f"no such file or folder: {shown!r} ({folder!r} does not exist)") from None
+        if not os.path.isdir(real):
+            if glob:
+                raise NoSuchDocuments(f"no such folder: {folder!r} is a file ({shown!r})")
+            return iter([file_document(real, stat, name=prefix or os.path.basename(path), uri=path)])
+        wanted, depth = glob_wanted(glob[1]) if glob else (self._wanted(), self.depth)
+        below = _below(prefix, glob)
+        roots = self.roots if self.restricted else Roots([real])
+        return walk_files(folder, roots=roots, wanted=wanted, depth=depth, prefix=below)
+
+    def _remote(self, path: UPath, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
+        key = path.path.rstrip("/") or path.path
+        glob = split_glob(key)
+        fs = path.fs
+        if glob and fs.exists(key):
+            glob = None
+        folder = glob[0] if glob else key
+        self.roots.require(folder, shown, store=path)
+        fs.invalidate_cache()
+        if glob is None:
+            try:
+                info = fs.info(key)
+            except FileNotFoundError:
+                raise NoSuchDocuments(
+                    f"no such object or folder: {shown!r}. In object storage an empty folder does not exist; "
+                    "where none is fine, give a glob such as `…/*`."
+                ) from None
+            if info["type"] != "directory":
+                return iter([object_document(path, info, name=prefix or key.rpartition("/")[2])])
+        wanted, depth = glob_wanted(glob[1]) if glob else (self._wanted(), self.depth)
+        below = _below(prefix, glob)
+        found = walk_objects(path, folder, roots=self.roots, wanted=wanted, depth=depth, prefix=below)
+        return _none_if_missing(found) if glob else found
+
+    def _wanted(self) -> Wanted:
+        """Return the test for files in a folder."""
+        patterns = self.pattern
+        if patterns is None:
+            return lambda relative: relative.rpartition(".")[2].lower() in SUFFIXES
+        return lambda relative: any(fnmatchcase(relative.rpartition("/")[2], p) for p in patterns)
+
+    def _opened(self, found: Iterator[Document | Rejected]) -> Iterator[Document | Rejected]:
+        """Pass on files as they are and tables as their rows."""
+        for item in found:
+            if isinstance(item, Document) and item.name.rpartition(".")[2].lower() in TABLE_SUFFIXES:
+                yield from self._rows(item)
+            else:
+                yield item
+
+    def _rows(self, table: Document) -> Iterator[Document | Rejected]:
+        try:
+            stream = _open(table)
+        except (FileNotFoundError, PermissionError) as error:
+            yield Rejected(id=table.id, uri=table.uri, reason="unreadable", message=f"{table.uri!r}: {error}")
+            return
+        with closing(stream):
+            yield from table_rows(
+                stream, table, id_field=self.id_field, text_field=self.text_field, encoding=self.encoding
+            )
+
+
+def _below(prefix: str | None, glob: tuple[str, str] | None) -> str:
+    """Return what goes before the ids of a folder's or glob's files: nothing, unless it stands in a list."""
+    if prefix is None:
+        return ""
+    if glob is None:
+        return prefix.rstrip("/") + "/"
+    fixed = split_glob(prefix)
+    return "" if fixed is None or not fixed[0] else fixed[0].rstrip("/") + "/"
+
+
+def _none_if_missing(found: Iterator[Document | Rejected]) -> Iterator[Document | Rejected]:
+    """Pass on what a glob finds: nothing, where its folder does not exist in object storage."""
+    try:
+        yield from found
+    except FileNotFoundError:
+        return
+
+
+def _open(document: Document) -> IO[bytes]:
+    assert document.path is not None
+    if document.store is not None:
+        return cast("IO[bytes]", document.store.fs.open(document.path, "rb"))
+    return open(document.path, "rb")

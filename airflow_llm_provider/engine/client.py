@@ -1,0 +1,219 @@
+"""The wire: the anthropic SDK, imported here and only here, and only when something is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    LLMError,
+    NetworkError,
+    Overloaded,
+    RateLimited,
+    ServerError,
+    SpendLimitReached,
+    TooLong,
+)
+
+if TYPE_CHECKING:
+    import anthropic
+
+DEFAULT_BASE_URL = "https://api.anthropic.com"
+# Above this the API wants a stream, since a connection that says nothing for so long is cut on the way.
+MAX_UNSTREAMED_TOKENS = 21_333
+_GATEWAY_STATUS = frozenset({499, 502, 504, 524})  # something between us and the API gave up: it may have run
+
+
+class Client(Protocol):
+    """What the engine needs of the wire; a test may bring its own."""
+
+    async def send(self, request: Request, *, timeout_s: float) -> bytes:
+        """Send `request` once and return the reply's bytes; raises LLMError."""
+
+    async def close(self) -> None:
+        """Close the connections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that the API lists."""
+
+    id: str
+    retires_at: dt.datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnthropicClient:
+    """The Messages API of Anthropic, or of a server compatible with it.
+
+    api_key: never shown, logged or stored.
+    base_url: the server's root, without /v1.
+    proxy: URL of an HTTP proxy; ca_bundle: path of a PEM file that replaces the system's certificates.
+    max_connections: sockets open at once, at least as many as calls in flight.
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    proxy: str | None = None
+    ca_bundle: str | None = None
+    max_connections: int = 1000
+
+    @property
+    def endpoint(self) -> str:
+        """The server's identity in fingerprints: platform and base URL."""
+        return f"anthropic {self.base_url.rstrip('/')}"
+
+    async def send(self, request: Request, *, timeout_s: float) -> bytes:
+        """Send `request` once and return the reply's bytes.
+
+        Raises the error of its class; `billed` is set on those where the API may have charged.
+        """
+        if request.max_tokens > MAX_UNSTREAMED_TOKENS:
+            raise BadRequest(
+                f"max_tokens is {request.max_tokens}; up to {MAX_UNSTREAMED_TOKENS} can be asked for."
+            )
+        sdk = self._sdk
+        body = request.body(self._api_schema(request.schema))
+        try:
+            # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
+            async with asyncio.timeout(timeout_s):
+                response = await sdk.post(
+                    "/v1/messages", cast_to=self._raw, content=body, options={"timeout": timeout_s}
+                )
+            return bytes(response.content)
+        except TimeoutError as error:
+            raise NetworkError(f"No complete answer within {timeout_s:g} s.", billed=True) from error
+        except Exception as error:
+            raise self._translated(error) from error
+
+    async def models(self) -> list[Model]:
+        """List the models this key can use; spends nothing."""
+        try:
+            return [
+                Model(id=model.id, retires_at=getattr(model, "retires_at", None))
+                async for model in self._sdk.models.list(limit=100)
+            ]
+        except Exception as error:
+            raise self._translated(error) from error
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if "_sdk" in self.__dict__:
+            await self._sdk.close()
+
+    @cached_property
+    def _sdk(self) -> anthropic.AsyncAnthropic:
+        import anthropic
+        import httpx2
+
+        if not self.api_key:
+            raise AuthenticationFailed(
+                "The Airflow connection has no API key: put it in the password field, or export it as "
+                'AIRFLOW_CONN_CLAUDE_DEFAULT=\'{"conn_type": "claude", "password": "…"}\'.'
+            )
+        http = anthropic.DefaultAioHttpClient(
+            # Kept alive longer than the SDK's five seconds: a run's lulls should not cost new handshakes.
+            limits=httpx2.Limits(max_connections=self.max_connections, keepalive_expiry=30.0),
+            proxy=self.proxy,
+            verify=self.ca_bundle or True,
+        )
+        return anthropic.AsyncAnthropic(
+            api_key=self.api_key, base_url=self.base_url, max_retries=0, http_client=http
+        )
+
+    @cached_property
+    def _raw(self) -> type[Any]:
+        import httpx2
+
+        return httpx2.Response
+
+    @cached_property
+    def _schemas(self) -> dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        return {}
+
+    def _api_schema(self, schema: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """Return the schema as the API takes it: what it can't enforce is moved into descriptions."""
+        if schema is None:
+            return None
+        known = self._schemas.get(id(schema))
+        if known is None:
+            import anthropic
+
+            known = self._schemas[id(schema)] = (schema, anthropic.transform_schema(dict(schema)))
+        return known[1]
+
+    def _translated(self, error: Exception) -> LLMError:
+        """Turn what the SDK raises into our errors, by class, without a word of the key."""
+        import anthropic
+
+        if isinstance(error, LLMError):
+            return error
+        if isinstance(error, anthropic.APIStatusError):
+            return _status_error(error)
+        if isinstance(error, anthropic.APIConnectionError):
+            cause = _root(error)
+            reason = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+            return NetworkError(
+                f"The connection to {self.base_url} failed: {reason}.", billed=not _unsent(error)
+            )
+        if isinstance(error, anthropic.AnthropicError):
+            return BadRequest(f"The SDK rejected the request: {error}")
+        return NetworkError(
+            f"The connection to {self.base_url} broke: {type(error).__name__}: {error}", billed=True
+        )
+
+
+def _status_error(error: anthropic.APIStatusError) -> LLMError:
+    status, code = error.status_code, error.error_code or error.type or ""
+    said = f"HTTP {status} {code}: {error.api_message or 'no reason given'}".replace("  ", " ")
+    if error.request_id:
+        said += f" (request {error.request_id})"
+    retry_after_s = _retry_after(error.response.headers.get("retry-after"))
+    if "spend_limit" in code or "billing" in code or status == 402:
+        return SpendLimitReached(
+            f"{said}. The account's own limit is reached: raise it in the Claude Console."
+        )
+    if status in (401, 403):
+        return AuthenticationFailed(f"{said}. Check the API key in the Airflow connection.")
+    if status == 429:
+        return RateLimited(said, retry_after_s=retry_after_s)
+    if status == 529:
+        return Overloaded(said, retry_after_s=retry_after_s)
+    if status == 413 or "prompt is too long" in said:
+        return TooLong(said)
+    if status in (408, 409) or status >= 500:
+        return ServerError(said, retry_after_s=retry_after_s, billed=status in _GATEWAY_STATUS)
+    return BadRequest(said)
+
+
+def _retry_after(value: str | None) -> float | None:
+    try:
+        return max(0.0, float(value)) if value else None
+    except ValueError:  # an HTTP date; the API sends seconds
+        return None
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _unsent(error: BaseException) -> bool:
+    """Tell whether the connection never stood, so that nothing can have been billed."""
+    import aiohttp
+
+    never_stood = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, never_stood):
+            return True
+        cause = cause.__cause__
+    return False

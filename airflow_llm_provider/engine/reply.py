@@ -1,0 +1,111 @@
+"""A reply: what the API said, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from airflow_llm_provider.errors import AnswerError, NetworkError, Refused, Truncated
+from airflow_llm_provider.pricing import Usage, usd
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One message of the API, as it came over the wire or out of the ledger."""
+
+    model: str
+    stop_reason: str | None
+    text: str
+    content: list[Mapping[str, Any]]
+    usage: Usage
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Message:
+        """Read a Messages API reply; raises NetworkError when it is cut short or not one."""
+        try:
+            body = orjson.loads(raw)
+            content = body["content"]
+            return cls(
+                model=body["model"],
+                stop_reason=body["stop_reason"],
+                text="".join(block["text"] for block in content if block["type"] == "text"),
+                content=content,
+                usage=Usage.from_api(body["usage"]),
+            )
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise NetworkError(
+                f"The server's answer is not a Messages API reply ({type(error).__name__}: {error}). "
+                "Is the connection's host an Anthropic-compatible endpoint?",
+                billed=True,
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """An answer that passed its checks, and what it took.
+
+    value: the text, or the data validated against the output type.
+    cost_micro_usd: what the answer cost when it was bought, repairs included; None when a price is unknown.
+    reused: nothing was sent; all of it came from the ledger.
+    attempts: requests sent for it just now; repairs: how many of its calls were repairs.
+    latency_s: seconds the API took, added up over its calls.
+    """
+
+    value: Any
+    text: str
+    model: str
+    stop_reason: str
+    usage: Usage
+    cost_micro_usd: int | None
+    reused: bool
+    attempts: int
+    repairs: int
+    latency_s: float
+    trace_id: str
+    attempt_id: str
+
+    def usage_record(self) -> dict[str, Any]:
+        """Return what a call says of itself, in XCom `llm_usage` and in every row."""
+        return {
+            "model": self.model,
+            "stop_reason": self.stop_reason,
+            "input_tokens": self.usage.input_tokens,
+            "output_tokens": self.usage.output_tokens,
+            "cache_read_tokens": self.usage.cache_read_tokens,
+            "cache_write_tokens": self.usage.cache_write_tokens,
+            "cost_usd": usd(self.cost_micro_usd),
+            "reused": self.reused,
+            "attempts": self.attempts,
+            "repairs": self.repairs,
+            "latency_s": round(self.latency_s, 3),
+            "trace_id": self.trace_id,
+        }
+
+
+def require_complete(message: Message) -> None:
+    """Raise unless the model finished what it had to say.
+
+    Only end_turn, stop_sequence and tool_use can be a success; what a model says in any other case may look
+    like an answer, and is none.
+    """
+    match message.stop_reason:
+        case "end_turn" | "stop_sequence" | "tool_use":
+            return
+        case "refusal":
+            raise Refused("The model refused to answer.", reply_text=message.text)
+        case "max_tokens":
+            raise Truncated(
+                f"The answer was cut off after {message.usage.output_tokens} tokens: raise max_tokens.",
+                reply_text=message.text,
+            )
+        case "model_context_window_exceeded":
+            raise Truncated(
+                "The answer was cut off: the model's context window is full.", reply_text=message.text
+            )
+        case "pause_turn":
+            raise Truncated("The model paused before it had finished.", reply_text=message.text)
+        case other:
+            raise AnswerError(f"The model stopped for an unknown reason, {other!r}.", reply_text=message.text)

@@ -1,0 +1,190 @@
+"""A request: what is asked, and the fingerprint that makes two of them the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+
+import orjson
+
+from airflow_llm_provider.errors import BadRequest
+from airflow_llm_provider.pricing import rate_card
+
+Message = Mapping[str, Any]
+
+# What the API adds around a request (its frame for schemas and tools), in tokens, generously.
+_FRAME_TOKENS = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One question to a model.
+
+    model: model id, such as claude-haiku-5-5.
+    messages: as the Messages API takes them; content is a list of blocks or a string.
+    system: system prompt.
+    max_tokens: the most tokens the answer may have; what is above the model's own limit is refused by it.
+    schema: JSON schema the answer must fit; None for free text.
+    effort: `low` to `max`, for models that take it.
+    extra: further fields of the request body, such as `thinking`; they win over the others.
+    endpoint: platform and base URL: one server's words are never taken for another's.
+    version: a label of the author's; changing it asks everything anew.
+    sample: 0, 1, 2 … where several independent answers to the same question are wanted.
+    shared_blocks: how many leading content blocks of the first message are the same in other requests of
+        the run: they, and the system prompt, are marked for prompt caching. A hint, not in the fingerprint.
+    input_ceiling: upper bound of input tokens for content that is not text (pages, images).
+    """
+
+    model: str
+    messages: Sequence[Message]
+    system: str | None = None
+    max_tokens: int = 4096
+    schema: Mapping[str, Any] | None = None
+    effort: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    endpoint: str = ""
+    version: str = ""
+    sample: int = 0
+    shared_blocks: int = 0
+    input_ceiling: int = 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that shapes the answer, as 64 hex digits.
+
+        Two requests have the same fingerprint when they mean the same: whatever the order of their keys,
+        and whether a number is written 1 or 1.0. The order of a schema's properties does count, since a
+        model fills them in that order.
+        """
+        shapes_the_answer = {
+            "endpoint": self.endpoint,
+            "version": self.version,
+            "sample": self.sample,
+            "model": self.model,
+            "system": self.system,
+            "messages": self.messages,
+            "max_tokens": self.max_tokens,
+            "schema": self.schema,
+            "property_order": _property_order(self.schema),
+            "effort": self.effort,
+            "extra": {name: value for name, value in self.extra.items() if name != "metadata"},
+        }
+        return hashlib.sha256(to_json(_canonical(shapes_the_answer), sort_keys=True)).hexdigest()
+
+    def body(self, api_schema: Mapping[str, Any] | None) -> bytes:
+        """Write the request body; `api_schema` is the schema as the API takes it."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "messages": self._marked(),
+        }
+        if self.system:
+            body["system"] = [
+                {"type": "text", "text": self.system, **self._mark(last=not self.shared_blocks)}
+            ]
+        output_config: dict[str, Any] = {}
+        if api_schema is not None:
+            output_config["format"] = {"type": "json_schema", "schema": api_schema}
+        if self.effort:
+            output_config["effort"] = self.effort
+        if output_config:
+            body["output_config"] = output_config
+        return to_json({**body, **self.extra})
+
+    @cached_property
+    def shared_prefix(self) -> str:
+        """Hash of what prompt caching may share with other requests; empty when there is nothing."""
+        if not self.shared_blocks:
+            return ""
+        blocks = self.messages[0]["content"][: self.shared_blocks]
+        shared = [self.endpoint, self.model, self.system, self.schema, self.effort, blocks]
+        return hashlib.sha256(to_json(shared)).hexdigest()
+
+    @property
+    def shared_characters(self) -> int:
+        """Size of the shared prefix, to judge whether caching it can pay."""
+        if not self.shared_blocks:
+            return 0
+        blocks = self.messages[0]["content"][: self.shared_blocks]
+        return len(self.system or "") + sum(len(block.get("text", "")) for block in blocks)
+
+    @cached_property
+    def input_ceiling_tokens(self) -> int:
+        """Upper bound of the input tokens: a token is at least one byte of text."""
+        text_bytes = _text_bytes([self.system, self.messages, self.schema, self.extra])
+        return text_bytes + self.input_ceiling + _FRAME_TOKENS
+
+    def followed_by(self, *messages: Message) -> Self:
+        """Return the same question with the conversation continued."""
+        return dataclasses.replace(self, messages=[*self.messages, *messages])
+
+    def _mark(self, *, last: bool) -> dict[str, Any]:
+        return {"cache_control": {"type": "ephemeral"}} if last and self.system else {}
+
+    def _marked(self) -> Sequence[Message]:
+        """Return the messages with a cache breakpoint behind the shared blocks."""
+        if not self.shared_blocks:
+            return self.messages
+        first, *rest = self.messages
+        blocks = list(first["content"])
+        at = self.shared_blocks - 1
+        blocks[at] = {**blocks[at], "cache_control": {"type": "ephemeral"}}
+        return [{**first, "content": blocks}, *rest]
+
+
+def ceiling_micro_usd(request: Request) -> int | None:
+    """Return the most one send of `request` can cost in micro-USD; None when its model has no known price."""
+    card = rate_card(request.model)
+    if card is None:
+        return None
+    return card.ceiling_micro_usd(input_tokens=request.input_ceiling_tokens, output_tokens=request.max_tokens)
+
+
+def to_json(value: object, *, sort_keys: bool = False) -> bytes:
+    """Serialise to JSON bytes; raises BadRequest for what JSON can't hold."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if sort_keys else 0)
+    except TypeError as error:  # orjson's JSONEncodeError is a TypeError
+        raise BadRequest(f"This request can't be written as JSON: {error}") from error
+
+
+def _canonical(value: Any) -> Any:
+    """Give equal numbers one spelling; drop nothing else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise BadRequest(f"{value} is not a number that JSON can hold.")
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return value
+
+
+def _property_order(schema: Any) -> list[list[str]]:
+    """List the names of every `properties` object of a schema, in order."""
+    if isinstance(schema, Mapping):
+        here = [list(schema["properties"])] if isinstance(schema.get("properties"), Mapping) else []
+        return here + [names for key in sorted(schema) for names in _property_order(schema[key])]
+    if isinstance(schema, (list, tuple)):
+        return [names for item in schema for names in _property_order(item)]
+    return []
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, Mapping):
+        if value.get("type") == "base64":  # pages and images are bounded by `input_ceiling`
+            return 100
+        return sum(len(str(key)) + _text_bytes(item) + 6 for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(_text_bytes(item) + 1 for item in value)
+    return 0 if value is None else len(str(value))

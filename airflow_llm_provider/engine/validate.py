@@ -1,0 +1,130 @@
+"""Output types: the schema the model is given, and the check that its answer must pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, get_origin
+
+import orjson
+
+from airflow_llm_provider.errors import InvalidOutput
+
+# The API wants an object at the top; anything else travels in one field of this name.
+_LIST_FIELD, _VALUE_FIELD = "items", "value"
+
+
+class OutputType:
+    """What an answer must be.
+
+    output_type: None or `str` for free text; a pydantic model; any type pydantic knows (list, enum, union,
+        TypedDict …); or a JSON schema as a dict.
+    """
+
+    def __init__(self, output_type: Any = None) -> None:
+        self.output_type = output_type
+        self.is_text = output_type is None or output_type is str
+        self.is_list = get_origin(output_type) is list
+
+    @cached_property
+    def schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema of a whole answer; None for free text."""
+        if self.is_text or self._field is None:
+            return self._inner_schema
+        inner = dict(self._inner_schema or {})
+        definitions = {"$defs": inner.pop("$defs")} if "$defs" in inner else {}
+        return {
+            "type": "object",
+            "properties": {self._field: inner},
+            "required": [self._field],
+            "additionalProperties": False,
+            **definitions,
+        }
+
+    @cached_property
+    def item_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema of one row's data: of one item, where the type is a list."""
+        inner = self._inner_schema
+        if not self.is_list or inner is None:
+            return inner
+        definitions = {"$defs": inner["$defs"]} if "$defs" in inner else {}
+        return {**inner["items"], **definitions}
+
+    def parse(self, text: str) -> Any:
+        """Return the validated value of an answer; raises InvalidOutput with a complaint a model can act on."""
+        if self.is_text:
+            if not text.strip():
+                raise InvalidOutput("The answer is empty.", reply_text=text)
+            return text
+        try:
+            data = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise InvalidOutput(f"The answer is not JSON: {error}.", reply_text=text) from error
+        if self._field is not None:
+            if not isinstance(data, dict) or self._field not in data:
+                raise InvalidOutput(
+                    f"The answer is not an object with the field {self._field!r}.", reply_text=text
+                )
+            data = data[self._field]
+        try:
+            return self._validate(data)
+        except InvalidOutput as error:
+            error.reply_text = text
+            raise
+
+    def dump(self, value: Any) -> Any:
+        """Return a validated value as plain JSON data."""
+        return value if self._adapter is None else self._adapter.dump_python(value, mode="json")
+
+    def _validate(self, data: Any) -> Any:
+        if self._adapter is None:
+            from jsonschema import Draft202012Validator
+
+            errors = sorted(
+                Draft202012Validator(self.output_type).iter_errors(data), key=lambda e: e.json_path
+            )
+            if errors:
+                raise InvalidOutput(_complaint((e.json_path.removeprefix("$."), e.message) for e in errors))
+            return data
+        from pydantic import ValidationError
+
+        try:
+            return self._adapter.validate_json(orjson.dumps(data))
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_context=False, include_input=False)
+            raise InvalidOutput(
+                _complaint((".".join(map(str, e["loc"])), e["msg"]) for e in details)
+            ) from error
+
+    @cached_property
+    def _adapter(self) -> Any:
+        """The pydantic adapter; None for free text and JSON schemas."""
+        if self.is_text or isinstance(self.output_type, Mapping):
+            return None
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(self.output_type)
+
+    @cached_property
+    def _inner_schema(self) -> Mapping[str, Any] | None:
+        if self.is_text:
+            return None
+        schema: Mapping[str, Any] = (
+            self.output_type if self._adapter is None else self._adapter.json_schema(mode="validation")
+        )
+        return schema
+
+    @cached_property
+    def _field(self) -> str | None:
+        """The field a value travels in that is not an object itself."""
+        inner = self._inner_schema or {}
+        if self.is_text or inner.get("type") == "object" or "$ref" in inner:
+            return None
+        return _LIST_FIELD if self.is_list else _VALUE_FIELD
+
+
+def _complaint(problems: Any, most: int = 10) -> str:
+    """Write what is wrong, one line a field, for the model as much as for the log."""
+    lines = [f"{place or 'answer'}: {message}" for place, message in problems]
+    more = f"\n… and {len(lines) - most} more" if len(lines) > most else ""
+    return "\n".join(lines[:most]) + more

@@ -1,0 +1,109 @@
+"""Errors, sorted by the one question that matters: would trying again help?
+
+LLMError
+├── RetryableError            it may work later, as it is
+│   ├── NetworkError          no answer, or half of one
+│   ├── RateLimited           429
+│   ├── Overloaded            529
+│   ├── ServerError           5xx
+│   └── LedgerUnavailable     nothing was sent
+└── TerminalError             it will not, until somebody changes something
+    ├── BadRequest            400, 404, 413, 422
+    ├── AuthenticationFailed  401, 403
+    ├── SpendLimitReached     the account's own limit
+    ├── BudgetExceeded        ours
+    ├── TooLong               more than the model can read
+    └── AnswerError           paid, but no answer
+        ├── Refused
+        ├── Truncated
+        └── InvalidOutput
+"""
+
+from __future__ import annotations
+
+
+class LLMError(Exception):
+    """Something went wrong with a call to the model."""
+
+
+class RetryableError(LLMError):
+    """The same request may succeed later.
+
+    retry_after_s: how long the server asked to be left alone; None when it did not say.
+    billed: whether the API may have charged for it: it was sent, and no proof came back that it was not.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, billed: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.billed = billed
+
+
+class NetworkError(RetryableError):
+    """The connection failed, timed out, or broke before the reply was complete."""
+
+
+class RateLimited(RetryableError):
+    """The account's requests or tokens a minute are used up for now."""
+
+
+class Overloaded(RetryableError):
+    """The API is temporarily overloaded."""
+
+
+class ServerError(RetryableError):
+    """The API failed on its side."""
+
+
+class LedgerUnavailable(RetryableError):
+    """The ledger can't be reached, so nothing was sent and nothing paid."""
+
+
+class TerminalError(LLMError):
+    """The same request will fail again: something has to be changed first."""
+
+
+class BadRequest(TerminalError):
+    """The API does not accept this request."""
+
+
+class AuthenticationFailed(TerminalError):
+    """The API key is missing, wrong, or not allowed to do this."""
+
+
+class SpendLimitReached(TerminalError):
+    """The account's own spend limit is reached; waiting a minute does not help."""
+
+
+class BudgetExceeded(TerminalError):
+    """The call was not sent: it could cost more than the budget has left."""
+
+
+class TooLong(TerminalError):
+    """The input is more than the model can read at once."""
+
+
+class AnswerError(TerminalError):
+    """The call was paid, but what came back is not an answer.
+
+    reply_text: what did come.
+    fingerprints: of the requests that led here, repairs included; reused: none of them was sent just now.
+    """
+
+    def __init__(self, message: str, *, reply_text: str = "") -> None:
+        super().__init__(message)
+        self.reply_text = reply_text
+        self.fingerprints: tuple[str, ...] = ()
+        self.reused = False
+
+
+class Refused(AnswerError):
+    """The model declined to answer."""
+
+
+class Truncated(AnswerError):
+    """The answer stopped in the middle: `max_tokens`, or the context window, was reached."""
+
+
+class InvalidOutput(AnswerError):
+    """The answer is not of the shape that was asked for; the message is the complaint."""

@@ -1,0 +1,1 @@
+"""What was asked, paid and answered, in SQL."""

@@ -1,0 +1,106 @@
+"""Group commit: what many coroutines submit is done by one thread in one go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batch(Generic[Item, Result]):
+    """A thread that hands up to `limit` submitted items at a time to `work`.
+
+    work: takes the items, returns as many results; what it raises is raised to every submitter of them.
+    linger_s: how long the first item waits for company at the most; `quiet_s` without a newcomer ends the
+        wait sooner. A sparse load so costs one commit for what arrives together, and a model's answer
+        takes a hundred times as long anyway.
+    tick: called by the thread at least every `tick_s` seconds, between batches.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Item]], Sequence[Result]],
+        *,
+        name: str,
+        limit: int = 512,
+        linger_s: float = 0.01,
+        quiet_s: float = 0.002,
+        tick: Callable[[], None] | None = None,
+        tick_s: float = 10.0,
+    ) -> None:
+        self._work, self._tick = work, tick
+        self._limit, self._linger_s, self._quiet_s, self._tick_s = limit, linger_s, quiet_s, tick_s
+        self._queue: queue.SimpleQueue[tuple[Item, asyncio.Future[Result]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, item: Item) -> asyncio.Future[Result]:
+        """Queue `item` from a running event loop; the future holds its result once the batch is done."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.put((item, future))
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, then end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        next_tick = time.monotonic() + self._tick_s
+        closing = False
+        while not closing:
+            batch, closing = self._collect(until=next_tick)
+            if batch:
+                self._do(batch)
+            if self._tick and time.monotonic() >= next_tick:
+                self._tick()
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + self._tick_s
+
+    def _collect(self, *, until: float) -> tuple[list[tuple[Item, asyncio.Future[Result]]], bool]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        patience, deadline = float("inf"), until
+        while len(batch) < self._limit:
+            try:
+                entry = self._queue.get(timeout=min(patience, max(0.0, deadline - time.monotonic())))
+            except queue.Empty:
+                break
+            if entry is None:
+                return batch, True
+            if not batch:
+                patience, deadline = self._quiet_s, time.monotonic() + self._linger_s
+            batch.append(entry)
+        return batch, False
+
+    def _do(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        outcomes: Sequence[Result | BaseException]
+        try:
+            outcomes = self._work([item for item, _ in batch])
+        except Exception as error:  # noqa: BLE001  # whatever it is, every submitter must hear of it
+            outcomes = [error] * len(batch)
+        # One wake-up a batch and loop, not one an item: waking the loop costs more than resolving a future.
+        loops: dict[
+            asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Result], Result | BaseException]]
+        ] = {}
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            loops.setdefault(future.get_loop(), []).append((future, outcome))
+        for loop, resolved in loops.items():
+            with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody left to tell
+                loop.call_soon_threadsafe(_resolve, resolved)
+
+
+def _resolve(resolved: list[tuple[asyncio.Future[Result], Result | BaseException]]) -> None:
+    for future, outcome in resolved:
+        if future.done():  # its waiter was cancelled
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

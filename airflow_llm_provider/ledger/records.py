@@ -1,0 +1,135 @@
+"""What goes into the ledger and what comes out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from airflow_llm_provider.pricing import Usage
+
+Reuse = Literal["always", "run", "never"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallScope:
+    """Who asks: the task instance, written down as attribution and used to scope reuse.
+
+    first_try: number of the first try since the task was last cleared; tries from it on are one going.
+    """
+
+    dag_id: str = ""
+    run_id: str = ""
+    task_id: str = ""
+    map_index: int = -1
+    try_number: int = 1
+    first_try: int = 1
+    connection_id: str = ""
+    owner: str | None = None
+    tags: str | None = None
+    trace_id: str = ""
+
+    def claim(self, fingerprint: str, reuse: Reuse) -> str:
+        """Return the key that one live attempt may hold: the wider the reuse, the fewer parts it has."""
+        if reuse == "always":
+            return fingerprint
+        parts = [fingerprint, self.dag_id, self.run_id]
+        if reuse == "never":
+            parts += [self.task_id, str(self.map_index), str(self.first_try)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """An attempt to be opened."""
+
+    fingerprint: str
+    scope: CallScope
+    reuse: Reuse
+    model: str
+    purpose: str = "answer"
+    parent: str | None = None
+    item_id: str | None = None
+    ceiling_micro_usd: int | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The attempt is ours: send it."""
+
+    attempt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Somebody else's live attempt holds the key."""
+
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A settled reply: the attempt that bought it, the API's bytes, and what was paid."""
+
+    attempt_id: str
+    fingerprint: str
+    reply: bytes
+    cost_micro_usd: int | None
+    latency_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settlement:
+    """What an attempt brought, to be committed."""
+
+    attempt_id: str
+    fingerprint: str
+    reply: bytes
+    prompt: Callable[[], bytes]
+    stop_reason: str | None
+    usage: Usage
+    cost_micro_usd: int | None
+    latency_ms: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """How an attempt ended without a reply; `billed` when the API may have charged for it."""
+
+    attempt_id: str
+    fingerprint: str
+    billed: bool
+    error_class: str
+    error: str
+    prompt: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A document seen in a state that was asked with this fingerprint."""
+
+    sighting: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPrompt:
+    """The prompt of a settled attempt whose answer turned out to be an error."""
+
+    attempt_id: str
+    fingerprint: str
+    prompt: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reopening:
+    """An answer to be asked for anew, unless it was bought by this very going of the task."""
+
+    fingerprint: str
+    scope: CallScope
+
+
+Write = Entry | Settlement | Failure | Sighting | KeptPrompt | Reopening

@@ -1,0 +1,107 @@
+"""The ledger's tables, their version and the migrations that lead to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+# State of an attempt. `settled` and `late` are paid and answered; `unproven` may have been paid and is
+# booked at its ceiling; `failed` was provably not billed; `reopened` is paid, answered and to be asked anew.
+OPEN, SETTLED, LATE, FAILED, UNPROVEN, REOPENED = "open", "settled", "late", "failed", "unproven", "reopened"
+
+call = sa.Table(
+    "call",  # one row an attempt: one request sent once
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+    sa.Column("claim", sa.String(64), nullable=False),  # the fingerprint within the scope of its reuse
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("holder", sa.String(32), nullable=False),  # the engine that renews the lease
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("purpose", sa.String(20), nullable=False),
+    sa.Column("parent", sa.String(32)),  # the attempt whose reply this one repairs
+    sa.Column("item_id", sa.Text),
+    sa.Column("connection_id", sa.Text, nullable=False),
+    sa.Column("dag_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("map_index", sa.Integer, nullable=False),
+    sa.Column("try_number", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("tags", sa.Text),  # a JSON list
+    sa.Column("trace_id", sa.String(32), nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("ceiling_micro_usd", sa.BigInteger),
+    sa.Column("opened_ms", sa.BigInteger, nullable=False),
+    sa.Column("closed_ms", sa.BigInteger),
+    sa.Column("latency_ms", sa.Integer),
+    sa.Column("stop_reason", sa.Text),
+    sa.Column("uncached_tokens", sa.BigInteger),
+    sa.Column("output_tokens", sa.BigInteger),
+    sa.Column("cache_read_tokens", sa.BigInteger),
+    sa.Column("cache_write_5m_tokens", sa.BigInteger),
+    sa.Column("cache_write_1h_tokens", sa.BigInteger),
+    sa.Column("cost_micro_usd", sa.BigInteger),  # NULL when the price is unknown or nothing was billed
+    sa.Column("error_class", sa.Text),
+    sa.Column("error", sa.Text),
+)
+
+_live = call.c.state.in_([OPEN, SETTLED])
+_answered = call.c.state.in_([SETTLED, LATE])
+# The claim itself: at most one live or settled attempt a key, held by the database.
+sa.Index("call_claim", call.c.claim, unique=True, sqlite_where=_live, postgresql_where=_live)
+sa.Index("call_answered", call.c.fingerprint, sqlite_where=_answered, postgresql_where=_answered)
+sa.Index("call_run", call.c.dag_id, call.c.run_id)
+_open = call.c.state == OPEN
+sa.Index("call_open", call.c.holder, sqlite_where=_open, postgresql_where=_open)
+
+payload = sa.Table(
+    "payload",  # what was said; apart from `call`, so that looking up and adding up stay cheap
+    metadata,
+    sa.Column("call_id", sa.String(32), primary_key=True),
+    sa.Column("prompt", sa.LargeBinary),  # zlib-compressed request body, by the payload policy
+    sa.Column("reply", sa.LargeBinary),  # the API's reply as received: needed to answer a retry
+)
+
+document = sa.Table(
+    "document",  # what an unchanged document was asked, so that it need not be read to be recognised
+    metadata,
+    sa.Column("sighting", sa.String(64), primary_key=True),  # hash of question, place and stamp
+    sa.Column("fingerprint", sa.String(64), nullable=False),
+)
+
+version = sa.Table("ledger_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+
+def _create_tables(connection: sa.Connection) -> None:
+    metadata.create_all(connection)
+
+
+# Forward only: append, never edit. The ledger's version is how many have run.
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables,)
+
+
+class LedgerTooNew(RuntimeError):
+    """The ledger was written by a newer airflow-provider-llm: upgrade this installation."""
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Bring the ledger to this code's version, within the caller's transaction.
+
+    Many processes may do so at once: the first creates the tables, the others wait for it.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('airflow_llm_provider.ledger'))"))
+    version.create(connection, checkfirst=True)
+    current = connection.scalar(sa.select(sa.func.coalesce(sa.func.max(version.c.version), 0))) or 0
+    if current > len(MIGRATIONS):
+        raise LedgerTooNew(
+            f"The ledger has schema version {current}, this airflow-provider-llm knows up to {len(MIGRATIONS)}. "
+            "Upgrade the package on this machine, or point [llm] ledger_url at another ledger."
+        )
+    for number, step in enumerate(MIGRATIONS[current:], start=current + 1):
+        step(connection)
+        connection.execute(version.insert().values(version=number))

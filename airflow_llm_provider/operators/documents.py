@@ -1,0 +1,311 @@
+"""ClaudeDocumentsOperator: thousands of documents through Claude in one task, one clean row each."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from airflow_llm_provider.hooks.claude import DEFAULT_CONNECTION, ClaudeHook
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_llm_provider.documents.run import Question
+    from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.engine.validate import OutputType
+
+# Template variables that differ at every run: in a prompt they make every document a new question.
+_RUN_VALUES = re.compile(
+    r"\{\{[^}]*\b(ds|ts|run_id|logical_date|data_interval_\w+|dag_run|ti|task_instance|execution_date|prev_\w+"
+    r"|ds_nodash|ts_nodash\w*)\b"
+)
+
+
+class Rows(Sequence[Any]):
+    """Documents given in memory: Airflow neither renders them nor shows them under Rendered Templates."""
+
+    def __init__(self, rows: Collection[Any]) -> None:
+        self._rows = list(rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} documents>"
+
+
+class ClaudeDocumentsOperator(BaseOperator):
+    """Ask Claude the same about every document, and land one row a document.
+
+    What was paid is in the ledger: a retry, a clear, another run or a backfill asks only about what is new or
+    has changed. Documents that can't be answered become dead letters with a reason; they cost the others
+    nothing.
+
+    documents: a path, folder or glob; an object storage URL (`s3://conn@bucket/inbox/`); a `.jsonl` or `.csv`
+        file, one document a row; or a list of rows (dicts), texts or paths, as a literal or from an XCom.
+    prompt, system: typed by the DAG author; Airflow templates work here, and nowhere in the documents.
+    output: URL or path of the rows, `.jsonl`, `.csv` or `.parquet` by extension; with a `/` at its end, a folder
+        of its own. A mapped task instance writes a part of its own, `rows.part-{map_index}.jsonl`. Dead
+        letters, schema and manifest land beside it.
+    output_type: a pydantic model or any type pydantic knows; a JSON schema as a dict; None for text. A list
+        type lands one row an item.
+    model: a tier (`fast`, `balanced`, `strong`) or a model id; None: the connection's default tier.
+    roots: folders or URL prefixes below which files may be read. By default [llm] roots, and, if `documents` is
+        a path without a template in it, that path.
+    strings: whether strings in a list are `text` or `path`s.
+    id_field, text_field: the fields of a row that are its id and its text; by default `id`, and the whole row.
+    pattern: file names to take from a folder, such as `*.txt`; by default every format that can be read.
+    pdf: `auto` sends the text of pages that have it and the others as they are; `text`; `native`.
+    framing: `document` (the API's document blocks) or `tag`, for compatible servers that lack them.
+    max_bytes: larger documents are dead letters; 32 MB by default.
+    max_tokens, effort, extra_body: as the Messages API takes them.
+    max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
+    max_failed: dead letters that are tolerated: an int is a count, a float a share of the documents. Beyond it
+        the task fails, after all others are done and written.
+    max_in_flight: requests at once.
+    reuse: whose answers may be taken: `always` (any run's), `run` (this DAG run's) or `never`.
+    version: change it to ask everything anew.
+    retry_dead: ask dead letters of earlier runs anew.
+    limit: ask about so many documents at most; the rest are `pending`.
+    dry_run: send nothing; return what would be asked and the most it could cost.
+    tags: kept with every call, beside the DAG's own.
+
+    Returns a manifest below 4 KB: paths, counts by outcome, tokens, cost, seconds. Raises AirflowFailException
+    for what no retry can mend, and AirflowException where the next try may do better.
+    """
+
+    template_fields: Sequence[str] = (
+        "documents",
+        "prompt",
+        "system",
+        "output_path",
+        "model",
+        "allowed_roots",
+        "version",
+        "limit",
+        "claude_conn_id",
+    )
+    template_fields_renderers = {"prompt": "md", "system": "md"}
+    ui_color = "#f0e4d8"
+
+    def __init__(
+        self,
+        *,
+        documents: Any,
+        prompt: str,
+        output: str,
+        output_type: Any = None,
+        system: str | None = None,
+        model: str | None = None,
+        roots: Sequence[str] | str | None = None,
+        strings: Literal["text", "path"] = "text",
+        id_field: str = "id",
+        text_field: str | None = None,
+        pattern: str | Sequence[str] | None = None,
+        pdf: Literal["auto", "text", "native"] = "auto",
+        framing: Literal["document", "tag"] = "document",
+        encoding: str = "utf-8",
+        max_bytes: int = 32 * 1024 * 1024,
+        max_tokens: int = 4096,
+        effort: str | None = None,
+        extra_body: dict[str, Any] | None = None,
+        max_repairs: int = 3,
+        max_failed: float = 0,
+        max_in_flight: int = 256,
+        reuse: Literal["always", "run", "never"] = "always",
+        version: str = "",
+        retry_dead: bool = False,
+        limit: int | str | None = None,
+        dry_run: bool = False,
+        tags: Sequence[str] = (),
+        claude_conn_id: str = DEFAULT_CONNECTION,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.documents = documents
+        self.prompt = prompt
+        self.output_path = output  # BaseOperator.output is the XCom
+        self.output_type = output_type
+        self.system = system
+        self.model = model
+        self.allowed_roots = roots  # BaseOperator.roots are the first tasks of the DAG
+        self.strings = strings
+        self.id_field = id_field
+        self.text_field = text_field
+        self.pattern = pattern
+        self.pdf = pdf
+        self.framing = framing
+        self.encoding = encoding
+        self.max_bytes = max_bytes
+        self.max_tokens = max_tokens
+        self.effort = effort
+        self.extra_body = extra_body
+        self.max_repairs = max_repairs
+        self.max_failed = max_failed
+        self.max_in_flight = max_in_flight
+        self.reuse = reuse
+        self.version = version
+        self.retry_dead = retry_dead
+        self.limit = limit
+        self.is_dry_run = dry_run  # BaseOperator has a method dry_run()
+        self.tags = tags
+        self.claude_conn_id = claude_conn_id
+        # Known only here: rendering replaces the template by its value.
+        self._path_is_literal = isinstance(documents, str) and "{{" not in documents and "{%" not in documents
+        self._run_values = sorted(set(_RUN_VALUES.findall(f"{prompt}\n{system}")))
+
+    @property
+    def documents(self) -> Any:
+        """What to ask about."""
+        return self._documents
+
+    @documents.setter
+    def documents(self, documents: Any) -> None:
+        # Airflow sets this once more when it has resolved an XCom, in mapped tasks too.
+        self._documents = Rows(documents) if isinstance(documents, (list, tuple)) else documents
+
+    @cached_property
+    def hook(self) -> ClaudeHook:
+        """The hook of the connection."""
+        return ClaudeHook(self.claude_conn_id)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Ask about the documents, write the rows, and return the manifest."""
+        if self._run_values and self.reuse == "always":
+            self.log.warning(
+                "The prompt contains %s, which differs at every run: every document will be asked and paid again. "
+                "If the answer does not depend on it, take it out.",
+                ", ".join(self._run_values),
+            )
+        manifest, retryable = self.hook.run(lambda engine: self._work(engine, context), context=context)
+        self._require_few_dead_letters(manifest, retryable, context)
+        return manifest
+
+    def on_kill(self) -> None:
+        """Drop the calls in flight; what is settled stays in the ledger."""
+        self.hook.cancel()
+
+    async def _work(self, engine: Engine, context: Context) -> tuple[dict[str, Any], bool]:
+        """Do the work; also say whether some dead letter may come to life at the next try."""
+        from airflow_llm_provider.documents.run import Run
+        from airflow_llm_provider.documents.sink import RowSink
+        from airflow_llm_provider.documents.source import list_documents
+        from airflow_llm_provider.engine.validate import OutputType
+
+        output_type = OutputType(self.output_type)
+        run = Run(
+            engine=engine,
+            scope=self.hook.scope(context, tuple(self.tags)),
+            question=self._question(output_type),
+            reuse=self.reuse,
+            max_repairs=self.max_repairs,
+            retry_dead=self.retry_dead,
+            max_in_flight=self.max_in_flight,
+            limit=_number(self.limit),
+            log=self.log,
+        )
+        found = list_documents(
+            self.documents,
+            roots=self._readable_roots(),
+            id_field=self.id_field,
+            text_field=self.text_field,
+            pattern=self.pattern,
+            strings=self.strings,
+            encoding=self.encoding,
+            to_path=_object_storage,
+        )
+        if self.is_dry_run:
+            return await run.estimate(found), False
+        map_index = context["ti"].map_index
+        sink = RowSink(
+            self._output(),
+            part=f"part-{map_index}" if map_index is not None and map_index >= 0 else None,
+            schema=output_type.item_schema,
+            list_type=output_type.is_list,
+            to_path=_object_storage,
+        )
+        with sink:
+            manifest = await run.run(found, sink)
+            landed = await asyncio.to_thread(sink.close, manifest)
+        return {**manifest, **landed.paths(), "rows": landed.rows}, run.retryable
+
+    def _question(self, output_type: OutputType) -> Question:
+        from airflow_llm_provider.documents.run import Question
+
+        settings = self.hook.settings
+        return Question(
+            prompt=self.prompt,
+            system=self.system,
+            model=settings.model(self.model),
+            output=output_type,
+            endpoint=settings.client.endpoint,
+            max_tokens=self.max_tokens,
+            effort=self.effort,
+            extra=self.extra_body or {},
+            version=self.version,
+            framing=self.framing,
+            pdf=self.pdf,
+            max_bytes=self.max_bytes,
+            encoding=self.encoding,
+        )
+
+    def _readable_roots(self) -> list[str] | None:
+        """Return where files may be read; None where the author has typed the very path.
+
+        A path that comes from a Param, a template or an XCom is not the author's word, so it needs roots.
+        """
+        from airflow.sdk.configuration import conf
+
+        named = (
+            self.allowed_roots if self.allowed_roots is not None else conf.get("llm", "roots", fallback="")
+        )
+        roots = named.split(",") if isinstance(named, str) else list(named)
+        roots = [root.strip() for root in roots if root.strip()]
+        if roots or self._path_is_literal or (isinstance(self.documents, Rows) and self.strings == "text"):
+            return roots or None
+        raise AirflowFailException(
+            f"{self.task_id}: which documents to read is decided at run time ({self.documents!r}), so it must be said "
+            "where files may be read: give the operator roots=[…], or set [llm] roots."
+        )
+
+    def _output(self) -> str:
+        if "://" not in self.output_path and not self.output_path.startswith("/"):
+            raise AirflowFailException(
+                f"{self.task_id}: output={self.output_path!r} is relative, and a task's working directory is nobody's "
+                "promise: give an absolute path or a URL."
+            )
+        return self.output_path
+
+    def _require_few_dead_letters(self, manifest: dict[str, Any], retryable: bool, context: Context) -> None:
+        dead, documents = manifest["outcomes"]["dead_letter"], manifest["documents"]
+        allowed = self.max_failed * documents if isinstance(self.max_failed, float) else self.max_failed
+        if self.is_dry_run or dead <= allowed:
+            return
+        context["ti"].xcom_push(key="manifest", value=manifest)
+        message = (
+            f"{self.task_id}: {dead} of {documents} documents are dead letters, max_failed={self.max_failed} allows "
+            f"{allowed:g} ({manifest['dead_letter_reasons']}). The other rows are written and paid answers are kept; "
+            f"see {manifest['dead_letters']} or `airflow-llm dead-letters list {manifest['dead_letters']}`."
+        )
+        # Where every letter is final, a retry would only find the same in the ledger.
+        raise AirflowException(message) if retryable else AirflowFailException(message)
+
+
+def _number(limit: int | str | None) -> int | None:
+    """Read a limit that may have come through a template."""
+    return None if limit in (None, "", "None") else int(limit)
+
+
+def _object_storage(url: str) -> Any:
+    from airflow.sdk import ObjectStoragePath
+
+    return ObjectStoragePath(url)

@@ -1,0 +1,372 @@
+"""A real Airflow on this machine, its components run as child processes."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from airflow_llm_provider.testing.airflow_rest import RunningAirflow
+from airflow_llm_provider.testing.processes import (
+    ChildSession,
+    cpu_seconds,
+    created_at,
+    end_strays,
+    exit_on_signals,
+    free_port,
+    kill_sessions,
+    send_signal,
+    session_members,
+    signals_held,
+)
+
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+
+_STOP_S = 12.0  # the triggerer takes 10 s when it has to escalate
+# The log servers listen on every interface; on one machine the API server reads the files itself.
+_FLAGS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]}
+
+
+class ComponentFailed(RuntimeError):
+    """A component of Airflow ended or never became healthy; the message shows the end of its log."""
+
+
+class TaskProcess(NamedTuple):
+    """The two processes of one running task; `runner` is also the `pid` of its task instance."""
+
+    supervisor: int
+    runner: int
+
+
+class LocalAirflow(RunningAirflow):
+    """Run Airflow from `home` with the DAGs in `dags`, for tests, benchmarks and the demo.
+
+    The API server listens on 127.0.0.1 only, the UI opens without a password, DAGs run only when triggered
+    (`AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE` in `config` turns schedules on). The caller's own `AIRFLOW*`
+    variables are not passed on. Leaving the context ends every process, on an exception, SIGINT, SIGTERM and
+    SIGHUP too; what a killed run has left behind is ended by the next start of its home.
+
+    home: holds database, logs, ports and secrets (mode 600); a second start reuses them.
+    connections: connection id to Airflow's JSON form, such as `{"conn_type": "claude", "password": "…"}`.
+    config: environment variables, such as `{"AIRFLOW__LLM__PAYLOAD": "none"}`; they win over ours.
+    database_url: SQLite in `home` by default; else an existing database, `postgresql+psycopg://…`.
+    components: what to start; "celery worker" is possible, "api-server" is needed.
+    keep_home: False removes `home` at the end.
+    python: the interpreter whose Airflow is run, this one by default.
+    start_timeout_s: how long until everything must be healthy; ComponentFailed after that.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        dags: Path,
+        *,
+        executor: str = "LocalExecutor",
+        parallelism: int = 4,
+        connections: Mapping[str, Mapping[str, Any]] | None = None,
+        config: Mapping[str, str] | None = None,
+        database_url: str | None = None,
+        components: Sequence[str] = COMPONENTS,
+        keep_home: bool = True,
+        python: str | Path = sys.executable,
+        start_timeout_s: float = 120.0,
+    ) -> None:
+        super().__init__("")  # the address is known once the port is
+        if "api-server" not in components:
+            raise ValueError(f"components={components!r} lacks 'api-server': tasks report to it.")
+        self.home = Path(home).resolve()
+        self.dags = Path(dags).resolve()
+        self.python = str(python)
+        self.start_timeout_s = start_timeout_s
+        self._executor = executor
+        self._parallelism = parallelism
+        self._connections = connections or {}
+        self._config = config or {}
+        self._database_url = database_url
+        self._names = tuple(components)
+        self._keep_home = keep_home
+        self._components: dict[str, ChildSession] = {}
+        self._sessions: set[int] = set()
+        self._ended_cpu_s = 0.0
+        self._lock: int | None = None
+        self._replaced_handlers: dict[int, Any] = {}
+        self._state: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._replaced_handlers = exit_on_signals()
+        try:
+            self._open_home()
+            self._migrate()
+            for name in self._names:
+                self.start(name)
+            self._wait_healthy(self._names)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process of this Airflow: TERM, and KILL for what is left after some seconds."""
+        with signals_held():
+            self.disconnect()
+            self._end_all()
+            if self._lock is not None:
+                if not self._keep_home:
+                    shutil.rmtree(self.home, ignore_errors=True)
+                os.close(self._lock)
+                self._lock = None
+            for number, handler in self._replaced_handlers.items():
+                signal.signal(number, handler)
+            self._replaced_handlers = {}
+
+    def start(self, component: str) -> None:
+        """Start one component and return at once; its output goes to `logs/<component>.log` in `home`."""
+        log = self.home / "logs" / f"{component.replace(' ', '-')}.log"
+        log.parent.mkdir(exist_ok=True)
+        command = [self.python, "-m", "airflow", *component.split(), *_FLAGS.get(component, [])]
+        with signals_held():
+            child = ChildSession.start(component, command, folder=self.home, env=self.environment(), log=log)
+            self._components[component] = child
+            self._sessions.add(child.pid)
+            self._state.setdefault("processes", []).append([child.pid, created_at(child.pid)])
+            self._save()
+
+    def kill(self, component: str, signum: int = signal.SIGKILL) -> None:
+        """Send `signum` to the component's main process only; its children stay, as after a crash."""
+        self._components[component].killed = True
+        send_signal(self._components[component].pid, signum)
+
+    def restart(self, component: str) -> None:
+        """Start `component` again and wait until it is healthy; end it first if it still runs.
+
+        After `kill` the children of the killed process live on, as after a crash.
+        """
+        self._reap()
+        old = self._components[component]
+        if old.returncode is None:
+            old.killed = True
+            self._end([old], _STOP_S)
+        self.start(component)
+        self._wait_healthy([component])
+
+    def pids(self) -> dict[str, int]:
+        """Return the main process of every component that runs."""
+        self._reap()
+        return {c.name: c.pid for c in self._components.values() if c.returncode is None}
+
+    def task_pids(self) -> list[TaskProcess]:
+        """Return the processes of the tasks that LocalExecutor runs now.
+
+        kill -9 of the runner: its supervisor reports the failure at once, a retry follows after the task's
+        retry_delay. kill -9 of the supervisor: the runner works on, unheard, and the scheduler takes the task
+        for dead `AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT` (300 s) after its last heartbeat.
+        """
+        members = session_members(self._sessions)
+        parents = {member.pid: member for member in members}
+        found = []
+        for member in members:
+            # Only the runner has a process group of its own in its session.
+            with suppress(ProcessLookupError):
+                if os.getpgid(member.pid) == member.pid != os.getsid(member.pid):
+                    supervisor = parents.get(member.ppid())
+                    if supervisor is not None and "LocalExecutor" in " ".join(supervisor.cmdline()):
+                        found.append(TaskProcess(supervisor.pid, member.pid))
+        return found
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU seconds, user and system, of all components and what they have started.
+
+        Ended processes count once their parent has awaited them: all but orphans of a killed component.
+        """
+        self._reap()
+        return self._ended_cpu_s + cpu_seconds(self._sessions)
+
+    def check(self) -> None:
+        """Raise ComponentFailed when a component has ended that `kill` did not end."""
+        self._reap()
+        for component in self._components.values():
+            if component.returncode is not None and not component.killed:
+                status = component.returncode
+                raise ComponentFailed(
+                    f"airflow {component.name} ended with status {status}.\n{component.tail()}"
+                )
+
+    def environment(self) -> dict[str, str]:
+        """Return the components' environment: for `airflow` and `airflow-llm` commands beside them."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files every task compiles what it imports
+        for name in ("NO_PROXY", "no_proxy"):  # Airflow's own clients use a proxy for loopback too
+            env[name] = ",".join(filter(None, ["127.0.0.1", "localhost", env.get(name)]))
+        env["PATH"] = f"{Path(self.python).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+        env |= {"PYTHONUNBUFFERED": "1", "AIRFLOW_HOME": str(self.home)}
+        database_url = self._database_url or f"sqlite:///{self.home}/airflow.db"
+        settings = {
+            "CORE__DAGS_FOLDER": str(self.dags),
+            "CORE__LOAD_EXAMPLES": "False",
+            "CORE__EXECUTOR": self._executor,
+            "CORE__PARALLELISM": str(self._parallelism),
+            "CORE__FERNET_KEY": self._state["fernet_key"],
+            "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "0",
+            "DATABASE__SQL_ALCHEMY_CONN": database_url,
+            "API__HOST": "127.0.0.1",
+            "API__PORT": str(self._state["port"]),
+            "API__BASE_URL": self.url,
+            "API__SECRET_KEY": self._state["secret_key"],
+            "API__WORKERS": "1",
+            "API__LOG_FETCH_TIMEOUT_SEC": "1",
+            "API_AUTH__JWT_SECRET": self._state["jwt_secret"],
+            "SCHEDULER__USE_JOB_SCHEDULE": "False",
+            # A starved component is slow, not dead.
+            "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "180",
+            "DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "180",
+            "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "180",
+            # New files are seen within 2 s, changed ones within 1 s, whatever the parsing interval.
+            "DAG_PROCESSOR__REFRESH_INTERVAL": "2",
+            "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+            # A supervisor may notice its task's end this many seconds late, and holds its slot until then.
+            "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+            "LOGGING__COLORED_CONSOLE_LOG": "False",
+            "LOGGING__WORKER_LOG_SERVER_PORT": str(self._state["worker_log_port"]),
+            "LOGGING__TRIGGER_LOG_SERVER_PORT": str(self._state["trigger_log_port"]),
+        }
+        if database_url.startswith("postgresql+psycopg:"):
+            settings["DATABASE__SQL_ALCHEMY_CONN_ASYNC"] = database_url  # else Airflow asks for asyncpg
+        env |= {f"AIRFLOW__{name}": value for name, value in settings.items()}
+        for conn_id, connection in self._connections.items():
+            env[f"AIRFLOW_CONN_{conn_id.upper()}"] = json.dumps(connection)
+        return env | dict(self._config)
+
+    def _open_home(self) -> None:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(self.home / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise RuntimeError(f"{self.home} is in use by another LocalAirflow: take another.") from None
+        self._lock = lock
+        self._state = {
+            "jwt_secret": secrets.token_hex(32),
+            "secret_key": secrets.token_hex(32),
+            "fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+        }
+        with suppress(FileNotFoundError):
+            self._state |= json.loads((self.home / "launcher.json").read_text())
+        end_strays(self._state.pop("processes", []), self.home)
+        for port in ("port", "worker_log_port", "trigger_log_port"):
+            self._state[port] = free_port(self._state.get(port, 0))
+        self.url = f"http://127.0.0.1:{self._state['port']}"
+        self._save()
+
+    def _save(self) -> None:
+        draft = self.home / "launcher.json.new"
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(self._state, file)
+        draft.replace(self.home / "launcher.json")
+
+    def _migrate(self) -> None:
+        """Bring the database up to date; this home's own SQLite file once for each version of Airflow."""
+        probe = "import importlib.metadata as m; print(m.version('apache-airflow-core'))"
+        version = subprocess.check_output([self.python, "-c", probe], text=True).strip()
+        is_known = self._database_url is None and (self.home / "airflow.db").exists()
+        if is_known and self._state.get("migrated") == version:
+            return
+        command = [self.python, "-m", "airflow", "db", "migrate"]
+        done = subprocess.run(
+            command, cwd=self.home, env=self.environment(), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            output = (done.stdout + done.stderr)[-4000:]
+            raise ComponentFailed(f"`airflow db migrate` ended with status {done.returncode}:\n{output}")
+        self._state["migrated"] = version
+        self._save()
+
+    def _reap(self) -> None:
+        for component in self._components.values():
+            self._ended_cpu_s += component.reap()
+
+    def _wait_healthy(self, names: Collection[str]) -> None:
+        import httpx
+
+        deadline = time.monotonic() + self.start_timeout_s
+        waiting = list(names)
+        while waiting and time.monotonic() < deadline:
+            time.sleep(0.2)
+            self.check()
+            with suppress(httpx.TransportError, httpx.HTTPStatusError):
+                health = self.get("monitor/health")
+                waiting = [name for name in names if not self._is_healthy(name, health)]
+        if waiting:
+            tails = "\n".join(self._components[name].tail() for name in waiting)
+            raise ComponentFailed(
+                f"Not healthy after {self.start_timeout_s:.0f} s: {', '.join(waiting)}.\n{tails}"
+            )
+
+    def _is_healthy(self, name: str, health: Mapping[str, Mapping[str, Any]]) -> bool:
+        part = name.replace("-", "_")
+        if part not in health:
+            return bool(health["metadatabase"]["status"] == "healthy")
+        # An earlier run's job may still pass for healthy: the beat must be younger than the process.
+        beat = health[part].get(f"latest_{part}_heartbeat") or "1970-01-01T00:00Z"
+        return datetime.fromisoformat(beat).timestamp() > self._components[name].started_at
+
+    def _end_all(self) -> None:
+        self._reap()
+        running = [c for c in self._components.values() if c.returncode is None]
+        for component in self._components.values():
+            component.killed = True
+        # A task's end is reported to the API server, so that one goes last; it has shut down in 0.1 s, but
+        # takes three CPU seconds to tidy its memory up.
+        self._end([c for c in running if c.name != "api-server"], _STOP_S)
+        self._end([c for c in running if c.name == "api-server"], 1.0)
+        kill_sessions(self._sessions)
+        self._sessions.clear()
+        if self._state.pop("processes", None):
+            self._save()
+
+    def _end(self, components: Collection[ChildSession], within_s: float) -> None:
+        sessions = {component.pid for component in components}
+        for component in components:
+            if component.name == "triggerer":  # it waits 10 s unless its runner has been told as well
+                for member in session_members({component.pid}):
+                    send_signal(member.pid, signal.SIGTERM)
+            else:
+                send_signal(component.pid, signal.SIGTERM)
+        if any(component.name == "scheduler" for component in components):
+            self._end_tasks()  # else it waits for their own end
+        deadline = time.monotonic() + within_s
+        while session_members(sessions) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            self._reap()
+        kill_sessions(sessions)
+        deadline += 5.0  # a killed process with threads can be awaited a moment after it looks dead
+        while any(c.returncode is None for c in components) and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(0.02)
+
+    def _end_tasks(self) -> None:
+        """End the running tasks as Airflow does: TERM, which only calls on_kill, and KILL 5 s later."""
+        for task in self.task_pids():
+            send_signal(task.runner, signal.SIGTERM)
+        deadline = time.monotonic() + 5.0
+        while (tasks := self.task_pids()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for task in tasks:
+            send_signal(task.runner, signal.SIGKILL)

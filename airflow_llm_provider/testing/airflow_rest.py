@@ -1,0 +1,212 @@
+"""A running Airflow, driven through its REST API."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import httpx
+
+_FINAL = ("success", "failed")
+
+
+class RunningAirflow:
+    """An Airflow at `url` whose simple auth manager lets everybody in as admin.
+
+    url: the UI's address, without a slash at the end.
+    """
+
+    url: str
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Return what `GET /api/v2/<path>` answers; httpx.HTTPStatusError when it refuses."""
+        return self._ask("GET", path, params=params)
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the DAG's runs start."""
+        self._ask("PATCH", f"dags/{_quoted(dag_id)}", json={"is_paused": False})
+
+    def trigger(
+        self,
+        dag_id: str,
+        conf: Mapping[str, Any] | None = None,
+        logical_date: datetime | None = None,
+        *,
+        timeout_s: float = 60.0,
+    ) -> str:
+        """Start a run of the DAG as its file stands now, unpausing it; return the run id.
+
+        Waits up to `timeout_s` for the file to be parsed; TimeoutError with the import errors after that.
+        """
+        self._wait_parsed(dag_id, timeout_s)
+        self.unpause(dag_id)
+        body = {"conf": conf or {}, "logical_date": logical_date.isoformat() if logical_date else None}
+        return str(self._ask("POST", f"dags/{_quoted(dag_id)}/dagRuns", json=body)["dag_run_id"])
+
+    def wait(
+        self,
+        dag_id: str,
+        run_id: str,
+        timeout_s: float,
+        on_progress: Callable[[str], None] | None = None,
+        *,
+        poll_s: float = 0.5,
+    ) -> str:
+        """Wait until the run has ended; return "success" or "failed".
+
+        on_progress: called after every look with the run's state.
+        Raises TimeoutError naming the states of its tasks. An API server that is away is waited for.
+        """
+        import httpx
+
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self.check()
+            with suppress(httpx.TransportError):
+                state = str(self.get(_run(dag_id, run_id))["state"])
+                if on_progress is not None:
+                    on_progress(state)
+                if state in _FINAL:
+                    return state
+            time.sleep(poll_s)
+        tasks = ", ".join(f"{t['task_id']}: {t['state']}" for t in self.task_instances(dag_id, run_id))
+        raise TimeoutError(f"{dag_id}, run {run_id}, has not ended after {timeout_s:.0f} s ({tasks}).")
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return the run's task instances as the API describes them, mapped ones too."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(f"{_run(dag_id, run_id)}/taskInstances", limit=100, offset=len(found))
+            found += page["task_instances"]
+            if not page["task_instances"] or len(found) >= page["total_entries"]:
+                return found
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """Return the log of one try, one event a line, exceptions by class and message."""
+        path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/logs/{try_number}"
+        events = self.get(path, map_index=map_index, full_content=True)["content"]
+        return "\n".join(_line(event) for event in events)
+
+    def xcom(
+        self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
+    ) -> Any:
+        """Return the XCom's value; LookupError when the task has pushed none."""
+        import httpx
+
+        path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/xcomEntries/{_quoted(key)}"
+        try:
+            return self.get(path, map_index=map_index)["value"]
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.NOT_FOUND:
+                raise
+            raise LookupError(f"{dag_id}.{task_id}[{map_index}], run {run_id}: no XCom {key!r}.") from None
+
+    def clear(
+        self, dag_id: str, run_id: str, task_ids: Collection[str] | None = None, *, downstream: bool = False
+    ) -> None:
+        """Clear tasks of the run, all by default, so that they run again; the run id stays."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": list(task_ids) if task_ids is not None else None,
+            "only_failed": False,
+            "include_downstream": downstream,
+        }
+        self._ask("POST", f"dags/{_quoted(dag_id)}/clearTaskInstances", json=body)
+
+    def disconnect(self) -> None:
+        """Close the connections to the API server; the next question opens them again."""
+        if client := self.__dict__.pop("_http", None):
+            client.close()
+
+    def check(self) -> None:
+        """Raise when this Airflow can no longer end a run; called before every look while waiting."""
+
+    def _wait_parsed(self, dag_id: str, timeout_s: float) -> None:
+        import httpx
+
+        deadline, asked_at = time.monotonic() + timeout_s, time.time()
+        while True:
+            self.check()
+            try:
+                if _parsed_since_change(self.get(f"dags/{_quoted(dag_id)}"), asked_at):
+                    return
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.NOT_FOUND:
+                    raise
+            except httpx.TransportError:
+                pass
+            if time.monotonic() > deadline:
+                errors = [f"{e['filename']}:\n{e['stack_trace']}" for e in self._import_errors()]
+                raise TimeoutError(
+                    f"DAG {dag_id!r} was not parsed within {timeout_s:.0f} s. Import errors: "
+                    + ("\n".join(errors) or "none; is the file in the DAGs folder, and does it name this id?")
+                )
+            time.sleep(0.2)
+
+    def _import_errors(self) -> Sequence[dict[str, Any]]:
+        errors: list[dict[str, Any]] = self.get("importErrors")["import_errors"]
+        return errors
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        if "Authorization" not in self._http.headers:
+            self._log_in()
+        response = self._http.request(method, f"/api/v2/{path}", **arguments)
+        if response.status_code == 401:  # the token lasts a day
+            self._log_in()
+            response = self._http.request(method, f"/api/v2/{path}", **arguments)
+        if response.is_error:
+            import httpx
+
+            raise httpx.HTTPStatusError(
+                f"{method} {path}: {response.status_code} {response.text[:2000]}",
+                request=response.request,
+                response=response,
+            )
+        return response.json() if response.content else None
+
+    def _log_in(self) -> None:
+        response = self._http.get("/auth/token").raise_for_status()
+        self._http.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        import httpx
+
+        # trust_env: a proxy has no business between us and loopback.
+        return httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
+
+
+def _quoted(part: str) -> str:
+    return quote(part, safe="")
+
+
+def _run(dag_id: str, run_id: str) -> str:
+    return f"dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}"
+
+
+def _parsed_since_change(dag: Mapping[str, Any], asked_at: float) -> bool:
+    file = Path(dag["fileloc"])
+    changed_at = min(file.stat().st_mtime, asked_at) if file.exists() else 0.0
+    return datetime.fromisoformat(dag["last_parsed_time"]).timestamp() > changed_at
+
+
+def _line(event: Mapping[str, Any] | str) -> str:
+    if isinstance(event, str):
+        return event
+    line = " ".join(str(event[key]) for key in ("timestamp", "level", "event") if event.get(key))
+    for detail in event.get("error_detail") or ():
+        line += f"\n{detail.get('exc_type')}: {detail.get('exc_value')}"
+    extra = {k: v for k, v in event.items() if k in ("exit_code", "signal", "signal_name", "error")}
+    return f"{line} {json.dumps(extra, default=str)}" if extra else line

@@ -1,0 +1,218 @@
+"""Faults and scripted replies on order: which request gets which, how often, and what it looks like."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+import orjson
+
+from airflow_llm_provider.testing.question import Question
+from airflow_llm_provider.testing.wire import ERROR_TYPES, ApiError, Reply
+
+FaultKind = Literal[
+    "error",  # an error status in the API's shape
+    "hang",  # taken, never answered; ends when the client or the server does
+    "drop",  # the connection is closed in the middle of the body
+    "slow",  # the body dribbles in over `duration_s`
+    "truncated_json",  # the answer's JSON stops halfway, with end_turn
+    "wrong_shape",  # the answer is JSON, but not of the schema
+    "prose",  # the answer's JSON stands in a fence between sentences
+    "refusal",  # stop_reason refusal
+    "max_tokens",  # half an answer, stop_reason max_tokens
+    "pause_turn",  # half an answer, stop_reason pause_turn
+    "model_context_window_exceeded",  # half an answer, that stop_reason
+]
+
+Matching = str | Callable[[Question], bool] | None
+
+_MESSAGES = {
+    400: "stand-in: this request was ordered to be invalid",
+    401: "invalid x-api-key",
+    402: "stand-in: billing was ordered to fail",
+    403: "Your API key does not have permission to use the specified resource.",
+    429: "This request would exceed your organization's rate limit.",
+    500: "Internal server error",
+    529: "Overloaded",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One order: requests that match get this instead of, or on top of, their answer.
+
+    kind: see `FaultKind`; given a `status`, it is an error.
+    status: of an error, by default 529; its error type follows unless `error_type` is given.
+    error_code: `error.details.error_code`, such as `enforced_spend_limit_reached`.
+    retry_after: seconds, as the `retry-after` header.
+    matching: text that the request's prompt contains, or a function of the question.
+    model: only requests to this model.
+    after: how many matching requests are spared first.
+    times: how many requests it hits, None without end.
+    share: of matching requests, drawn from `seed`; `sticky` draws by the request's content, so that the
+        same request is hit again when it comes again.
+    billed: whether the invoice has it. By default what got a reply generated is billed, even when the
+        reply is lost on the way or useless; error statuses and `hang` are not.
+    duration_s: how long a `slow` body takes.
+    """
+
+    kind: FaultKind = "error"
+    status: int = 529
+    error_type: str | None = None
+    error_code: str | None = None
+    message: str | None = None
+    retry_after: float | None = None
+    matching: Matching = None
+    model: str | None = None
+    after: int = 0
+    times: int | None = None
+    share: float | None = None
+    seed: int = 0
+    sticky: bool = False
+    billed: bool | None = None
+    duration_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FaultKind):
+            raise ValueError(f"kind={self.kind!r} is no fault; there are {', '.join(get_args(FaultKind))}")
+        if self.kind == "error" and self.status not in ERROR_TYPES and not 400 <= self.status <= 599:
+            raise ValueError(f"status={self.status}: an error has a status from 400 to 599")
+        if self.kind == "error" and self.billed:
+            raise ValueError("an error status is never billed")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ValueError(f"share={self.share}: a share lies between 0 and 1")
+
+    @property
+    def is_billed(self) -> bool:
+        """Say whether a request hit by it is on the invoice."""
+        return self.kind not in ("error", "hang") if self.billed is None else self.billed
+
+    def error(self) -> ApiError:
+        """Return the error to answer with."""
+        return ApiError(
+            self.status,
+            self.message or _MESSAGES.get(self.status, f"stand-in: status {self.status} was ordered"),
+            error_type=self.error_type,
+            error_code=self.error_code,
+            retry_after=self.retry_after,
+        )
+
+    def spoil(self, reply: Reply) -> Reply:
+        """Return `reply` as this fault leaves it; faults of the connection leave it alone."""
+        half = reply.text[: max(1, len(reply.text) // 2)]
+        match self.kind:
+            case "truncated_json":
+                return Reply(text=half)
+            case "wrong_shape":
+                return Reply(text='{"stand_in_wrong_shape": [{"not": "what was asked for"}]}')
+            case "prose":
+                return Reply(
+                    text=f"Here is what I found:\n\n```json\n{reply.text}\n```\n\nAsk me if you need more."
+                )
+            case "refusal":
+                details = {"type": "refusal", "category": None, "explanation": None}
+                return Reply(text="I can't help with that.", stop_reason="refusal", stop_details=details)
+            case "max_tokens" | "pause_turn" | "model_context_window_exceeded":
+                return Reply(text=half, stop_reason=self.kind)
+            case _:
+                return reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScriptedReply:
+    """One order: requests that match are answered with this.
+
+    text, data, call: the answer as text, as a value sent as JSON, or as a function of the question
+        that returns either, or a whole `Reply`.
+    """
+
+    text: str | None = None
+    data: Any = None
+    call: Callable[[Question], Any] | None = None
+    stop_reason: str = "end_turn"
+    matching: Matching = None
+    model: str | None = None
+    after: int = 0
+    times: int | None = None
+    share: None = None
+
+    def reply(self, question: Question) -> Reply:
+        """Return the scripted reply to `question`."""
+        answer = self.call(question) if self.call else self.data if self.text is None else self.text
+        if isinstance(answer, Reply):
+            return answer
+        text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
+        return Reply(text=text, stop_reason=self.stop_reason)
+
+
+Order = TypeVar("Order", bound=Fault | ScriptedReply)
+
+
+@dataclass(kw_only=True)
+class _Standing(Generic[Order]):
+    order: Order
+    draws: random.Random = field(default_factory=random.Random)
+    seen: int = 0
+    hits: int = 0
+
+
+class Orders(Generic[Order]):
+    """The standing orders of one sort; the latest that applies wins. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._standing: tuple[_Standing[Order], ...] = ()
+        self._lock = threading.Lock()
+
+    def add(self, order: Order) -> None:
+        """Place an order, before the older ones."""
+        seed = order.seed if isinstance(order, Fault) else 0
+        with self._lock:
+            self._standing = (_Standing(order=order, draws=random.Random(seed)), *self._standing)
+
+    def clear(self) -> None:
+        """Cancel all orders."""
+        with self._lock:
+            self._standing = ()
+
+    def take(self, question: Question) -> Order | None:
+        """Return the order that applies to `question`, counting it as one of its times."""
+        if not self._standing:
+            return None
+        with self._lock:
+            for standing in self._standing:
+                if _applies(standing, question):
+                    standing.hits += 1
+                    return standing.order
+        return None
+
+
+def _applies(standing: _Standing[Order], question: Question) -> bool:
+    order = standing.order
+    if order.times is not None and standing.hits >= order.times:
+        return False
+    if order.model is not None and order.model != question.model:
+        return False
+    if isinstance(order.matching, str):
+        if order.matching not in question.text:
+            return False
+    elif order.matching is not None and not order.matching(question):
+        return False
+    standing.seen += 1
+    if standing.seen <= order.after:
+        return False
+    if isinstance(order, Fault) and order.share is not None:
+        return _draw(order, standing.draws, question) < order.share
+    return True
+
+
+def _draw(fault: Fault, draws: random.Random, question: Question) -> float:
+    if not fault.sticky:
+        return draws.random()
+    digest = hashlib.blake2b(
+        f"{fault.seed}\0{question.text}".encode("utf-8", "replace"), digest_size=8
+    ).digest()
+    return int.from_bytes(digest) / 2**64

@@ -1,0 +1,139 @@
+"""The invoice: what the stand-in would charge, request by request, priced apart from our own code."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from airflow_llm_provider.testing.wire import Usage
+
+ITEM_CHARS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvoiceLine:
+    """One request that was accepted and got a reply generated.
+
+    item: the first 200 characters of the document asked about, or what `identify=` made of the request.
+    key_last4: the last four characters of the API key, empty for a short one.
+    fault: the fault that spoiled its reply or its delivery, if one did.
+    """
+
+    request_id: str
+    time: str
+    model: str
+    item: str
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    key_last4: str = ""
+    stop_reason: str = "end_turn"
+    fault: str | None = None
+
+    @property
+    def cost_micro_usd(self) -> int | None:
+        """Price the line in micro-USD, rounded up; None when genai-prices doesn't know the model."""
+        return price_micro_usd(
+            self.model,
+            Usage(
+                input_tokens=self.input_tokens,
+                output_tokens=self.output_tokens,
+                cache_read_tokens=self.cache_read_tokens,
+                cache_write_5m_tokens=self.cache_write_5m_tokens,
+                cache_write_1h_tokens=self.cache_write_1h_tokens,
+            ),
+            datetime.fromisoformat(self.time),
+        )
+
+
+def price_micro_usd(model: str, usage: Usage, at: datetime) -> int | None:
+    """Price `usage` straight from genai-prices, in micro-USD rounded up; None for an unknown model.
+
+    It deliberately shares nothing with `airflow_llm_provider.pricing`: the invoice is what the
+    ledger is held against.
+    """
+    import genai_prices
+
+    # genai-prices counts input tokens with those that were read from and written to the cache.
+    tokens = genai_prices.Usage(
+        input_tokens=usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        cache_write_5m_tokens=usage.cache_write_5m_tokens,
+        cache_write_1h_tokens=usage.cache_write_1h_tokens,
+    )
+    try:
+        price = genai_prices.calc_price(tokens, model, provider_id="anthropic", genai_request_timestamp=at)
+    except LookupError:
+        return None
+    return int((Decimal(price.total_price) * 1_000_000).to_integral_value(ROUND_CEILING))
+
+
+class Invoice:
+    """Every billed request, in the order of billing. Safe to read from any thread.
+
+    path: a file that every line is appended to at once as JSON, so that a killed server's invoice,
+        or those of several runs, can be added up with `Invoice.read`. Nothing is kept without it.
+    """
+
+    def __init__(self, lines: Iterable[InvoiceLine] = (), *, path: str | Path | None = None) -> None:
+        self._lines = list(lines)
+        self._prices: list[int | None] = []
+        self._lock = threading.Lock()
+        # One write a line, so that processes that share the file don't mix their lines.
+        self._file: IO[bytes] | None = Path(path).open("ab", buffering=0) if path else None  # noqa: SIM115 - it lives as long as the server
+
+    @classmethod
+    def read(cls, path: str | Path) -> Invoice:
+        """Read an invoice file; a last line that a kill cut short was never answered, and is left out."""
+        whole = Path(path).read_bytes().rpartition(b"\n")[0]
+        return cls(InvoiceLine(**orjson.loads(line)) for line in whole.splitlines())
+
+    def add(self, line: InvoiceLine) -> None:
+        """Bill one request."""
+        if self._file:
+            self._file.write(orjson.dumps(asdict(line)) + b"\n")
+        self._lines.append(line)
+
+    def close(self) -> None:
+        """Close the file, if there is one; the lines stay readable."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    @property
+    def lines(self) -> list[InvoiceLine]:
+        """Return a copy of the lines."""
+        return list(self._lines)
+
+    @property
+    def paid(self) -> int:
+        """Count the billed requests."""
+        return len(self._lines)
+
+    @property
+    def cost_micro_usd(self) -> int:
+        """Add up the prices of the lines, each rounded up; lines of unknown price count nothing here."""
+        return sum(price for price in self._priced() if price is not None)
+
+    @property
+    def unpriced(self) -> int:
+        """Count the lines whose model has no known price."""
+        return sum(price is None for price in self._priced())
+
+    def _priced(self) -> list[int | None]:
+        # Pricing takes about 0.2 ms a line: done when asked, once a line.
+        with self._lock:
+            for line in self._lines[len(self._prices) :]:
+                self._prices.append(line.cost_micro_usd)
+            return list(self._prices)

@@ -1,0 +1,208 @@
+"""Child processes that end with their parent: sessions, signals and loopback ports."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil  # type: ignore[import-untyped]  # no stubs among our dependencies
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+_TAIL_LINES = 40
+
+
+@dataclass(kw_only=True)
+class ChildSession:
+    """A child process in a session of its own: by it every descendant is found, orphans too.
+
+    started_at: seconds since the epoch, taken before the process was started.
+    killed: somebody has ended it on purpose.
+    """
+
+    name: str
+    log: Path
+    process: subprocess.Popen[bytes]
+    started_at: float
+    killed: bool = False
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        env: Mapping[str, str],
+        log: Path,
+        user: pwd.struct_passwd | None = None,
+    ) -> Self:
+        """Start `command` in `folder`, its output added to `log`; as another `user`, which only root may."""
+        started_at = time.time()
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **as_user(user),
+            )
+        return cls(name=name, log=log, process=process, started_at=started_at)
+
+    @property
+    def pid(self) -> int:
+        """Return the process id, which is the session's id."""
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit status that `reap` has found, negative for a signal; None before."""
+        return self.process.returncode
+
+    def reap(self) -> float:
+        """Collect the process if it has ended; return the CPU seconds of it and the children it awaited."""
+        if self.process.returncode is None:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                return usage.ru_utime + usage.ru_stime
+        return 0.0
+
+    def tail(self) -> str:
+        """Return the end of its log under a line that names the file."""
+        lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return f"--- the last lines of {self.log}\n" + "\n".join(lines)
+
+
+def as_user(user: pwd.struct_passwd | None) -> dict[str, Any]:
+    """Return subprocess' arguments that give up root for `user`; none for None."""
+    return {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def free_port(preferred: int = 0) -> int:
+    """Return a free TCP port on 127.0.0.1; `preferred` if it is free."""
+    for port in (preferred, 0):
+        with suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise OSError("no free TCP port on 127.0.0.1")
+
+
+def exit_on_signals() -> dict[int, Any]:
+    """Make SIGTERM and SIGHUP raise SystemExit, so that contexts are left; return the handlers replaced.
+
+    Only in the main thread, and only where nobody else handles the signal.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    return {number: signal.signal(number, leave) for number in numbers}
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back SIGINT, SIGTERM and SIGHUP for the block, then deliver what came (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda signum, frame: held.append(signum))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for signum in dict.fromkeys(held):
+            os.kill(os.getpid(), signum)
+
+
+def session_members(sessions: Collection[int]) -> list[psutil.Process]:
+    """Return the living processes of the sessions; a process stays in its session when its parent dies."""
+    members = []
+    for pid in psutil.pids() if sessions else ():
+        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(pid) in sessions:
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    members.append(process)
+    return members
+
+
+def send_signal(pid: int, signum: int) -> None:
+    """Send `signum` to `pid`; nothing happens when it has ended already."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+def cpu_seconds(sessions: Collection[int]) -> float:
+    """Return the CPU seconds, user and system, of the sessions' living processes and of all they awaited."""
+    total = 0.0
+    for member in session_members(sessions):
+        with suppress(psutil.NoSuchProcess):
+            times = member.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def kill_sessions(sessions: Collection[int], within_s: float = 5.0) -> None:
+    """Kill every process of the sessions and wait until they are gone, at most `within_s`."""
+    deadline = time.monotonic() + within_s
+    while (members := session_members(sessions)) and time.monotonic() < deadline:
+        for member in members:
+            send_signal(member.pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def created_at(pid: int) -> float:
+    """Return when the process was created (seconds since the epoch): with its pid, its identity."""
+    return float(psutil.Process(pid).create_time())
+
+
+def end_strays(leaders: Collection[tuple[int, float]], folder: Path) -> list[int]:
+    """Kill the sessions an earlier run left behind; return the ids of those killed.
+
+    leaders: pid and `created_at` of each session's first process, as written down by that run. Where the
+    leader has ended, a session is taken for the earlier run's only if a member still works in `folder`;
+    a pid that has gone to somebody else is left alone.
+    """
+    ours = []
+    for pid, created in leaders:
+        members = session_members({pid})
+        leader = next((m for m in members if m.pid == pid), None)
+        if leader is not None:
+            is_ours = abs(leader.create_time() - created) < 1.0
+        else:
+            is_ours = any(_folder_of(member) == folder for member in members)
+        if is_ours:
+            ours.append(pid)
+    kill_sessions(ours)
+    return ours
+
+
+def _folder_of(process: psutil.Process) -> Path | None:
+    with suppress(psutil.Error):  # gone, or not ours to ask
+        return Path(process.cwd())
+    return None

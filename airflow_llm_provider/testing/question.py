@@ -1,0 +1,233 @@
+"""What a Messages API request asks: its blocks in prompt order, its document and its schema."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import orjson
+
+from airflow_llm_provider.testing.wire import ApiError
+
+# The counting rule, stated so that tests can count too: a text block is ceil(characters / 4)
+# tokens, a tool or output schema the same of its JSON, an image and a PDF page a flat number.
+CHARS_PER_TOKEN = 4
+IMAGE_TOKENS = 1_500
+PDF_PAGE_TOKENS = 2_000
+
+_MAX_BREAKPOINTS = 4
+_TAGGED = re.compile(r"<([\w.:-]*document[\w.:-]*)(?:\s[^<>]*)?>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+_PDF_PAGE = re.compile(rb"/Type\s*/Page(?![a-zA-Z])")
+
+
+def count_tokens(text: str) -> int:
+    """Count the tokens of a text: a quarter of its characters, rounded up."""
+    return -(-len(text) // CHARS_PER_TOKEN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """One piece of the prompt, in the order in which the cache sees it."""
+
+    kind: str  # "schema", "tool", "system", "text", "document", "pdf", "image" or "other"
+    text: str
+    tokens: int
+    ttl: str | None  # of its cache_control: "5m" or "1h"
+    raw: Any
+    role: str = "user"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One request to /v1/messages, read."""
+
+    body: dict[str, Any]
+    blocks: tuple[Block, ...]
+    key_last4: str = ""
+
+    @property
+    def model(self) -> str:
+        """Name the model asked."""
+        return str(self.body["model"])
+
+    @property
+    def max_tokens(self) -> int:
+        """Bound the answer's tokens."""
+        return int(self.body.get("max_tokens", 0))
+
+    @property
+    def stream(self) -> bool:
+        """Say whether the answer is wanted as server-sent events."""
+        return bool(self.body.get("stream"))
+
+    @property
+    def tokens(self) -> int:
+        """Count the input tokens, cached or not."""
+        return max(1, sum(block.tokens for block in self.blocks))
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """Return the JSON schema that the answer has to fit, if one was given."""
+        return _schema(self.body)
+
+    @cached_property
+    def text(self) -> str:
+        """Join every text of the request: what `matching=` of faults and replies is looked up in."""
+        return "\n".join(block.text for block in self.blocks if block.text)
+
+    @cached_property
+    def document(self) -> str:
+        """Return the text of the documents asked about.
+
+        Document blocks where there are any; else what stands in `<…document…>` tags of the user's
+        text; else all of the user's text.
+        """
+        if documents := [block.text for block in self.blocks if block.kind == "document"]:
+            return "\n\n".join(documents)
+        texts = [block.text for block in self.blocks if block.kind == "text" and block.role == "user"]
+        if tagged := [match[2] for text in texts for match in _TAGGED.finditer(text)]:
+            return "\n\n".join(tagged)
+        return "\n\n".join(texts)
+
+    @cached_property
+    def prompt(self) -> str:
+        """Return the instructions: system and user text without the documents."""
+        texts = [block.text for block in self.blocks if block.kind in ("system", "text")]
+        return "\n".join(_TAGGED.sub(" ", text) if "ocument" in text else text for text in texts)
+
+
+def read_question(body: Any, *, key: str = "", count_only: bool = False) -> Question:
+    """Read a request's JSON; ApiError 400 where the API would answer so."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "The request body is not a JSON object.")
+    for name, kind in (("model", str), ("messages", list), *(() if count_only else (("max_tokens", int),))):
+        if name not in body:
+            raise ApiError(400, f"{name}: Field required")
+        if not isinstance(body[name], kind) or isinstance(body[name], bool):
+            raise ApiError(400, f"{name}: Input should be a valid {kind.__name__}")
+    if not body["messages"]:
+        raise ApiError(400, "messages: at least one message is required")
+    blocks = list(_blocks(body))
+    if (marked := sum(block.ttl is not None for block in blocks)) > _MAX_BREAKPOINTS:
+        raise ApiError(
+            400, f"A maximum of {_MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {marked}."
+        )
+    if ttl := _ttl(body):
+        # Automatic caching: the mark goes to the last block.
+        last = blocks[-1]
+        blocks[-1] = Block(
+            kind=last.kind,
+            text=last.text,
+            tokens=last.tokens,
+            ttl=last.ttl or ttl,
+            raw=last.raw,
+            role=last.role,
+        )
+    return Question(body=body, blocks=tuple(blocks), key_last4=key[-4:] if len(key) > 8 else "")
+
+
+def _schema(body: dict[str, Any]) -> dict[str, Any] | None:
+    form = (body.get("output_config") or {}).get("format") or {}
+    schema = form.get("schema") if form.get("type") == "json_schema" else None
+    return schema if isinstance(schema, dict) else None
+
+
+def _blocks(body: dict[str, Any]) -> Iterator[Block]:
+    if schema := _schema(body):
+        # Counted for the tokens, not searched: `matching=` and answers look at the prompt.
+        yield Block(kind="schema", text="", tokens=_json_tokens(schema), ttl=None, raw=schema)
+    for tool in body.get("tools") or ():
+        yield Block(kind="tool", text="", tokens=_json_tokens(tool), ttl=_ttl(tool), raw=tool)
+    for block in _content(body.get("system") or (), "system"):
+        yield _text_block(block, "system", "system")
+    for position, turn in enumerate(body["messages"]):
+        if not isinstance(turn, dict) or turn.get("role") not in ("user", "assistant", "system"):
+            raise ApiError(400, f"messages.{position}.role: Input should be 'user' or 'assistant'")
+        for block in _content(turn.get("content"), f"messages.{position}.content"):
+            yield _read_block(block, turn["role"], f"messages.{position}.content")
+
+
+def _content(content: Any, where: str) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list | tuple) and all(isinstance(block, dict) for block in content):
+        return list(content)
+    raise ApiError(400, f"{where}: Input should be a string or a list of content blocks")
+
+
+def _read_block(block: dict[str, Any], role: str, where: str) -> Block:
+    match block.get("type"):
+        case "text":
+            return _text_block(block, "text", role)
+        case "image":
+            return Block(kind="image", text="", tokens=IMAGE_TOKENS, ttl=_ttl(block), raw=block, role=role)
+        case "document":
+            return _document_block(block, role, where)
+        case "tool_result":
+            content = _content(block.get("content") or (), where)
+            text = "\n".join(str(part.get("text", "")) for part in content)
+            return Block(
+                kind="other", text=text, tokens=count_tokens(text), ttl=_ttl(block), raw=block, role=role
+            )
+        case None:
+            raise ApiError(400, f"{where}: a content block needs a type")
+        case _:
+            return Block(
+                kind="other", text="", tokens=_json_tokens(block), ttl=_ttl(block), raw=block, role=role
+            )
+
+
+def _text_block(block: dict[str, Any], kind: str, role: str) -> Block:
+    text = block.get("text")
+    if not isinstance(text, str):
+        raise ApiError(400, f"{kind}: a text block needs its text")
+    return Block(kind=kind, text=text, tokens=count_tokens(text), ttl=_ttl(block), raw=block, role=role)
+
+
+def _document_block(block: dict[str, Any], role: str, where: str) -> Block:
+    source = block.get("source") or {}
+    extra = count_tokens(str(block.get("title") or "") + str(block.get("context") or ""))
+    kind, text, tokens = "document", "", 0
+    match source.get("type"):
+        case "text":
+            text = str(source.get("data", ""))
+            tokens = count_tokens(text)
+        case "content":
+            parts = _content(source.get("content") or (), where)
+            text = "\n".join(str(part.get("text", "")) for part in parts)
+            tokens = sum(
+                IMAGE_TOKENS if part.get("type") == "image" else count_tokens(str(part.get("text", "")))
+                for part in parts
+            )
+        case "base64":
+            kind, tokens = "pdf", PDF_PAGE_TOKENS * _pdf_pages(source.get("data"), where)
+        case _:
+            kind, tokens = "pdf", PDF_PAGE_TOKENS
+    return Block(kind=kind, text=text, tokens=tokens + extra, ttl=_ttl(block), raw=block, role=role)
+
+
+def _pdf_pages(data: Any, where: str) -> int:
+    try:
+        content = base64.b64decode(str(data), validate=True)
+    except binascii.Error as error:
+        raise ApiError(400, f"{where}: document.source.base64: invalid base64 data") from error
+    if not content.startswith(b"%PDF"):
+        raise ApiError(400, f"{where}: document.source.base64: The PDF specified was not valid.")
+    # Pages inside compressed object streams can't be seen this way; then the PDF counts as one page.
+    return max(1, len(_PDF_PAGE.findall(content)))
+
+
+def _ttl(holder: Any) -> str | None:
+    control = holder.get("cache_control") if isinstance(holder, dict) else None
+    if not isinstance(control, dict):
+        return None
+    return "1h" if control.get("ttl") == "1h" else "5m"
+
+
+def _json_tokens(value: Any) -> int:
+    return -(-len(orjson.dumps(value)) // CHARS_PER_TOKEN)

@@ -1,0 +1,351 @@
+"""The stand-in's HTTP side: the Messages API's endpoints, and /stand-in for steering it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from aiohttp import web
+
+from airflow_llm_provider.testing import contract
+from airflow_llm_provider.testing.answers import answer
+from airflow_llm_provider.testing.faults import Fault, Order, ScriptedReply
+from airflow_llm_provider.testing.invoice import ITEM_CHARS, InvoiceLine
+from airflow_llm_provider.testing.question import CHARS_PER_TOKEN, Question, count_tokens, read_question
+from airflow_llm_provider.testing.wire import ApiError, Reply, Usage, events, message
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.testing.standin import StandIn
+
+_log = logging.getLogger(__name__)
+
+WHAT_THIS_IS = (
+    "This is a stand-in, a test double of the Claude API: its answers come from text rules, not from Claude."
+)
+
+_BODY_BYTES = 32 * 1024 * 1024  # the API's own limit
+_DRIBBLES = 20
+_ID = web.RequestKey("id", str)
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def application(server: StandIn) -> web.Application:
+    """Return the web application that answers for `server`."""
+    routes = _Routes(server)
+    app = web.Application(client_max_size=_BODY_BYTES, middlewares=[routes.in_the_apis_shape])
+    if server.exchanges is not None:
+        app.router.add_route("*", "/v1/{path:.*}", routes.exchange)
+    app.router.add_post("/v1/messages", routes.messages)
+    app.router.add_post("/v1/messages/count_tokens", routes.count_tokens)
+    app.router.add_get("/v1/models", routes.models)
+    app.router.add_get("/v1/models/{id}", routes.model)
+    app.router.add_get("/stand-in", routes.what_this_is)
+    app.router.add_get("/stand-in/invoice", routes.invoice)
+    app.router.add_get("/stand-in/requests", routes.requests)
+    app.router.add_post("/stand-in/fail", routes.fail)
+    app.router.add_post("/stand-in/heal", routes.heal)
+    app.router.add_post("/stand-in/reply", routes.reply)
+    app.router.add_post("/stand-in/settings", routes.settings)
+    return app
+
+
+class _Routes:
+    def __init__(self, server: StandIn) -> None:
+        self.server = server
+
+    @web.middleware
+    async def in_the_apis_shape(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Give the request its id, and turn whatever goes wrong into the API's error shape."""
+        request_id = request[_ID] = self.server.next_request_id()
+        try:
+            return await handler(request)
+        except ApiError as error:
+            refused = error
+        except web.HTTPRequestEntityTooLarge:
+            refused = ApiError(413, "Request exceeds the maximum allowed number of bytes.")
+        except web.HTTPException as error:
+            kind = "not_found_error" if error.status == 404 else "invalid_request_error"
+            refused = ApiError(
+                error.status, f"{request.method} {request.path}: {error.reason}", error_type=kind
+            )
+        except Exception:  # noqa: BLE001 - a server answers, whatever happened
+            _log.exception("The stand-in failed at %s %s", request.method, request.path)
+            refused = ApiError(500, "stand-in: an error of its own, see its log")
+        headers = self._headers(request_id) | refused.headers()
+        return web.Response(
+            status=refused.status,
+            body=refused.body(request_id),
+            content_type="application/json",
+            headers=headers,
+        )
+
+    # The API.
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        """Answer POST /v1/messages."""
+        server = self.server
+        with server.in_flight_now():
+            question = await self._question(request)
+            if server.keep_requests:
+                server.requests.append(question.body)
+            reading = server.cache.look(question)
+            server.limits.admit(reading.usage.input_tokens + reading.usage.cache_write_tokens)
+            fault = server.faults.take(question)
+            if fault and fault.kind == "error":
+                raise fault.error()
+            if fault and fault.kind == "hang":
+                if fault.is_billed:
+                    self._bill(
+                        request[_ID], question, reading.usage, Reply(text="", stop_reason="hang"), fault
+                    )
+                return await self._hang(request)
+            if server.latency_s:
+                await asyncio.sleep(server.latency_s)
+            reply = _fitted(self._reply(question, fault), question)
+            usage = replace(reading.usage, output_tokens=_output_tokens(reply, question))
+            # From here on the response has begun: it is charged, and its cached prefix can be read.
+            # The caller may be gone by now; like the API we can't tell, and charge.
+            server.cache.begin(reading)
+            server.limits.spend(usage.output_tokens)
+            if fault is None or fault.is_billed:
+                self._bill(request[_ID], question, usage, reply, fault)
+            return await self._deliver(request, question, reply, usage, fault)
+
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        """Answer POST /v1/messages/count_tokens; free of charge."""
+        question = await self._question(request, count_only=True)
+        return self._json(request, {"input_tokens": question.tokens})
+
+    async def models(self, request: web.Request) -> web.Response:
+        """Answer GET /v1/models."""
+        self._authenticate(request)
+        found = [model.to_api() for model in self.server.models.values()]
+        for name, step in (("after_id", 1), ("before_id", 0)):
+            if cursor := request.query.get(name):
+                at = next((n for n, model in enumerate(found) if model["id"] == cursor), None)
+                if at is None:
+                    raise ApiError(400, f"{name}: {cursor} is no model")
+                found = found[at + step :] if step else found[:at]
+        limit = int(request.query.get("limit", 20))
+        page = found[:limit]
+        edges = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
+        return self._json(request, {"data": page, "has_more": len(found) > limit, **edges})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Answer GET /v1/models/{id}."""
+        self._authenticate(request)
+        return self._json(request, self._model(request.match_info["id"]).to_api())
+
+    async def exchange(self, request: web.Request) -> web.Response:
+        """Answer from recorded exchanges, or record one; none of it is on the invoice."""
+        assert self.server.exchanges is not None
+        with self.server.in_flight_now():
+            found = await self.server.exchanges.answer(
+                request.method, request.path_qs, request.headers, await request.read()
+            )
+        headers = {"request-id": request[_ID], **found.headers}
+        return web.Response(status=found.status, body=found.reply.encode(), headers=headers)
+
+    # Steering.
+
+    async def what_this_is(self, _: web.Request) -> web.Response:
+        """Say in plain words what answers here."""
+        return web.Response(text=WHAT_THIS_IS + "\n")
+
+    async def invoice(self, request: web.Request) -> web.Response:
+        """Answer GET /stand-in/invoice; `?lines=1` adds the lines."""
+        # Pricing thousands of lines takes a while: not on the loop.
+        told = await asyncio.to_thread(self.server.summary)
+        if request.query.get("lines") not in (None, "", "0"):
+            told["lines"] = [asdict(line) for line in self.server.invoice.lines]
+        return web.json_response(body=orjson.dumps(told))
+
+    async def requests(self, _: web.Request) -> web.Response:
+        """Answer GET /stand-in/requests: the bodies seen, when they are kept."""
+        return web.json_response(body=orjson.dumps(self.server.requests))
+
+    async def fail(self, request: web.Request) -> web.Response:
+        """Place the order for a fault."""
+        self.server.faults.add(await _order(request, Fault))
+        return web.json_response({"ok": True})
+
+    async def heal(self, _: web.Request) -> web.Response:
+        """Cancel all faults."""
+        self.server.heal()
+        return web.json_response({"ok": True})
+
+    async def reply(self, request: web.Request) -> web.Response:
+        """Place the order for a scripted reply."""
+        self.server.replies.add(await _order(request, ScriptedReply))
+        return web.json_response({"ok": True})
+
+    async def settings(self, request: web.Request) -> web.Response:
+        """Change the latency and the limits."""
+        wanted = await _json_object(request)
+        if unknown := wanted.keys() - {"latency_s", "limits"}:
+            raise ApiError(400, f"stand-in: {sorted(unknown)} can't be set; latency_s and limits can")
+        try:
+            if "limits" in wanted:
+                self.server.limit(wanted["limits"])
+            self.server.latency_s = float(wanted.get("latency_s", self.server.latency_s))
+        except (TypeError, ValueError) as error:
+            raise ApiError(400, f"stand-in: {error}") from error
+        return web.json_response({"latency_s": self.server.latency_s})
+
+    # The steps of an answer.
+
+    def _authenticate(self, request: web.Request) -> str:
+        key = request.headers.get("x-api-key") or request.headers.get("authorization", "").removeprefix(
+            "Bearer "
+        )
+        if self.server.api_key is not None and key != self.server.api_key:
+            raise ApiError(401, "invalid x-api-key" if key else "x-api-key header is required")
+        if "anthropic-version" not in request.headers:
+            raise ApiError(400, "anthropic-version: header is required")
+        return key
+
+    def _model(self, name: str) -> Any:
+        if name not in self.server.models:
+            raise ApiError(404, f"model: {name}")
+        return self.server.models[name]
+
+    async def _question(self, request: web.Request, *, count_only: bool = False) -> Question:
+        key = self._authenticate(request)
+        try:
+            body = orjson.loads(await request.read())
+        except orjson.JSONDecodeError as error:
+            raise ApiError(400, f"The request body is not valid JSON: {error}") from error
+        if self.server.validate:
+            contract.check(body, schema="CountMessageTokensParams" if count_only else "CreateMessageParams")
+        question = read_question(body, key=key, count_only=count_only)
+        model = self._model(question.model)
+        if question.tokens > model.max_input_tokens:
+            raise ApiError(
+                400, f"prompt is too long: {question.tokens} tokens > {model.max_input_tokens} maximum"
+            )
+        if question.max_tokens > model.max_tokens:
+            raise ApiError(
+                400,
+                f"max_tokens: {question.max_tokens} > {model.max_tokens}, which is the maximum allowed "
+                f"number of output tokens for {model.id}",
+            )
+        return question
+
+    def _reply(self, question: Question, fault: Fault | None) -> Reply:
+        scripted = self.server.replies.take(question)
+        reply = scripted.reply(question) if scripted else Reply(text=answer(question))
+        return fault.spoil(reply) if fault else reply
+
+    def _bill(
+        self, request_id: str, question: Question, usage: Usage, reply: Reply, fault: Fault | None
+    ) -> None:
+        identify = self.server.identify
+        self.server.invoice.add(
+            InvoiceLine(
+                request_id=request_id,
+                time=datetime.now(UTC).isoformat(),
+                model=question.model,
+                item=identify(question) if identify else question.document[:ITEM_CHARS],
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cache_read_tokens=usage.cache_read_tokens,
+                cache_write_5m_tokens=usage.cache_write_5m_tokens,
+                cache_write_1h_tokens=usage.cache_write_1h_tokens,
+                key_last4=question.key_last4,
+                stop_reason=reply.stop_reason,
+                fault=fault.kind if fault else None,
+            )
+        )
+
+    async def _deliver(
+        self, request: web.Request, question: Question, reply: Reply, usage: Usage, fault: Fault | None
+    ) -> web.StreamResponse:
+        said = {"model": question.model, "message_id": f"msg_{request[_ID].removeprefix('req_')}"}
+        headers = self._headers(request[_ID])
+        if question.stream:
+            pieces = list(events(reply, usage, **said))
+            headers |= {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        else:
+            pieces = [orjson.dumps(message(reply, usage, **said))]
+            headers["content-type"] = "application/json"
+            if fault is None or fault.kind not in ("drop", "slow"):
+                return web.Response(body=pieces[0], headers=headers)
+            headers["content-length"] = str(len(pieces[0]))
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        body = b"".join(pieces)
+        if fault and fault.kind == "drop":
+            await response.write(body[: len(body) // 2])
+            if request.transport:
+                request.transport.close()
+        elif fault and fault.kind == "slow":
+            step = -(-len(body) // _DRIBBLES)
+            for at in range(0, len(body), step):
+                await asyncio.sleep(fault.duration_s / _DRIBBLES)
+                await response.write(body[at : at + step])
+        else:
+            for piece in pieces:
+                await response.write(piece)
+        return response
+
+    async def _hang(self, request: web.Request) -> web.StreamResponse:
+        """Never answer: wait until the client has gone or the server stops."""
+        while request.transport is not None and not request.transport.is_closing():
+            if self.server.stopping.is_set():
+                request.transport.close()
+                break
+            await asyncio.sleep(0.05)
+        return web.Response()
+
+    def _headers(self, request_id: str) -> dict[str, str]:
+        return {
+            "request-id": request_id,
+            "anthropic-organization-id": "stand-in",
+            **self.server.limits.headers(),
+        }
+
+    def _json(self, request: web.Request, value: Any) -> web.Response:
+        return web.Response(
+            body=orjson.dumps(value), content_type="application/json", headers=self._headers(request[_ID])
+        )
+
+
+def _fitted(reply: Reply, question: Question) -> Reply:
+    """Cut a reply at the first stop sequence and at max_tokens, as the API would have stopped there."""
+    found = [
+        (at, stop) for stop in question.body.get("stop_sequences") or () if (at := reply.text.find(stop)) >= 0
+    ]
+    if found:
+        at, stop = min(found)
+        reply = Reply(text=reply.text[:at], stop_reason="stop_sequence", stop_sequence=stop)
+    if count_tokens(reply.text) > question.max_tokens:
+        reply = Reply(text=reply.text[: question.max_tokens * CHARS_PER_TOKEN], stop_reason="max_tokens")
+    return reply
+
+
+def _output_tokens(reply: Reply, question: Question) -> int:
+    # max_tokens=0 only warms the cache; otherwise even an empty answer has a token.
+    return max(1, count_tokens(reply.text)) if question.max_tokens else 0
+
+
+async def _json_object(request: web.Request) -> dict[str, Any]:
+    try:
+        body = orjson.loads(await request.read())
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"stand-in: not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, "stand-in: a JSON object is wanted")
+    return body
+
+
+async def _order(request: web.Request, kind: type[Order]) -> Order:
+    try:
+        return kind(**await _json_object(request))
+    except (TypeError, ValueError) as error:
+        raise ApiError(400, f"stand-in: {error}") from error

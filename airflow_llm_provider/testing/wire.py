@@ -1,0 +1,190 @@
+"""The shapes of the Messages API: messages, server-sent events, models, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+# Error types by status, as https://platform.claude.com/docs/en/api/errors lists them.
+ERROR_TYPES: Mapping[int, str] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+_EVENT_CHARS = 48  # about how much text one content_block_delta of the API carries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model the stand-in answers to; its limits bound requests, as the API's do."""
+
+    id: str
+    name: str
+    line: str
+    max_input_tokens: int = 1_000_000
+    max_tokens: int = 64_000
+    deprecated_at: str | None = None
+    retires_at: str | None = None
+
+    def to_api(self) -> dict[str, Any]:
+        """Return the model as `GET /v1/models` shows it; its display name says stand-in."""
+        return {
+            "type": "model",
+            "id": self.id,
+            "display_name": f"{self.name} (stand-in)",
+            # The API gives the epoch when a release date is unknown; so is ours.
+            "created_at": "1970-01-01T00:00:00Z",
+            "lifecycle": "deprecated" if self.retires_at else "active",
+            "line": self.line,
+            "deprecated_at": self.deprecated_at,
+            "retires_at": self.retires_at,
+            "max_input_tokens": self.max_input_tokens,
+            "max_tokens": self.max_tokens,
+            "capabilities": None,
+        }
+
+
+MODELS: tuple[Model, ...] = (
+    Model(id="claude-haiku-5-5", name="Claude Haiku 5.5", line="haiku"),
+    Model(id="claude-sonnet-5-5", name="Claude Sonnet 5.5", line="sonnet"),
+    Model(id="claude-opus-5-5", name="Claude Opus 5.5", line="opus"),
+    Model(
+        id="claude-sonnet-4-5",
+        name="Claude Sonnet 4.5",
+        line="sonnet",
+        max_input_tokens=200_000,
+        deprecated_at="2026-05-30T00:00:00Z",
+        retires_at="2026-11-30T00:00:00Z",
+    ),
+)
+
+
+class ApiError(Exception):
+    """A request is refused with an error status; it is not billed."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        error_type: str | None = None,
+        error_code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.error_type = error_type or ERROR_TYPES.get(
+            status, "api_error" if status >= 500 else "invalid_request_error"
+        )
+        self.error_code = error_code
+        self.retry_after = retry_after
+
+    def body(self, request_id: str) -> bytes:
+        """Return the error in the API's own shape."""
+        error: dict[str, Any] = {"type": self.error_type, "message": self.message}
+        if self.error_code:
+            error["details"] = {"error_code": self.error_code}
+        return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
+
+    def headers(self) -> dict[str, str]:
+        """Return `retry-after` where there is one to give."""
+        return {} if self.retry_after is None else {"retry-after": f"{self.retry_after:g}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one request by kind; `input_tokens` counts what no cache touched."""
+
+    input_tokens: int
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_5m_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+
+    @property
+    def cache_write_tokens(self) -> int:
+        """Count the tokens written to the prompt cache, whatever their ttl."""
+        return self.cache_write_5m_tokens + self.cache_write_1h_tokens
+
+    def to_api(self) -> dict[str, Any]:
+        """Return the usage as a message carries it."""
+        return {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cache_creation_input_tokens": self.cache_write_tokens,
+            "cache_read_input_tokens": self.cache_read_tokens,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": self.cache_write_5m_tokens,
+                "ephemeral_1h_input_tokens": self.cache_write_1h_tokens,
+            },
+            "service_tier": "standard",
+            "server_tool_use": None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a request is answered with."""
+
+    text: str
+    stop_reason: str = "end_turn"
+    stop_sequence: str | None = None
+    stop_details: dict[str, Any] | None = field(default=None)
+
+
+def message(reply: Reply, usage: Usage, *, model: str, message_id: str) -> dict[str, Any]:
+    """Return `reply` as the Message object of a plain (not streamed) request."""
+    return {
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [{"type": "text", "text": reply.text}] if reply.text else [],
+        "stop_reason": reply.stop_reason,
+        "stop_sequence": reply.stop_sequence,
+        "stop_details": reply.stop_details,
+        "usage": usage.to_api(),
+    }
+
+
+def events(reply: Reply, usage: Usage, *, model: str, message_id: str) -> Iterator[bytes]:
+    """Yield `reply` as the server-sent events of a streamed request, in the API's order."""
+    start = message(Reply(text=""), usage, model=model, message_id=message_id)
+    start |= {"stop_reason": None, "usage": usage.to_api() | {"output_tokens": min(1, usage.output_tokens)}}
+    yield _event({"type": "message_start", "message": start})
+    if reply.text:
+        yield _event(
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+        )
+        yield _event({"type": "ping"})
+        for at in range(0, len(reply.text), _EVENT_CHARS):
+            delta = {"type": "text_delta", "text": reply.text[at : at + _EVENT_CHARS]}
+            yield _event({"type": "content_block_delta", "index": 0, "delta": delta})
+        yield _event({"type": "content_block_stop", "index": 0})
+    end = {
+        "stop_reason": reply.stop_reason,
+        "stop_sequence": reply.stop_sequence,
+        "stop_details": reply.stop_details,
+    }
+    totals = usage.to_api()
+    del totals["cache_creation"], totals["service_tier"]
+    yield _event({"type": "message_delta", "delta": end, "usage": totals})
+    yield _event({"type": "message_stop"})
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (data["type"].encode(), orjson.dumps(data))

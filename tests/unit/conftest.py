@@ -1,0 +1,94 @@
+"""A scripted wire for the engine: what a server would answer, without one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from airflow_llm_provider.engine.pace import Pace
+from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.ledger.store import Ledger
+
+SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
+
+
+def message(text: str, *, stop_reason: str = "end_turn", input_tokens: int = 10, output_tokens: int = 5) -> bytes:
+    return orjson.dumps(
+        {
+            "model": "claude-haiku-5-5",
+            "stop_reason": stop_reason,
+            "content": [{"type": "text", "text": text}],
+            "usage": {"input_tokens": input_tokens, "output_tokens": output_tokens},
+        }
+    )
+
+
+def question(text: str = "How are you?", **fields: object) -> Request:
+    return Request(**{"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": text}], **fields})
+
+
+class Wire:
+    """Answers each send with what the script says: bytes, an error, or a function of the request."""
+
+    def __init__(self) -> None:
+        self.sent: list[Request] = []
+        self.script: list[bytes | LLMError | Callable[[Request], bytes | LLMError]] = []
+        self.usually: bytes | Callable[[Request], bytes | LLMError] = message("Fine.")
+        self.gate: asyncio.Event | None = None
+        self.closed = False
+
+    async def send(self, request: Request, *, timeout_s: float) -> bytes:
+        self.sent.append(request)
+        step = self.script.pop(0) if self.script else self.usually
+        if self.gate:
+            await self.gate.wait()
+        await asyncio.sleep(0)
+        answer = step(request) if callable(step) else step
+        if isinstance(answer, LLMError):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return sum(self.slept)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture
+async def engine(wire: Wire, clock: Clock, ledger_url: str) -> AsyncIterator[Engine]:
+    pace = Pace(now=clock.now, sleep=clock.sleep)
+    engine = Engine(client=wire, ledger=Ledger(ledger_url), pace=pace, sleep=clock.sleep)
+    yield engine
+    await engine.close()

@@ -1,0 +1,272 @@
+"""One request is bought at most once, and an answer is either valid or named as not valid."""
+
+import asyncio
+import dataclasses
+
+import pydantic
+import pytest
+import sqlalchemy as sa
+from conftest import SCOPE, Clock, Wire, message, question
+
+from airflow_llm_provider.engine.reply import Reply
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.errors import (
+    AnswerError,
+    BadRequest,
+    InvalidOutput,
+    LLMError,
+    NetworkError,
+    Overloaded,
+    RateLimited,
+    Refused,
+    Truncated,
+)
+from airflow_llm_provider.ledger.schema import call, payload
+
+
+class Verdict(pydantic.BaseModel):
+    good: bool
+
+
+VERDICT = OutputType(Verdict)
+GOOD = message('{"good": true}')
+BAD = message('{"good": "perhaps"}')
+
+
+def rows(engine: Engine) -> list[sa.Row]:
+    with engine.ledger.database.read() as connection:
+        return list(connection.execute(sa.select(call).order_by(call.c.opened_ms)))
+
+
+async def test_an_answer_says_what_it_took(engine: Engine) -> None:
+    reply = await engine.ask(question(), scope=SCOPE)
+    assert reply.value == "Fine."
+    assert reply.usage_record() == {
+        "model": "claude-haiku-5-5",
+        "stop_reason": "end_turn",
+        "input_tokens": 10,
+        "output_tokens": 5,
+        "cache_read_tokens": 0,
+        "cache_write_tokens": 0,
+        "cost_usd": "0.000004",  # 10 x 0.10 + 5 x 0.50 micro-USD, rounded up
+        "reused": False,
+        "attempts": 1,
+        "repairs": 0,
+        "latency_s": reply.usage_record()["latency_s"],
+        "trace_id": "0" * 32,
+    }
+
+
+async def test_a_settled_call_is_not_bought_again(engine: Engine, wire: Wire) -> None:
+    first = await engine.ask(question(), scope=SCOPE)
+    second = await engine.ask(question(), scope=SCOPE)
+    assert len(wire.sent) == 1
+    assert (first.reused, second.reused) == (False, True)
+    assert second.value == first.value
+    assert second.cost_micro_usd == first.cost_micro_usd
+
+
+@pytest.mark.parametrize(
+    ("reuse", "scope", "bought"),
+    [
+        ("always", {"run_id": "run-2", "dag_id": "another"}, 1),
+        ("run", {"task_id": "another", "map_index": 7}, 1),
+        ("run", {"run_id": "run-2"}, 2),
+        ("run", {"dag_id": "another"}, 2),
+        ("never", {"try_number": 2}, 1),  # an Airflow retry takes what this task instance has settled
+        ("never", {"try_number": 2, "first_try": 2}, 2),  # a clear asks anew
+        ("never", {"task_id": "another"}, 2),
+    ],
+)
+async def test_reuse_reaches_as_far_as_it_says(
+    engine: Engine, wire: Wire, reuse: str, scope: dict, bought: int
+) -> None:
+    await engine.ask(question(), scope=SCOPE, reuse=reuse)
+    await engine.ask(question(), scope=dataclasses.replace(SCOPE, **scope), reuse=reuse)
+    assert len(wire.sent) == bought
+
+
+async def test_many_who_ask_the_same_at_once_pay_once(engine: Engine, wire: Wire) -> None:
+    replies = await asyncio.gather(*(engine.ask(question(), scope=SCOPE) for _ in range(50)))
+    assert len(wire.sent) == 1
+    assert sum(reply.reused for reply in replies) == 49
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "error"),
+    [
+        ("refusal", Refused),
+        ("max_tokens", Truncated),
+        ("model_context_window_exceeded", Truncated),
+        ("pause_turn", Truncated),
+        ("something_new", AnswerError),
+        (None, AnswerError),
+    ],
+)
+async def test_only_a_finished_answer_is_a_success(
+    engine: Engine, wire: Wire, stop_reason: str, error: type[LLMError]
+) -> None:
+    wire.usually = message('{"good": true}', stop_reason=stop_reason)
+    for _ in range(2):  # the second time from the ledger, with the same outcome
+        with pytest.raises(error):
+            await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
+    assert len(wire.sent) == 1
+    assert [row.state for row in rows(engine)] == ["settled"]
+
+
+async def test_an_invalid_answer_is_sent_back_with_what_is_wrong(engine: Engine, wire: Wire) -> None:
+    wire.script = [BAD, GOOD]
+    reply = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
+    assert reply.value == Verdict(good=True)
+    assert (reply.repairs, reply.attempts) == (1, 2)
+    complaint = wire.sent[1].messages[-1]["content"]
+    assert "good" in complaint
+    assert "boolean" in complaint
+
+
+async def test_a_repaired_answer_is_replayed_from_the_ledger(engine: Engine, wire: Wire) -> None:
+    wire.script = [BAD, BAD, GOOD]
+    await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
+    again = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
+    assert len(wire.sent) == 3
+    assert (again.reused, again.repairs, again.attempts) == (True, 2, 0)
+
+
+async def test_a_hopeless_answer_stays_dead_at_no_cost_until_asked_for(engine: Engine, wire: Wire) -> None:
+    wire.usually = BAD
+    for _ in range(2):
+        with pytest.raises(InvalidOutput):
+            await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=2, reuse="always")
+    assert len(wire.sent) == 3
+    wire.usually = GOOD
+    later = dataclasses.replace(SCOPE, run_id="run-2")
+    reply = await engine.ask(
+        question(), scope=later, output=VERDICT, max_repairs=2, reuse="always", retry_dead=True
+    )
+    assert reply.value == Verdict(good=True)
+    assert len(wire.sent) == 4
+
+
+async def test_asking_for_the_dead_does_not_ask_again_at_every_retry(engine: Engine, wire: Wire) -> None:
+    wire.usually = BAD
+    for try_number in (1, 2):
+        scope = dataclasses.replace(SCOPE, try_number=try_number)
+        with pytest.raises(InvalidOutput):
+            await engine.ask(question(), scope=scope, output=VERDICT, retry_dead=True)
+    assert len(wire.sent) == 1
+
+
+async def test_what_may_work_later_is_tried_again(engine: Engine, wire: Wire, clock: Clock) -> None:
+    wire.script = [RateLimited("slow down", retry_after_s=7), Overloaded("busy"), message("Fine.")]
+    reply = await engine.ask(question(), scope=SCOPE)
+    assert reply.attempts == 3
+    assert clock.slept[0] >= 7
+    assert [row.state for row in rows(engine)] == ["failed", "failed", "settled"]
+    assert [row.error_class for row in rows(engine)] == ["RateLimited", "Overloaded", None]
+
+
+async def test_what_can_not_work_is_tried_once(engine: Engine, wire: Wire) -> None:
+    wire.usually = lambda _: BadRequest("no such model")
+    with pytest.raises(BadRequest):
+        await engine.ask(question(), scope=SCOPE)
+    assert len(wire.sent) == 1
+
+
+async def test_a_wait_beyond_the_deadline_is_left_to_airflow(engine: Engine, wire: Wire) -> None:
+    wire.usually = lambda _: RateLimited("come back tomorrow", retry_after_s=86_400)
+    with pytest.raises(RateLimited) as caught:
+        await engine.ask(question(), scope=SCOPE)
+    assert len(wire.sent) == 1
+    assert caught.value.retry_after_s == 86_400
+
+
+async def test_a_call_that_may_have_been_billed_is_booked_at_its_ceiling(engine: Engine, wire: Wire) -> None:
+    wire.script = [NetworkError("cut off", billed=True), message("Fine.")]
+    await engine.ask(question(max_tokens=1000), scope=SCOPE)
+    unproven, settled = rows(engine)
+    assert (unproven.state, settled.state) == ("unproven", "settled")
+    assert unproven.cost_micro_usd == unproven.ceiling_micro_usd > settled.cost_micro_usd
+    assert engine.tally.unproven == 1
+
+
+async def test_a_fallback_answers_when_the_model_is_down(engine: Engine, wire: Wire) -> None:
+    engine.fallbacks = ["claude-sonnet-5-5"]
+    wire.usually = lambda r: Overloaded("busy") if r.model == "claude-haiku-5-5" else message("Fine.")
+    reply = await engine.ask(question(), scope=SCOPE)
+    assert reply.value == "Fine."
+    assert wire.sent[-1].model == "claude-sonnet-5-5"
+
+
+async def test_cancelling_books_what_is_in_flight_and_frees_the_key(engine: Engine, wire: Wire) -> None:
+    wire.gate = asyncio.Event()
+    task = asyncio.create_task(engine.ask(question(), scope=SCOPE))
+    while not wire.sent:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    wire.gate = None
+    await engine.ask(question(), scope=SCOPE)
+    assert [row.state for row in rows(engine)] == ["unproven", "settled"]
+
+
+async def test_one_failure_costs_the_others_nothing(engine: Engine, wire: Wire) -> None:
+    wire.usually = lambda r: (
+        BadRequest("not this one") if r.messages[0]["content"] == "question 7" else message("Fine.")
+    )
+    outcomes: dict[int, Reply | LLMError] = {}
+    await engine.map(
+        (question(f"question {i}") for i in range(20)), outcomes.__setitem__, scope=SCOPE, max_in_flight=4
+    )
+    assert isinstance(outcomes.pop(7), BadRequest)
+    assert len(outcomes) == 19
+    assert all(reply.value == "Fine." for reply in outcomes.values())
+
+
+async def test_no_more_than_asked_are_in_flight(engine: Engine, wire: Wire) -> None:
+    in_flight, most = 0, 0
+    send = wire.send
+
+    async def counted(request: object, *, timeout_s: float) -> bytes:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        try:
+            return await send(request, timeout_s=timeout_s)
+        finally:
+            in_flight -= 1
+
+    wire.send = counted
+    await engine.map((question(f"{i}") for i in range(40)), lambda *_: None, scope=SCOPE, max_in_flight=5)
+    assert most == 5
+
+
+async def test_the_first_call_warms_the_shared_prefix_before_the_others_go(engine: Engine, wire: Wire) -> None:
+    wire.gate = asyncio.Event()
+    shared = {"type": "text", "text": "instructions " * 500}
+
+    def about(document: str) -> object:
+        content = [shared, {"type": "text", "text": document}]
+        return question(messages=[{"role": "user", "content": content}], shared_blocks=1)
+
+    asking = asyncio.create_task(
+        engine.map((about(f"{i}") for i in range(10)), lambda *_: None, scope=SCOPE, max_in_flight=10)
+    )
+    await asyncio.sleep(0.2)
+    assert len(wire.sent) == 1
+    wire.gate.set()
+    await asking
+    assert len(wire.sent) == 10
+
+
+async def test_prompts_are_kept_for_errors_only_by_default(engine: Engine, wire: Wire) -> None:
+    wire.script = [BAD]
+    with pytest.raises(InvalidOutput):
+        await engine.ask(question("bad"), scope=SCOPE, output=VERDICT)
+    wire.script = [GOOD]
+    await engine.ask(question("good"), scope=SCOPE, output=VERDICT)
+    with engine.ledger.database.read() as connection:
+        kept = list(connection.execute(sa.select(payload.c.prompt, payload.c.reply)))
+    assert sorted(row.prompt is not None for row in kept) == [False, True]
+    assert all(row.reply for row in kept)

@@ -1,0 +1,88 @@
+"""Money is whole micro-USD, rounded up, and never guessed."""
+
+from decimal import ROUND_CEILING, Decimal
+
+import pytest
+from genai_prices import Usage as GenaiUsage
+from genai_prices import calc_price
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_llm_provider.pricing import Usage, rate_card, usd
+
+TOKENS = st.integers(min_value=0, max_value=400_000)
+MODELS = ["claude-haiku-5-5", "claude-sonnet-5-5", "claude-opus-5-5", "claude-sonnet-4-5"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@given(usage=st.builds(Usage, **dict.fromkeys(Usage.__dataclass_fields__, TOKENS)))
+def test_a_card_prices_exactly_as_genai_prices_does(model: str, usage: Usage) -> None:
+    reference = calc_price(
+        GenaiUsage(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cache_read_tokens=usage.cache_read_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            cache_write_1h_tokens=usage.cache_write_1h_tokens,
+        ),
+        model,
+        provider_id="anthropic",
+    ).total_price
+    card = rate_card(model)
+    assert card is not None
+    assert card.price_micro_usd(usage) == int((reference * 1_000_000).to_integral_value(ROUND_CEILING))
+
+
+@pytest.mark.parametrize("start", [100_000, 200_000])
+def test_the_tier_begins_above_its_threshold_not_at_it(start: int) -> None:
+    for model in MODELS:
+        for tokens in (start - 1, start, start + 1):
+            reference = calc_price(
+                GenaiUsage(input_tokens=tokens), model, provider_id="anthropic"
+            ).total_price
+            card = rate_card(model)
+            assert card is not None
+            expected = (reference * 1_000_000).to_integral_value(ROUND_CEILING)
+            assert card.price_micro_usd(Usage(uncached_tokens=tokens)) == expected
+
+
+@given(uncached=TOKENS, read=TOKENS, five=TOKENS, hour=TOKENS, output=TOKENS)
+def test_the_ceiling_is_never_below_the_price(
+    uncached: int, read: int, five: int, hour: int, output: int
+) -> None:
+    card = rate_card("claude-haiku-5-5")
+    assert card is not None
+    usage = Usage(
+        uncached_tokens=uncached,
+        cache_read_tokens=read,
+        cache_write_5m_tokens=five,
+        cache_write_1h_tokens=hour,
+        output_tokens=output,
+    )
+    ceiling = card.ceiling_micro_usd(input_tokens=usage.input_tokens, output_tokens=output)
+    assert ceiling >= card.price_micro_usd(usage)
+
+
+def test_an_unknown_model_has_no_price_rather_than_none_at_all() -> None:
+    assert rate_card("a-private-model") is None
+
+
+def test_usage_is_read_from_the_api_without_counting_a_token_twice() -> None:
+    usage = Usage.from_api(
+        {
+            "input_tokens": 10,
+            "output_tokens": 5,
+            "cache_creation_input_tokens": 100,
+            "cache_read_input_tokens": 30,
+            "cache_creation": {"ephemeral_5m_input_tokens": 60, "ephemeral_1h_input_tokens": 40},
+        }
+    )
+    assert (usage.uncached_tokens, usage.cache_write_5m_tokens, usage.cache_write_1h_tokens) == (10, 60, 40)
+    assert usage.input_tokens == 140
+
+
+@given(st.integers(min_value=-(10**12), max_value=10**12))
+def test_dollars_are_written_without_losing_a_micro_usd(amount: int) -> None:
+    written = usd(amount)
+    assert written is not None
+    assert Decimal(written) * 1_000_000 == amount
