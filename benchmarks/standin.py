@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-SENTENCE = "The vendor ACME delivers {n} boxes on 2026-03-0{d} for $1,{n}.00; any dispute goes to court {n}. "
+SENTENCE = "The vendor ACME delivers {n} boxes on 2026-03-0{d} for $1,{n}.00; any dispute goes to court. "
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -114,9 +114,7 @@ def main() -> None:
         figures[name] = measure(
             requests=chosen.requests, chars=chosen.chars, in_flight=chosen.in_flight, structured=structured
         )
-        print(
-            f"{name}: {figures[name]['per_second']:.0f} requests/s, {figures[name]['server_cpu_ms']:.2f} CPU-ms each"
-        )
+        print(f"{name}: {figures[name]['per_second']:.0f} /s, {figures[name]['server_cpu_ms']:.2f} ms CPU")
     print(
         json.dumps(
             {

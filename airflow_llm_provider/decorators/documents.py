@@ -46,7 +46,8 @@ class _ClaudeDocumentsTask(DecoratedOperator, ClaudeDocumentsOperator):
         context_merge(context, self.op_kwargs)
         kwargs = determine_kwargs(self.python_callable, self.op_args, context)
         self.documents = self.python_callable(*self.op_args, **kwargs)
-        return super().execute(context)
+        manifest: dict[str, Any] = super().execute(context)
+        return manifest
 
 
 def claude_documents_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

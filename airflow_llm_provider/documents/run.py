@@ -16,7 +16,7 @@ from airflow_llm_provider.documents.blocks import ceiling_tokens, to_blocks
 from airflow_llm_provider.documents.content import Content, Unreadable
 from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.reader import read
-from airflow_llm_provider.engine.flow import for_each
+from airflow_llm_provider.engine.flow import calm_collector, for_each
 from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd, to_json
 from airflow_llm_provider.engine.validate import OutputType
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.ledger.records import CallScope, Reuse
 
 OUTCOMES = ("answered", "reused", "repaired", "dead_letter", "pending")
+
+_A_LONG_RUN = 100  # documents from which calming the garbage collector pays
 
 # What fails one document here would fail them all, so the run stops and keeps what it has.
 _HOPELESS = (AuthenticationFailed, SpendLimitReached, BudgetExceeded, LedgerUnavailable)
@@ -78,6 +80,7 @@ class Question:
     pdf: Literal["auto", "text", "native"] = "auto"
     max_bytes: int = 32 * 1024 * 1024
     encoding: str = "utf-8"
+    _key: str = field(init=False, repr=False)
 
     def request(self, content: Content | None) -> Request:
         """Return the request about one document; None gives what all of them share."""
@@ -107,7 +110,7 @@ class Question:
     def __post_init__(self) -> None:
         reading = {"framing": self.framing, "pdf": self.pdf, "encoding": self.encoding, "max": self.max_bytes}
         key = hashlib.sha256(self.request(None).fingerprint.encode() + to_json(reading)).hexdigest()
-        object.__setattr__(self, "_key", key)
+        object.__setattr__(self, "_key", key)  # the one way to keep a derived value in a frozen dataclass
 
 
 @dataclass(kw_only=True)
@@ -284,6 +287,8 @@ class Run:
         )
 
     def _land(self, sink: RowSink, index: int, document: Document, reply: Reply) -> None:
+        if self.outcomes.total() == _A_LONG_RUN:
+            calm_collector()
         outcome = "reused" if reply.reused else "repaired" if reply.repairs else "answered"
         self.outcomes[outcome] += 1
         if reply.reused:
@@ -301,7 +306,7 @@ class Run:
         self.outcomes["dead_letter"] += 1
         self.reasons[reason] += 1
         self.retryable = self.retryable or isinstance(error, (RetryableError, OSError))
-        letter = {
+        letter: dict[str, Any] = {
             "document_id": document.id,
             "uri": document.uri,
             "reason": reason,

@@ -78,8 +78,9 @@ def hints_of(options: tuple[str, ...], source: str) -> tuple[tuple[str, tuple[st
     names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
     marks = list(re.finditer(rf"(?<![\w.-])[\"'`]?({names})[\"'`]?\s*:\s*", source))
     hints: dict[str, tuple[str, ...]] = {}
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        words = source[mark.end() : following.start() if following else len(source)]
+    ends = [mark.start() for mark in marks[1:]]
+    for mark, end in zip(marks, [*ends, len(source)], strict=False):  # no marks, no hints
+        words = source[mark.end() : end]
         words = words.split("\n\n")[0].strip(" \t\n;,.")
         pieces = tuple(piece.strip(" \"'`.,") for piece in _PIECES.split(words))
         hints[mark[1]] = (*hints.get(mark[1], ()), *(piece for piece in pieces if normal_phrase(piece)))

@@ -39,12 +39,13 @@ def application(server: StandIn) -> web.Application:
     """Return the web application that answers for `server`."""
     routes = _Routes(server)
     app = web.Application(client_max_size=_BODY_BYTES, middlewares=[routes.in_the_apis_shape])
-    if server.exchanges is not None:
+    if server.exchanges is None:
+        app.router.add_post("/v1/messages", routes.messages)
+        app.router.add_post("/v1/messages/count_tokens", routes.count_tokens)
+        app.router.add_get("/v1/models", routes.models)
+        app.router.add_get("/v1/models/{id}", routes.model)
+    else:
         app.router.add_route("*", "/v1/{path:.*}", routes.exchange)
-    app.router.add_post("/v1/messages", routes.messages)
-    app.router.add_post("/v1/messages/count_tokens", routes.count_tokens)
-    app.router.add_get("/v1/models", routes.models)
-    app.router.add_get("/v1/models/{id}", routes.model)
     app.router.add_get("/stand-in", routes.what_this_is)
     app.router.add_get("/stand-in/invoice", routes.invoice)
     app.router.add_get("/stand-in/requests", routes.requests)

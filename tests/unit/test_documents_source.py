@@ -449,8 +449,7 @@ def test_a_file_that_is_no_table_inside_is_only_rejections(tmp_path):
 
 def test_memory_stays_flat_over_many_rows(tmp_path):
     with open(tmp_path / "rows.jsonl", "w") as file:
-        for n in range(20_000):
-            file.write(f'{{"id":{n},"t":"{"x" * 200}"}}\n')
+        file.writelines(f'{{"id":{n},"t":"{"x" * 200}"}}\n' for n in range(20_000))
     tracemalloc.start()
     try:
         assert sum(1 for _ in list_documents(tmp_path / "rows.jsonl")) == 20_000

@@ -30,14 +30,14 @@ This invoice is unpaid. Any dispute is settled by the courts of Hamburg, and now
 """
 
 LICENCES = {
-    "MIT": "The MIT License (MIT)\n\nCopyright (c) 2020 Ann Author\n\nPermission is hereby granted, free\n of charge, "
-    "to any person obtaining a copy of this software, to deal in the Software without restriction.",
+    "MIT": "The MIT License (MIT)\n\nCopyright (c) Ann Author\n\nPermission is hereby granted, free\n of "
+    "charge, to any person obtaining a copy of this software, to deal in the Software without restriction.",
     "Apache-2.0": "                Apache License\n           Version 2.0, January 2004\n\n"
     "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION. Permission is granted.",
-    "BSD-3-Clause": "Copyright (c) 2011, Bob\nRedistribution and use in source and binary forms are permitted.\n"
-    "Neither the name of the copyright holder nor the names of its contributors may be used to endorse products.",
-    "MPL-2.0": "Mozilla Public License Version 2.0\n====\n1.12 Secondary License means the GNU General Public License.",
-    "GPL-3.0-or-later": "GNU GENERAL PUBLIC LICENSE\nVersion 3, 29 June 2007\n\nEveryone is permitted to copy.",
+    "BSD-3-Clause": "Copyright (c) 2011, Bob\nRedistribution and use in source and binary is permitted.\n"
+    "Neither the name of the copyright holder nor the names of its contributors may be used to endorse.",
+    "MPL-2.0": "Mozilla Public License Version 2.0\n===\n1.12 Secondary License: GNU General Public License.",
+    "GPL-3.0-or-later": "GNU GENERAL PUBLIC LICENSE\nVersion 3, 29 June 2007\n\nEveryone may copy.",
     "PSF-2.0": "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2\n\n1. This LICENSE AGREEMENT is between the PSF",
     "ISC": "ISC License\n\nPermission to use, copy, modify, and/or distribute this software for any purpose",
 }
@@ -80,13 +80,6 @@ def test_every_field_is_a_span_of_the_document() -> None:
         "iban": None,
         "signed_at": "2025-03-04",  # a date that was found, if not the one meant: the rules are plain
     }
-
-
-def test_what_the_sdk_makes_of_a_schema_is_answered_with_the_same() -> None:
-    import anthropic
-
-    sent = anthropic.transform_schema(Invoice)
-    assert answer(sent, INVOICE) == answer(Invoice.model_json_schema(), INVOICE)
 
 
 @pytest.mark.parametrize("spdx", LICENCES)

@@ -1,0 +1,402 @@
+"""How rows land: in input order, whole or not at all, in each format."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import sys
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import BaseModel
+from upath import UPath
+
+from airflow_llm_provider.documents import formats, parquet
+from airflow_llm_provider.documents.dead_letters import read_dead_letters
+from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
+from airflow_llm_provider.documents.sink import RowDoesNotFit, RowSink
+
+
+class Party(BaseModel):
+    name: str
+    share: float | None = None
+
+
+class Invoice(BaseModel):
+    number: str
+    kind: Literal["invoice", "credit"]
+    cents: int
+    paid: bool | None
+    seller: Party
+    buyers: list[Party]
+    tags: list[str]
+    extra: dict[str, str]
+    either: int | str
+
+
+SCHEMA = Invoice.model_json_schema()
+
+
+def data(n: int) -> dict[str, Any]:
+    return {
+        "number": f"№{n}",
+        "kind": "invoice",
+        "cents": n,
+        "paid": None if n % 2 else True,
+        "seller": {"name": 'a, "b"\nc', "share": None},
+        "buyers": [{"name": "x", "share": 1}, {"name": "y", "share": 0.5}],
+        "tags": ["t"],
+        "extra": {"k": "v"},
+        "either": "7",
+    }
+
+
+def row(n: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "document_id": f"d{n}",
+        "outcome": "answered",
+        "data": data(n),
+        "model": "m",
+        "stop_reason": "end_turn",
+        "input_tokens": n,
+        "output_tokens": 2,
+        "cache_read_tokens": 0,
+        "cache_write_tokens": 0,
+        "cost_usd": "0.000012" if n else None,
+        "reused": False,
+        "attempts": 1,
+        "repairs": 0,
+        "latency_s": 0.25,
+        "trace_id": "t" * 32,
+        **fields,
+    }
+
+
+def letter(n: int) -> dict[str, Any]:
+    return {
+        "document_id": f"d{n}",
+        "uri": None,
+        "reason": "refused",
+        "error_class": "Refused",
+        "message": "no",
+    }
+
+
+def lines(path: str | Path) -> list[Any]:
+    return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
+
+
+def test_rows_land_in_input_order_whatever_order_they_came_in(tmp_path):
+    order = list(range(300))
+    random.Random(7).shuffle(order)
+    sink = RowSink(tmp_path / "out/rows.jsonl", schema=SCHEMA)
+    for n in order:
+        if n % 10 == 3:
+            sink.dead(n, letter(n))
+        elif n % 10 != 4:  # never asked
+            sink.add(n, row(n))
+    landed = sink.close({"documents": 300})
+    assert [r["document_id"] for r in lines(landed.output)] == [
+        f"d{n}" for n in range(300) if n % 10 not in (3, 4)
+    ]
+    assert [r["document_id"] for r in lines(landed.dead_letters)] == [f"d{n}" for n in range(3, 300, 10)]
+    assert lines(landed.output)[0] == row(0)
+    manifest = json.loads(Path(landed.manifest).read_bytes())
+    assert manifest["documents"] == 300
+    assert manifest["rows"] == landed.rows == 240
+    assert manifest["output"] == landed.output
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "rows.dead_letters.jsonl",
+        "rows.jsonl",
+        "rows.manifest.json",
+        "rows.schema.json",
+    ]
+
+
+def test_a_list_lands_one_row_an_item(tmp_path):
+    sink = RowSink(tmp_path / "rows.jsonl", list_type=True)
+    sink.add(1, [row(1, item=0, data="x"), row(1, item=1, data="y")])
+    sink.add(0, [])
+    landed = sink.close({})
+    assert [(r["document_id"], r["item"], r["data"]) for r in lines(landed.output)] == [
+        ("d1", 0, "x"),
+        ("d1", 1, "y"),
+    ]
+    assert landed.rows == 2
+
+
+def test_a_document_has_exactly_one_outcome(tmp_path):
+    with RowSink(tmp_path / "rows.jsonl") as sink:
+        sink.add(0, row(0))
+        with pytest.raises(ValueError, match="exactly one"):
+            sink.dead(0, letter(0))
+        with pytest.raises(RowDoesNotFit, match="typo"):
+            sink.add(1, row(1, typo=1))
+        sink.dead(1, letter(1))
+
+
+def test_the_schema_beside_the_rows_describes_them(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    sink = RowSink(tmp_path / "rows.jsonl", schema=SCHEMA)
+    sink.add(0, row(0))
+    landed = sink.close({})
+    schema = json.loads(Path(landed.schema).read_bytes())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    (landed_row,) = lines(landed.output)
+    validator.validate(landed_row)
+    with pytest.raises(jsonschema.ValidationError):
+        validator.validate({**landed_row, "data": {**landed_row["data"], "seller": {"name": 7}}})
+
+
+def test_csv_has_a_column_a_field_and_json_where_it_nests(tmp_path):
+    sink = RowSink(tmp_path / "rows.csv", schema=SCHEMA)
+    sink.add(0, row(0))
+    sink.add(1, row(1, data=None))
+    with open(sink.close({}).output, newline="", encoding="utf-8") as file:
+        first, second = csv.DictReader(file)
+    assert first["data.number"] == "№0"
+    assert json.loads(first["data.seller"]) == data(0)["seller"]
+    assert json.loads(first["data.tags"]) == ["t"]
+    assert (first["data.paid"], first["reused"], first["cost_usd"]) == ("true", "false", "")
+    assert second["data.number"] == ""
+    assert second["cost_usd"] == "0.000012"
+    assert list(first)[:3] == ["document_id", "outcome", "data.number"]
+    assert list(first)[-1] == "trace_id"
+
+
+def test_plain_answers_are_one_data_column(tmp_path):
+    for name in ("rows.csv", "rows.parquet", "rows.jsonl"):
+        sink = RowSink(tmp_path / name)
+        sink.add(0, row(0, data="an answer,\nof two lines"))
+        sink.close({})
+    with open(tmp_path / "rows.csv", newline="") as file:
+        assert next(csv.DictReader(file))["data"] == "an answer,\nof two lines"
+    assert pq.read_table(tmp_path / "rows.parquet")["data"].to_pylist() == ["an answer,\nof two lines"]
+
+
+def test_parquet_is_typed_by_the_schema(tmp_path):
+    sink = RowSink(tmp_path / "rows.parquet", schema=SCHEMA)
+    for n in range(3):
+        sink.add(n, row(n))
+    sink.add(3, row(3, data=None))
+    table = pq.read_table(sink.close({}).output)
+    types = {field.name: field.type for field in table.schema.field("data").type}
+    assert types["number"] == types["kind"] == pa.string()
+    assert types["cents"] == pa.int64()
+    assert types["paid"] == pa.bool_()
+    assert types["seller"] == pa.struct([("name", pa.string()), ("share", pa.float64())])
+    assert pa.types.is_list(types["buyers"])
+    assert types["extra"] == types["either"] == pa.string()
+    rows = table.to_pylist()
+    assert rows[1]["data"]["buyers"] == [{"name": "x", "share": 1.0}, {"name": "y", "share": 0.5}]
+    assert json.loads(rows[1]["data"]["extra"]) == {"k": "v"}
+    assert rows[1]["cost_usd"] == Decimal("0.000012")
+    assert rows[0]["cost_usd"] is None
+    assert rows[3]["data"] is None
+    assert [r["document_id"] for r in rows] == ["d0", "d1", "d2", "d3"]
+
+
+class Node(BaseModel):
+    name: str
+    children: list[Node] = []
+
+
+def test_a_type_that_holds_itself_ends_in_json_text(tmp_path):
+    sink = RowSink(tmp_path / "rows.parquet", schema=Node.model_json_schema())
+    value = Node(name="a", children=[Node(name="b")]).model_dump()
+    sink.add(0, row(0, data=value))
+    (landed,) = pq.read_table(sink.close({}).output).to_pylist()
+    assert landed["data"]["name"] == "a"
+
+
+def test_a_value_that_no_column_holds_is_refused_when_it_comes_not_when_all_is_paid(tmp_path):
+    large = {**data(0), "cents": 2**70}
+    with RowSink(tmp_path / "rows.parquet", schema=SCHEMA) as sink:
+        with pytest.raises(RowDoesNotFit, match=r"(?s)'d0'.*64-bit"):
+            sink.add(0, row(0, data=large))
+        sink.dead(0, letter(0))
+        assert sink.close({}).dead == 1
+    sink = RowSink(tmp_path / "rows.jsonl", schema=SCHEMA)
+    sink.add(0, row(0, data=large))
+    assert lines(sink.close({}).output)[0]["data"]["cents"] == 2**70
+
+
+def test_parquet_is_written_in_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 10)
+    sink = RowSink(tmp_path / "rows.parquet")
+    for n in range(25):
+        sink.add(n, row(n, data="x"))
+    assert pq.ParquetFile(sink.close({}).output).num_row_groups == 3
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_no_rows_at_all_is_a_file_without_rows(tmp_path, name):
+    landed = RowSink(tmp_path / name, schema=SCHEMA).close({})
+    assert landed.rows == 0
+    assert landed.dead_letters is None
+    if name.endswith("parquet"):
+        assert pq.read_table(landed.output).num_rows == 0
+
+
+def test_a_folder_takes_parts_and_a_shard_beside_a_file_its_own_name(tmp_path):
+    assert RowSink(f"{tmp_path}/out/", part="part-3").close({}).output == f"{tmp_path}/out/part-3.jsonl"
+    assert RowSink(f"{tmp_path}/out/", folder_format="csv").close({}).output == f"{tmp_path}/out/part-0.csv"
+    assert RowSink(tmp_path / "rows.jsonl", part="part-3").close({}).output == str(
+        tmp_path / "rows.part-3.jsonl"
+    )
+
+
+def test_what_can_not_be_written_is_said_before_anything_is_paid(tmp_path, monkeypatch):
+    with pytest.raises(UnknownFormat, match="xlsx"):
+        RowSink(tmp_path / "rows.xlsx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        RowSink(tmp_path / "file/rows.jsonl")
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"airflow-provider-llm\[parquet\]"):
+        RowSink(tmp_path / "rows.parquet")
+
+
+def test_an_error_leaves_the_earlier_files_and_nothing_behind(tmp_path, monkeypatch):
+    first = RowSink(tmp_path / "rows.jsonl")
+    first.add(0, row(0, data="old"))
+    first.close({})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for fails in ("airflow_llm_provider.documents.sink.row_schema", "os.fsync"):
+        second = RowSink(tmp_path / "rows.jsonl")
+        second.add(0, row(0, data="new"))
+        second.dead(1, letter(1))
+
+        def fail(*args: Any) -> Any:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fails, fail)
+            with pytest.raises(OSError, match="No space"):
+                second.close({})
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_manifest_is_put_in_place_last(tmp_path, monkeypatch):
+    order = []
+    replace = Path.replace
+
+    def watched(self: Path, target: Any) -> Path:
+        order.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    sink = RowSink(tmp_path / "rows.jsonl")
+    sink.dead(0, letter(0))
+    sink.close({})
+    assert order == ["rows.jsonl", "rows.schema.json", "rows.dead_letters.jsonl", "rows.manifest.json"]
+
+
+def test_dead_letters_of_an_earlier_run_do_not_outlive_it(tmp_path):
+    first = RowSink(tmp_path / "rows.jsonl")
+    first.dead(0, letter(0))
+    assert Path(str(first.close({}).dead_letters)).exists()
+    second = RowSink(tmp_path / "rows.jsonl")
+    second.add(0, row(0))
+    second.close({})
+    assert not (tmp_path / "rows.dead_letters.jsonl").exists()
+
+
+def test_leftovers_of_a_killed_process_are_removed_when_they_are_old(tmp_path):
+    old, young, other = (
+        tmp_path / name for name in (".rows.jsonl.1.tmp", ".rows.jsonl.2.tmp", ".x.jsonl.1.tmp")
+    )
+    for path in (old, young, other):
+        path.write_text("x")
+    os.utime(old, (1, 1))
+    os.utime(other, (1, 1))
+    RowSink(tmp_path / "rows.jsonl").close({})
+    assert [path.exists() for path in (old, young, other)] == [False, True, True]
+
+
+def test_files_have_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "usual").write_text("")
+    landed = RowSink(tmp_path / "rows.jsonl").close({})
+    assert os.stat(landed.output).st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_object_storage_takes_every_format(tmp_path, name):
+    folder = UPath(f"memory://sink-{name}/out")
+    sink = RowSink(folder / name, schema=SCHEMA, spool_dir=tmp_path)
+    sink.add(1, row(1))
+    sink.dead(0, letter(0))
+    landed = sink.close({"x": 1})
+    assert landed.output == f"{folder}/{name}"
+    assert (
+        sorted(path.name for path in folder.iterdir())
+        == [
+            "rows.dead_letters.jsonl",
+            name,
+            "rows.manifest.json",
+            "rows.schema.json",
+        ]
+        or name != "rows.jsonl"
+    )
+    assert (folder / name).stat().st_size > 0
+    assert list(read_dead_letters(folder / name)) == list(read_dead_letters(str(folder))) == [letter(0)]
+    again = RowSink(str(folder / name), schema=SCHEMA)
+    again.close({})
+    assert not (folder / "rows.dead_letters.jsonl").exists()
+
+
+def test_object_storage_is_untouched_by_a_failure(tmp_path, monkeypatch):
+    output = UPath("memory://sink-failing/out/rows.jsonl")
+    sink = RowSink(output)
+    sink.add(0, row(0))
+    monkeypatch.setattr("airflow_llm_provider.documents.sink.row_schema", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sink.close({})
+    assert not output.parent.exists()
+
+
+def test_dead_letters_are_read_back_from_the_output_its_folder_or_their_file(tmp_path):
+    for part in (0, 1):
+        sink = RowSink(f"{tmp_path}/out/", part=f"part-{part}")
+        sink.dead(0, letter(part))
+        sink.close({})
+    clean = RowSink(tmp_path / "clean.jsonl").close({})
+    both = [letter(0), letter(1)]
+    assert list(read_dead_letters(f"{tmp_path}/out/")) == both
+    assert list(read_dead_letters(tmp_path / "out/part-1.jsonl")) == both[1:]
+    assert list(read_dead_letters(tmp_path / "out/part-1.dead_letters.jsonl")) == both[1:]
+    assert list(read_dead_letters(clean.output)) == []
+    with pytest.raises(FileNotFoundError):
+        list(read_dead_letters(tmp_path / "never.jsonl"))
+
+
+def test_rows_may_come_from_many_threads(tmp_path):
+    sink = RowSink(tmp_path / "rows.jsonl")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: sink.add(n, row(n)), range(500)))
+    landed = sink.close({})
+    assert [r["document_id"] for r in lines(landed.output)] == [f"d{n}" for n in range(500)]
+    assert landed.rows == 500
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="coverage counts as memory")
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_memory_stays_flat_over_many_rows(tmp_path, name):
+    tracemalloc.start()
+    try:
+        sink = RowSink(tmp_path / name)
+        for n in range(5_000):
+            sink.add(n, row(n, data="x" * 2_000))
+        sink.close({})
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
