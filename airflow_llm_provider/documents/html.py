@@ -1,4 +1,4 @@
-"""HTML as readable text, through inscriptis."""
+"""HTML as readable text, through inscriptis where that costs about the page's size."""
 
 from __future__ import annotations
 
@@ -6,36 +6,45 @@ import re
 from typing import Any
 
 from airflow_llm_provider.documents.content import Unreadable
+from airflow_llm_provider.documents.html_layout import BLOCKS, layout_is_cheap
 from airflow_llm_provider.documents.text import decode
 
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_.:-]+)", re.IGNORECASE)
 _XML_DECLARATION = re.compile(r"\A\s*<\?xml [^>]*>")
-_TABLE_TAGS = ("table", "tr", "td", "th")
+_HIDING = re.compile(r"display\s*:\s*none", re.IGNORECASE)
+_HIDDEN = frozenset({"head", "link", "meta", "script", "title", "style"})
 
 
 def html_text(raw: bytes, encoding: str = "utf-8") -> str:
     """Return what a reader of the page would see, tables kept, trailing blanks of lines dropped.
 
-    The page's own `<meta charset>` is used where `encoding` does not fit. Raises Unreadable.
+    The page's own `<meta charset>` is used where `encoding` does not fit. Of styles only `display: none`
+    counts. A page that is laid out so as to cost far more than its size is read without layout.
+    Raises Unreadable.
     """
     from inscriptis.html_engine import Inscriptis  # type: ignore[import-untyped]
     from lxml import etree  # type: ignore[import-untyped]
-    from lxml.html import document_fromstring  # type: ignore[import-untyped]
+    from lxml.html import HTMLParser, document_fromstring  # type: ignore[import-untyped]
 
     source = _XML_DECLARATION.sub("", _decode(raw, encoding), count=1)
+    # Without huge_tree, what is nested more than 256 deep is left out without a word.
+    parser = HTMLParser(huge_tree=True)
     try:
-        tree = document_fromstring(source)
+        tree = document_fromstring(source, parser=parser)
     except (etree.ParserError, ValueError) as error:
         if "empty" in str(error).lower():
             raise Unreadable("empty", "there is no text in this HTML") from None
         raise Unreadable("unreadable", f"HTML that can't be parsed: {error}") from None
-    if _padding(tree) > 4 * len(source) + 1_000_000:
-        for element in list(tree.iter(*_TABLE_TAGS)):
-            element.tag = "div"
-    try:
-        text = Inscriptis(tree).get_text()
-    except RecursionError:
-        raise Unreadable("unreadable", "HTML nested too deeply") from None
+    if any(entry.type == etree.ErrorTypes.ERR_RESOURCE_LIMIT for entry in parser.error_log):
+        raise Unreadable("unreadable", "HTML nested too deeply")
+    _keep_only_hiding(tree)
+    if layout_is_cheap(tree, len(source)):
+        try:
+            text = Inscriptis(tree).get_text()
+        except RecursionError:
+            text = _without_layout(tree)
+    else:
+        text = _without_layout(tree)
     text = "\n".join(line.rstrip() for line in text.split("\n")).strip("\n")
     if not text:
         raise Unreadable("empty", "there is no text in this HTML")
@@ -55,30 +64,31 @@ def _decode(raw: bytes, encoding: str) -> str:
             raise error from None
 
 
-def _padding(tree: Any) -> int:
-    """Bound the characters that aligning the tables will take.
+def _keep_only_hiding(tree: Any) -> None:
+    """Drop styles, whose margins and paddings a page may set to any size."""
+    for element in tree.iter():
+        style = element.attrib.pop("style", None) if isinstance(element.tag, str) else None
+        if style is not None and _HIDING.search(style):
+            element.set("style", "display: none")
 
-    Cells are padded to their column's width, so one long cell above many rows costs their product, and
-    tables in tables multiply: a small page could fill the memory.
-    """
-    # Sizes from the leaves up, without recursion. A table inside a table counts with what it becomes.
-    size: dict[Any, int] = {}
-    rows: dict[Any, int] = {}
-    widest: dict[Any, int] = {}
-    total = 0
+
+def _without_layout(tree: Any) -> str:
+    """Return the page's text with a line for each block, and nothing aligned."""
     from lxml import etree
 
-    for _, element in etree.iterwalk(tree, events=("end",)):
-        mine = size.pop(element, 0) + len(element.text or "")
-        if element.tag == "tr":
-            table = next(element.iterancestors("table"), None)
-            if table is not None:
-                rows[table] = rows.get(table, 0) + 1
-                widest[table] = max(widest.get(table, 0), mine)
-        elif element.tag == "table":
-            mine = max(mine, rows.pop(element, 0) * widest.pop(element, 0))
-            total += mine
-        parent = element.getparent()
-        if parent is not None:
-            size[parent] = size.get(parent, 0) + mine + len(element.tail or "")
-    return total
+    pieces: list[str] = []
+    walk = etree.iterwalk(tree, events=("start", "end", "comment"))
+    for event, element in walk:
+        if event == "comment":
+            pieces.append(element.tail or "")
+            continue
+        if element.tag in BLOCKS:
+            pieces.append("\n")
+        if event == "end":
+            pieces.append(element.tail or "")
+        elif element.tag in _HIDDEN or element.get("style"):
+            walk.skip_subtree()
+        else:
+            pieces.append(element.text or "")
+    lines = (" ".join(line.split()) for line in "".join(pieces).split("\n"))
+    return "\n".join(line for line in lines if line)

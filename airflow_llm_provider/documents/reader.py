@@ -80,13 +80,16 @@ def _read_file(path: str, max_bytes: int) -> bytes:
     """Read a regular file; what was listed as a file and has become a link, pipe or device is refused."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
+        try:
             stat = os.fstat(descriptor)
             if not stat_mode.S_ISREG(stat.st_mode):
                 raise Unreadable("unreadable", f"{path!r} is no regular file")
             if stat.st_size > max_bytes:
                 raise _too_large(stat.st_size, max_bytes)
-            raw = file.read(max_bytes + 1)
+            with open(descriptor, "rb", closefd=False, buffering=0) as file:
+                raw = file.read()
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE):
             raise  # the machine's trouble, not the document's

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import IO, Any
@@ -17,6 +19,7 @@ from airflow_llm_provider.documents.document import Document, Reason, Rejected
 
 TABLE_SUFFIXES = frozenset({"jsonl", "ndjson", "csv"})
 MAX_ROW_BYTES = 32 * 1024 * 1024
+MAX_ID_CHARACTERS = 1024
 
 _ROW_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
 _FILE_NAME = re.compile(
@@ -50,10 +53,13 @@ def row_document(
     if id_field in row:
         given = row[id_field]
         if given is None or given == "" or isinstance(given, bool | Mapping | list | tuple | set | bytes):
-            return rejected(
-                "unreadable", f"its id, field {id_field!r}, is {given!r}; give a text or a number"
-            )
+            shown = reprlib.repr(given)
+            return rejected("unreadable", f"its id, field {id_field!r}, is {shown}; give a text or a number")
         row_id = str(given)
+        if len(row_id) > MAX_ID_CHARACTERS:
+            return rejected(
+                "unreadable", f"its id, field {id_field!r}, is over {MAX_ID_CHARACTERS} characters"
+            )
         if not row_id.isascii() and not _is_unicode(row_id):
             return rejected("unreadable", f"its id, field {id_field!r}, holds a lone surrogate")
     else:
@@ -170,8 +176,11 @@ def _csv_cells(reader: Any, encoding: str) -> Iterator[tuple[int, Any]]:
         elif header is None:
             header = cells
             if len(set(header)) < len(header):
-                twice = next(name for name in header if header.count(name) > 1)
-                yield start, _Broken(f"column {twice!r} appears twice in the header, so no row was read")
+                (twice, _), *_ = Counter(header).most_common(1)
+                yield (
+                    start,
+                    _Broken(f"column {twice[:100]!r} appears twice in the header, so no row was read"),
+                )
                 return
         elif len(cells) != len(header):
             yield start, _Broken(f"{len(cells)} cells where the header has {len(header)}")

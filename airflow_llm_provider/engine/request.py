@@ -164,7 +164,7 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise BadRequest(f"{value} is not a number that JSON can hold.")
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+        return int(value) if value.is_integer() and abs(value) <= 2**53 else value
     return value
 
 

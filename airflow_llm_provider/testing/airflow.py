@@ -26,10 +26,12 @@ from airflow_llm_provider.testing.processes import (
     end_strays,
     exit_on_signals,
     free_port,
+    is_alive,
     kill_sessions,
     send_signal,
     session_members,
     signals_held,
+    title,
 )
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
@@ -184,7 +186,7 @@ class LocalAirflow(RunningAirflow):
             with suppress(ProcessLookupError):
                 if os.getpgid(member.pid) == member.pid != os.getsid(member.pid):
                     supervisor = parents.get(member.ppid())
-                    if supervisor is not None and "LocalExecutor" in " ".join(supervisor.cmdline()):
+                    if supervisor is not None and "LocalExecutor" in title(supervisor):
                         found.append(TaskProcess(supervisor.pid, member.pid))
         return found
 
@@ -343,6 +345,7 @@ class LocalAirflow(RunningAirflow):
 
     def _end(self, components: Collection[ChildSession], within_s: float) -> None:
         sessions = {component.pid for component in components}
+        patience = time.monotonic() + within_s
         for component in components:
             if component.name == "triggerer":
                 self._end_triggers(component.pid)
@@ -350,7 +353,12 @@ class LocalAirflow(RunningAirflow):
         if any(component.name == "scheduler" for component in components):
             self._end_tasks()  # else it waits for their own end
         deadline = time.monotonic() + within_s
-        while session_members(sessions) and time.monotonic() < deadline:
+        while (left := session_members(sessions)) and time.monotonic() < deadline:
+            # LocalExecutor sometimes waits for ever for workers that wait for it.
+            if not all(member.pid in sessions or title(member).endswith("<idle>") for member in left):
+                patience = time.monotonic() + 4.0
+            elif time.monotonic() > patience:
+                break
             time.sleep(0.05)
             self._reap()
         kill_sessions(sessions)
@@ -361,11 +369,11 @@ class LocalAirflow(RunningAirflow):
 
     def _end_triggers(self, triggerer: int) -> None:
         """End the triggerer's runner before itself: it often misses the runner's end, and then waits 10 s."""
-        for runner in _others(triggerer):
-            send_signal(runner, signal.SIGTERM)
         deadline = time.monotonic() + 3.0
-        while _others(triggerer) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        for member in session_members({triggerer}):
+            while member.pid != triggerer and is_alive(member) and time.monotonic() < deadline:
+                send_signal(member.pid, signal.SIGTERM)
+                time.sleep(0.05)
 
     def _end_tasks(self) -> None:
         """End the running tasks as Airflow does: TERM, which only calls on_kill, and KILL 5 s later."""
@@ -376,7 +384,3 @@ class LocalAirflow(RunningAirflow):
             time.sleep(0.05)
         for task in tasks:
             send_signal(task.runner, signal.SIGKILL)
-
-
-def _others(leader: int) -> list[int]:
-    return [member.pid for member in session_members({leader}) if member.pid != leader]

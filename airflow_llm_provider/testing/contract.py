@@ -28,18 +28,18 @@ def check(body: Any, *, schema: str = "CreateMessageParams") -> None:
     validator = _validator(schema)
     if validator.is_valid(body):
         return
-    from jsonschema.exceptions import best_match  # type: ignore[import-untyped]  # it has no stubs
+    from jsonschema.exceptions import best_match
 
     error = best_match(validator.iter_errors(body))
     where = ".".join(map(str, error.absolute_path)) or "body"
-    raise ApiError(400, f"{where}: {error.message[:500]}")
+    raise ApiError(400, f"{where}: {error.message[:300]}")
 
 
 @lru_cache
 def _validator(name: str) -> _Validator:
     # Loaded here: 1.2 MB of JSON and two test dependencies, needed only when validation is on.
     import orjson
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no stubs
+    from jsonschema import Draft202012Validator
     from referencing import Registry
     from referencing.jsonschema import DRAFT202012
 

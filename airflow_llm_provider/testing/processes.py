@@ -146,9 +146,24 @@ def session_members(sessions: Collection[int]) -> list[psutil.Process]:
         with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
             if os.getsid(pid) in sessions:
                 process = psutil.Process(pid)
-                if process.status() != psutil.STATUS_ZOMBIE:
+                if is_alive(process):
                     members.append(process)
     return members
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether the process still runs: one that has ended and was not awaited does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def title(process: psutil.Process) -> str:
+    """Return the command line the process shows; empty when it has ended."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()).strip()
+    return ""
 
 
 def send_signal(pid: int, signum: int) -> None:

@@ -77,8 +77,11 @@ class Question:
 
     @cached_property
     def text(self) -> str:
-        """Join every text of the request: what `matching=` of faults and replies is looked up in."""
-        return "\n".join(block.text for block in self.blocks if block.text)
+        """Join every text and title of the request: what `matching=` of faults and replies looks through."""
+        titles = [
+            str(block.raw.get("title") or "") for block in self.blocks if block.kind in ("document", "pdf")
+        ]
+        return "\n".join([*filter(None, titles), *(block.text for block in self.blocks if block.text)])
 
     @cached_property
     def document(self) -> str:
@@ -97,7 +100,11 @@ class Question:
     @cached_property
     def prompt(self) -> str:
         """Return the instructions: system and user text without the documents."""
-        texts = [block.text for block in self.blocks if block.kind in ("system", "text")]
+        texts = [
+            block.text
+            for block in self.blocks
+            if block.kind in ("system", "text") and block.role != "assistant"
+        ]
         return "\n".join(_TAGGED.sub(" ", text) if "ocument" in text else text for text in texts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
@@ -279,7 +280,14 @@ class _Routes:
                 return web.Response(body=pieces[0], headers=headers)
             headers["content-length"] = str(len(pieces[0]))
         response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):  # the caller may have gone; it is charged all the same
+            await response.prepare(request)
+            await self._write(request, response, pieces, fault)
+        return response
+
+    async def _write(
+        self, request: web.Request, response: web.StreamResponse, pieces: list[bytes], fault: Fault | None
+    ) -> None:
         body = b"".join(pieces)
         if fault and fault.kind == "drop":
             await response.write(body[: len(body) // 2])
@@ -293,7 +301,6 @@ class _Routes:
         else:
             for piece in pieces:
                 await response.write(piece)
-        return response
 
     async def _hang(self, request: web.Request) -> web.StreamResponse:
         """Never answer: wait until the client has gone or the server stops."""

@@ -179,7 +179,7 @@ async def test_what_is_refused_has_the_apis_error_shape_and_is_not_billed(client
         await client.messages.create(**ask(system=marked))
     with (
         pytest.raises(anthropic.BadRequestError, match="prompt is too long"),
-        pytest.warns(DeprecationWarning),
+        pytest.warns(DeprecationWarning, match="2026"),
     ):
         await client.messages.create(**ask("x" * 900_000) | {"model": "claude-sonnet-4-5"})
     with pytest.raises(anthropic.NotFoundError):

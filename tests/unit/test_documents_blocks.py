@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from importlib import resources
@@ -66,8 +67,6 @@ def test_no_text_can_hold_its_own_tag(text):
 
 
 def test_the_tag_is_derived_from_the_hash_and_changed_when_it_occurs(monkeypatch):
-    import hashlib
-
     class Weak:
         """A hash whose first answer is known to the text."""
 

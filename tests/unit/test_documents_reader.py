@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import os
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -16,14 +18,17 @@ from typing import Any
 import docx
 import pypdfium2
 import pytest
+from docx.oxml import parse_xml
 from fpdf import FPDF
 from hypothesis import given
 from hypothesis import strategies as st
+from lxml.html import document_fromstring
 from upath import UPath
 
 from airflow_llm_provider.documents import image as image_module
 from airflow_llm_provider.documents import pdf as pdf_module
 from airflow_llm_provider.documents.document import Document
+from airflow_llm_provider.documents.html_layout import layout_is_cheap
 from airflow_llm_provider.documents.reader import Content, Unreadable, read
 from airflow_llm_provider.documents.source import list_documents
 
@@ -117,7 +122,7 @@ def test_a_byte_order_mark_wins_and_is_no_part_of_the_text(tmp_path, codec):
 
 def test_a_row_with_a_lone_surrogate_or_nul_is_unreadable():
     for text in ("a\ud800", "a\0"):
-        with pytest.raises(Unreadable, match="character 1|position 1") as caught:
+        with pytest.raises(Unreadable, match=r"(character|position) 1") as caught:
             read(Document(id="x", text=text))
         assert caught.value.reason == "unreadable"
 
@@ -133,7 +138,7 @@ def test_a_300_mb_file_costs_nothing(tmp_path):
     with pytest.raises(Unreadable, match="300,000,000 bytes") as caught:
         read(document)
     assert caught.value.reason == "too_large"
-    assert time.perf_counter() - started < 0.05
+    assert time.perf_counter() - started < 0.5
 
 
 def test_a_file_that_grew_after_it_was_listed_is_still_within_limits(tmp_path):
@@ -221,11 +226,21 @@ def test_html_without_text_is_empty(tmp_path, page):
     [
         "<table><tr><td>" + "x" * 100_000 + "</td></tr>" + "<tr><td>y</td></tr>" * 10_000 + "</table>",
         "<table><tr><td>" * 200 + "x" * 5000 + "</td></tr><tr><td>y</td></tr></table>" * 200,
-        "<div>" * 100_000 + "deep",
+        "<div>" * 500 + "deep",
         "<p>word" * 50_000,
         "<ul><li>" * 200 + "x",
+        "<ul>" * 250 + "<li>x</li>" * 20_000,
+        "<p>" + "<i>x</i> " * 100_000,
+        "<table><tr><td>" + "<br>x" * 5_000 + "</td><td>" + "y" * 20_000 + "</td></tr></table>",
+        "<table>"
+        + "".join(f"<tr>{'<td>' * row}{'x' * 3000}{'<td>' * (200 - row)}</tr>" for row in range(200))
+        + "</table>",
+        '<div style="padding-left: 99999em; margin-top: 99999em">x</div>' * 100,
     ],
-    ids=["padding", "nested tables", "deep", "many", "lists"],
+    ids=[
+        *("padding", "nested tables", "deep", "many", "lists", "indents", "pieces", "tall and wide"),
+        *("diagonal", "styles"),
+    ],
 )
 def test_hostile_html_costs_about_its_size(tmp_path, page):
     started = time.process_time()
@@ -233,6 +248,32 @@ def test_hostile_html_costs_about_its_size(tmp_path, page):
     assert text is not None
     assert len(text) < 5 * len(page) + 1_100_000
     assert time.process_time() - started < 3
+
+
+def test_html_nested_too_deep_is_named_not_cut(tmp_path):
+    assert read_bytes(tmp_path, b"<div>" * 1500 + b"deep", "a.html").text == "deep"
+    assert refused(tmp_path, b"<div>" * 100_000 + b"deep", "a.html") == (
+        "unreadable",
+        "HTML nested too deeply",
+    )
+
+
+def test_what_html_hides_is_not_read(tmp_path):
+    page = (
+        b'<p>seen</p><p style="color: red; DISPLAY:none">hidden</p><script>x</script><p style="color:red">too'
+    )
+    assert read_bytes(tmp_path, page, "a.html").text == "seen\n\ntoo"
+    costly = page + b"<table><tr><td>" + b"w" * 5000 + b"</td></tr>" + b"<tr><td>v</td></tr>" * 5000
+    text = read_bytes(tmp_path, costly, "b.html").text
+    assert text is not None
+    assert text.startswith("seen\ntoo\nwww")
+    assert "hidden" not in text
+
+
+def test_ordinary_large_pages_keep_their_layout():
+    row = '<tr>\n  <td><a href="x">name {0}</a></td>\n  <td>{0}</td>\n <td><p>Some words.</p></td>\n</tr>'
+    page = "<table>" + "\n".join(row.format(n) for n in range(3000)) + "</table>" + "<ul><li>point</ul>" * 500
+    assert layout_is_cheap(document_fromstring(page), len(page))
 
 
 # PDF
@@ -324,17 +365,15 @@ def test_a_word_document_is_its_paragraphs_and_tables_in_order(tmp_path):
 
 def test_text_in_content_controls_insertions_and_links_is_not_lost(tmp_path):
     def build(document: Any) -> None:
-        from docx.oxml import parse_xml
-
         w = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
         run = "<w:r><w:t>{}</w:t></w:r>"
-        for number, xml in enumerate(
-            (
-                f"<w:sdt {w}><w:sdtContent><w:p>{run.format('control')}</w:p></w:sdtContent></w:sdt>",
-                f"<w:p {w}><w:ins>{run.format('inserted')}</w:ins><w:del><w:r><w:delText>deleted</w:delText></w:r>"
-                f"</w:del><w:hyperlink>{run.format(' link')}</w:hyperlink></w:p>",
-            )
-        ):
+        control = f"<w:sdt {w}><w:sdtContent><w:p>{run.format('control')}</w:p></w:sdtContent></w:sdt>"
+        paragraph = (
+            f"<w:p {w}><w:ins>{run.format('inserted')}</w:ins>"
+            f"<w:del><w:r><w:delText>deleted</w:delText></w:r></w:del>"
+            f"<w:hyperlink>{run.format(' link')}</w:hyperlink></w:p>"
+        )
+        for number, xml in enumerate((control, paragraph)):
             document.element.body.insert(number, parse_xml(xml))
 
     assert read_bytes(tmp_path, make_docx(build), "a.docx").text == "control\ninserted link"
@@ -352,10 +391,9 @@ def test_a_merged_cell_costs_once_however_wide_it_says_it_is(tmp_path):
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     def bomb(size: int, name: str = "word/document.xml") -> bytes:
         out = io.BytesIO()
-        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-            with archive.open(name, "w") as entry:
-                for _ in range(size // 1_000_000):
-                    entry.write(bytes(1_000_000))
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(name, "w") as entry:
+            for _ in range(size // 1_000_000):
+                entry.write(bytes(1_000_000))
         return out.getvalue()
 
     for raw in (bomb(120_000_000, "word/media/x.png"), bomb(5_000_000)):
@@ -363,7 +401,7 @@ def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
         reason, message = refused(tmp_path, raw, "a.docx")
         assert reason == "too_large"
         assert "zip bomb" in message
-        assert time.perf_counter() - started < 0.2
+        assert time.perf_counter() - started < 1
 
 
 def test_bad_word_documents_are_named(tmp_path):
@@ -414,15 +452,12 @@ def test_first_bytes_win_over_the_name(tmp_path):
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    import subprocess
-    import sys
-
     code = (
         "import sys, airflow_llm_provider.documents.source, airflow_llm_provider.documents.reader, "
         "airflow_llm_provider.documents.blocks, airflow_llm_provider.documents.sink, "
         "airflow_llm_provider.documents.dead_letters\n"
         "heavy = {'pypdfium2', 'docx', 'lxml', 'inscriptis', 'pyarrow', 'fsspec', 'upath', 'airflow'}\n"
-        "sys.exit(' '.join(heavy & set(sys.modules)))"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -326,6 +326,7 @@ def test_strings_in_a_list_are_texts_by_type_never_by_guess(tmp_path):
         ({"id": True}, "unreadable"),
         ({"id": {"a": 1}}, "unreadable"),
         ({"id": "\ud800"}, "unreadable"),
+        ({"id": "x" * 2000}, "unreadable"),
         ({"a": object()}, "unreadable"),
         ({"a": b"bytes"}, "unreadable"),
     ],

@@ -1,0 +1,151 @@
+"""The books: the ledger's rows held against the stand-in's invoice, line by line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from airflow_llm_provider.ledger.schema import LATE, OPEN, REOPENED, SETTLED, UNPROVEN, call
+from airflow_llm_provider.testing.invoice import Invoice, InvoiceLine
+
+_PAID = (SETTLED, LATE, REOPENED)  # a reopened row was paid and answered, and is to be asked anew
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Books:
+    """What both sides agree on.
+
+    paid: rows with a reply, one to one on the invoice; cost_micro_usd: what they cost, where it is known.
+    unproven: rows whose call may have been charged without a reply; lost: invoice lines that only they explain.
+    lost_micro_usd: what those lines cost, at most `ceiling_micro_usd`, what the unproven rows are booked at.
+    """
+
+    paid: int
+    cost_micro_usd: int
+    unproven: int
+    ceiling_micro_usd: int
+    lost: int
+    lost_micro_usd: int
+
+
+def balance(ledger_url: str, invoice: Invoice | Iterable[InvoiceLine]) -> Books:
+    """Return what the ledger and the invoice agree on; raise AssertionError with the difference if they don't.
+
+    Every row with a reply has an invoice line of its own, alike to the token and micro-USD. Each line that is
+    left belongs to an unproven attempt at the same model, and costs no more than that attempt's ceiling. An
+    attempt still open counts as unproven: its process may have been killed.
+
+    ledger_url: SQLAlchemy URL; a SQLite ledger that is not there yet holds no rows.
+    invoice: the stand-in's, or lines of several added up. Read it when nothing is in flight any more.
+    """
+    lines = invoice.lines if isinstance(invoice, Invoice) else list(invoice)
+    rows = _rows(ledger_url)
+    paid = [row for row in rows if row["state"] in _PAID]
+    unproven = [row for row in rows if row["state"] in (UNPROVEN, OPEN)]
+
+    booked, charged = Counter(map(_row_key, paid)), Counter(map(_line_key, lines))
+    if booked - charged:
+        raise AssertionError(
+            _difference("in the ledger, not on the invoice", booked - charged, charged - booked)
+        )
+    left = list((charged - booked).elements())
+    _require_explained(left, unproven)
+    return Books(
+        paid=len(paid),
+        cost_micro_usd=sum(row["cost_micro_usd"] or 0 for row in paid),
+        unproven=len(unproven),
+        ceiling_micro_usd=sum(row["ceiling_micro_usd"] or 0 for row in unproven),
+        lost=len(left),
+        lost_micro_usd=sum(key.cost_micro_usd or 0 for key in left),
+    )
+
+
+@dataclass(frozen=True, order=True)
+class _Key:
+    """What a row and its invoice line have in common."""
+
+    model: str
+    uncached_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_5m_tokens: int
+    cache_write_1h_tokens: int
+    cost_micro_usd: int | None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model}: {self.uncached_tokens} in, {self.output_tokens} out, {self.cache_read_tokens} read, "
+            f"{self.cache_write_5m_tokens}+{self.cache_write_1h_tokens} written, {self.cost_micro_usd} micro-USD"
+        )
+
+
+def _rows(ledger_url: str) -> list[Mapping[str, Any]]:
+    url = sa.make_url(ledger_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return []  # connecting would create it
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    try:
+        if not sa.inspect(engine).has_table(call.name):
+            return []
+        with engine.connect() as connection:
+            return list(connection.execute(sa.select(call)).mappings())
+    finally:
+        engine.dispose()
+
+
+def _row_key(row: Mapping[str, Any]) -> _Key:
+    return _Key(**{name: row[name] for name in _Key.__dataclass_fields__})
+
+
+def _line_key(line: InvoiceLine) -> _Key:
+    return _Key(
+        model=line.model,
+        uncached_tokens=line.input_tokens,
+        output_tokens=line.output_tokens,
+        cache_read_tokens=line.cache_read_tokens,
+        cache_write_5m_tokens=line.cache_write_5m_tokens,
+        cache_write_1h_tokens=line.cache_write_1h_tokens,
+        cost_micro_usd=line.cost_micro_usd,
+    )
+
+
+def _require_explained(left: list[_Key], unproven: list[Mapping[str, Any]]) -> None:
+    """Give each line an unproven row of its own that was booked at no less, the dearest first."""
+    for model in sorted({key.model for key in left}):
+        # An unknown price is bounded by nothing, on either side: then only their number counts.
+        costs = sorted((k.cost_micro_usd or 0 for k in left if k.model == model), reverse=True)
+        ceilings = sorted(
+            (float("inf") if r["ceiling_micro_usd"] is None else r["ceiling_micro_usd"])
+            for r in unproven
+            if r["model"] == model
+        )[::-1]
+        if len(costs) > len(ceilings):
+            lines = Counter(key for key in left if key.model == model)
+            raise AssertionError(
+                f"{len(costs)} calls of {model} were charged that no settled row has, and only {len(ceilings)} are "
+                f"booked as unproven:\n{_listed(lines)}"
+            )
+        for cost, ceiling in zip(costs, ceilings, strict=False):
+            if cost > ceiling:
+                raise AssertionError(
+                    f"A call of {model} was charged {cost} micro-USD, more than the ceiling it was booked at, {ceiling}."
+                )
+
+
+def _difference(what: str, ours: Counter[_Key], theirs: Counter[_Key]) -> str:
+    return (
+        f"{ours.total()} rows {what}:\n{_listed(ours)}\n"
+        f"{theirs.total()} on the invoice, not in the ledger:\n{_listed(theirs)}"
+    )
+
+
+def _listed(keys: Counter[_Key]) -> str:
+    lines = [f"  {count} x {key}" for key, count in sorted(keys.items(), key=lambda pair: str(pair[0]))]
+    more = f"\n  … and {len(lines) - _SHOWN} more kinds" if len(lines) > _SHOWN else ""
+    return "\n".join(lines[:_SHOWN]) + more

@@ -1,0 +1,215 @@
+"""The engine over the real SDK and real HTTP: every class of fault, and books that balance after each."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.retry import RetryPolicy
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    LLMError,
+    NetworkError,
+    Overloaded,
+    RateLimited,
+    Refused,
+    RetryableError,
+    ServerError,
+    SpendLimitReached,
+    TooLong,
+    Truncated,
+)
+from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.testing.books import balance
+from airflow_llm_provider.testing.standin import StandIn
+
+SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
+QUICK = {
+    kind: RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.02)
+    for kind in (NetworkError, RateLimited, Overloaded, ServerError)
+}
+
+
+class Fact(pydantic.BaseModel):
+    date: str = pydantic.Field(description="the date of the agreement")
+    amount: str = pydantic.Field(description="the amount of money")
+
+
+DOCUMENT = "This agreement of March 4, 2026 obliges the buyer to pay $1,250.00 to the seller, number {n}."
+
+
+def about(n: int = 0, **fields: object) -> Request:
+    block = {
+        "type": "document",
+        "source": {"type": "text", "media_type": "text/plain", "data": DOCUMENT.format(n=n)},
+    }
+    asked = {"type": "text", "text": "What was agreed?"}
+    return Request(
+        **{
+            "model": "claude-haiku-5-5",
+            "messages": [{"role": "user", "content": [asked, block]}],
+            "schema": OutputType(Fact).schema,
+            "max_tokens": 500,
+            **fields,
+        }
+    )
+
+
+@pytest.fixture
+def ledger_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
+
+
+@pytest.fixture
+async def engine(claude_server: StandIn, ledger_url: str) -> AsyncIterator[Engine]:
+    client = AnthropicClient(api_key="sk-ant-planted-key", base_url=claude_server.url)
+    engine = Engine(client=client, ledger=Ledger(ledger_url), policies=QUICK, timeout_s=5)
+    yield engine
+    await engine.close()
+    balance(ledger_url, claude_server.invoice)
+
+
+async def test_a_structured_answer_comes_back_validated(engine: Engine) -> None:
+    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    assert reply.value == Fact(date="March 4, 2026", amount="$1,250.00")
+
+
+async def test_a_thousand_questions_are_each_paid_once(engine: Engine, claude_server: StandIn) -> None:
+    claude_server.validate = False
+    for _ in range(2):
+        outcomes: list[object] = []
+        await engine.map(
+            (about(n) for n in range(1000)),
+            lambda _, outcome: outcomes.append(outcome),
+            scope=SCOPE,
+            output=OutputType(Fact),
+            max_in_flight=128,
+        )
+        assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    assert claude_server.invoice.paid == 1000
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ({"status": 429, "retry_after": 0.01}, RateLimited),
+        ({"status": 529}, Overloaded),
+        ({"status": 500}, ServerError),
+        ({"status": 504}, ServerError),
+        ({"status": 400}, BadRequest),
+        ({"status": 404}, BadRequest),
+        ({"status": 413}, TooLong),
+        ({"status": 400, "message": "prompt is too long: 250000 tokens > 200000 maximum"}, TooLong),
+        ({"status": 401}, AuthenticationFailed),
+        ({"status": 403}, AuthenticationFailed),
+        ({"status": 402}, SpendLimitReached),
+        ({"status": 429, "error_code": "enforced_spend_limit_reached"}, SpendLimitReached),
+        ({"kind": "drop"}, NetworkError),
+        ({"kind": "refusal"}, Refused),
+        ({"kind": "max_tokens"}, Truncated),
+        ({"kind": "pause_turn"}, Truncated),
+        ({"kind": "model_context_window_exceeded"}, Truncated),
+    ],
+)
+async def test_every_fault_is_told_by_its_class(
+    engine: Engine, claude_server: StandIn, fault: dict, error: type[LLMError]
+) -> None:
+    claude_server.fail(**fault)
+    with pytest.raises(error) as caught:
+        await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    assert "planted-key" not in str(caught.value)
+    retried = issubclass(error, RetryableError)
+    assert claude_server.seen == (QUICK[error].attempts if retried else 1)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 429, "retry_after": 0.01},
+        {"status": 529},
+        {"status": 500},
+        {"kind": "drop"},
+        {"kind": "slow"},
+    ],
+)
+async def test_a_passing_fault_costs_nothing_but_time(
+    engine: Engine, claude_server: StandIn, fault: dict
+) -> None:
+    claude_server.fail(times=2, **fault)
+    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    assert reply.value.amount == "$1,250.00"
+
+
+@pytest.mark.parametrize("kind", ["truncated_json", "wrong_shape", "prose"])
+async def test_an_answer_of_the_wrong_shape_is_repaired(
+    engine: Engine, claude_server: StandIn, kind: str
+) -> None:
+    claude_server.fail(kind=kind, times=1)
+    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact), max_repairs=2)
+    assert reply.repairs == 1
+    assert claude_server.invoice.paid == 2
+
+
+async def test_a_server_that_hangs_is_left_after_the_time_out(engine: Engine, claude_server: StandIn) -> None:
+    engine.timeout_s = 0.3
+    claude_server.fail(kind="hang", times=1)
+    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    assert reply.attempts == 2
+
+
+async def test_a_server_that_is_not_there_is_named_and_nothing_is_booked(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    engine.client = AnthropicClient(api_key="sk-ant-x", base_url=f"http://127.0.0.1:{port}")
+    with pytest.raises(NetworkError, match=f"127.0.0.1:{port}") as caught:
+        await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    assert not caught.value.billed
+    assert engine.tally.unproven == 0
+
+
+async def test_cancelling_in_mid_call_leaves_books_that_balance(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    claude_server.latency_s = 0.5
+    asking = asyncio.create_task(
+        engine.map((about(n) for n in range(40)), lambda *_: None, scope=SCOPE, max_in_flight=10)
+    )
+    await asyncio.sleep(0.8)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert engine.tally.requests >= 10
+
+
+async def test_another_endpoint_is_another_answer(engine: Engine, claude_server: StandIn) -> None:
+    await engine.ask(about(endpoint="anthropic https://api.anthropic.com"), scope=SCOPE, reuse="always")
+    await engine.ask(about(endpoint=f"anthropic {claude_server.url}"), scope=SCOPE, reuse="always")
+    assert claude_server.invoice.paid == 2
+
+
+async def test_the_shared_prefix_is_written_to_the_cache_once_and_read_by_the_rest(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    instructions = {"type": "text", "text": "Look for dates and amounts of money. " * 200}
+    requests = [
+        about(
+            messages=[{"role": "user", "content": [instructions, {"type": "text", "text": f"{n}"}]}],
+            shared_blocks=1,
+        )
+        for n in range(20)
+    ]
+    await engine.map(requests, lambda *_: None, scope=SCOPE, max_in_flight=20)
+    lines = claude_server.invoice.lines
+    assert sum(line.usage.cache_write_tokens > 0 for line in lines) == 1
+    assert sum(line.usage.cache_read_tokens > 0 for line in lines) == 19

@@ -1,0 +1,112 @@
+"""An answer is what was asked for, or a complaint that a model can act on."""
+
+import datetime as dt
+import enum
+from typing import Any, Literal
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.errors import InvalidOutput
+
+
+class Invoice(pydantic.BaseModel):
+    number: str
+    total: float = pydantic.Field(ge=0)
+    due: dt.date
+
+
+class Kind(enum.StrEnum):
+    INVOICE = "invoice"
+    CONTRACT = "contract"
+
+
+INVOICE = '{"number": "A-1", "total": 12.5, "due": "2026-03-04"}'
+
+
+def test_a_model_comes_back_as_itself() -> None:
+    value = OutputType(Invoice).parse(INVOICE)
+    assert value == Invoice(number="A-1", total=12.5, due=dt.date(2026, 3, 4))
+    assert OutputType(Invoice).dump(value) == {"number": "A-1", "total": 12.5, "due": "2026-03-04"}
+
+
+@pytest.mark.parametrize(
+    ("output_type", "text", "value"),
+    [
+        (
+            list[Invoice],
+            f'{{"items": [{INVOICE}]}}',
+            [Invoice(number="A-1", total=12.5, due=dt.date(2026, 3, 4))],
+        ),
+        (list[str], '{"items": []}', []),
+        (Kind, '{"value": "invoice"}', Kind.INVOICE),
+        (Literal["yes", "no"], '{"value": "no"}', "no"),
+        (int | None, '{"value": null}', None),
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+        ({"type": "object", "required": ["a"]}, '{"a": 1}', {"a": 1}),
+        ({"type": "array", "items": {"type": "integer"}}, '{"value": [1]}', [1]),
+        (None, "Just text.", "Just text."),
+        (str, "Just text.", "Just text."),
+    ],
+)
+def test_any_type_can_be_asked_for(output_type: Any, text: str, value: object) -> None:
+    assert OutputType(output_type).parse(text) == value
+
+
+@pytest.mark.parametrize("output_type", [Invoice, list[Invoice], Kind, int | None, {"type": "array"}])
+def test_the_api_is_given_an_object_whatever_the_type(output_type: Any) -> None:
+    schema = OutputType(output_type).schema
+    assert schema is not None
+    assert schema["type"] == "object"
+
+
+def test_definitions_stay_at_the_top_of_a_wrapped_schema() -> None:
+    schema = OutputType(list[Invoice]).schema
+    assert schema is not None
+    assert "Invoice" in schema["$defs"]
+    assert "$defs" not in schema["properties"]["items"]
+    item = OutputType(list[Invoice]).item_schema
+    assert item is not None
+    assert item["$ref"] == "#/$defs/Invoice"
+    assert "Invoice" in item["$defs"]
+
+
+@pytest.mark.parametrize(
+    ("output_type", "text", "complaint"),
+    [
+        (
+            Invoice,
+            '{"number": "A-1", "total": -1, "due": "2026-03-04"}',
+            "total: .*greater than or equal to 0",
+        ),
+        (Invoice, '{"number": "A-1", "due": "soon"}', "(?s)total: Field required.*due: "),
+        (Invoice, "The total is 12.", "not JSON"),
+        (Invoice, '{"number": "A-1", "total": 12.5, "due": "2026-', "not JSON"),
+        (Invoice, "[]", "object|dictionary"),
+        (list[Invoice], "[]", "items"),
+        (Kind, '{"value": "letter"}', "invoice"),
+        ({"type": "object", "required": ["a"]}, "{}", "'a' is a required property"),
+        (None, "  \n", "empty"),
+    ],
+)
+def test_a_complaint_names_the_field_and_what_is_wrong(output_type: Any, text: str, complaint: str) -> None:
+    with pytest.raises(InvalidOutput, match=complaint) as caught:
+        OutputType(output_type).parse(text)
+    assert caught.value.reply_text == text
+
+
+def test_a_long_complaint_is_cut_to_what_a_reader_can_use() -> None:
+    with pytest.raises(InvalidOutput, match="… and 90 more"):
+        OutputType(list[int]).parse('{"items": [' + ",".join(['"x"'] * 100) + "]}")
+
+
+@given(st.text())
+def test_no_text_breaks_the_parser(text: str) -> None:
+    for output_type in (Invoice, list[Invoice], Kind, {"type": "object"}):
+        try:
+            OutputType(output_type).parse(text)
+        except InvalidOutput:
+            continue

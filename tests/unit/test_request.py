@@ -1,0 +1,140 @@
+"""Two requests are the same when they mean the same, and differ when anything that shapes the answer differs."""
+
+import dataclasses
+import json
+import random
+from typing import Any
+
+import orjson
+import pytest
+from conftest import question
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.errors import BadRequest
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def shuffled(value: Any, seed: random.Random) -> Any:
+    """Rebuild a value with its keys in another order and its whole numbers spelt as floats."""
+    if isinstance(value, dict):
+        items = list(value.items())
+        seed.shuffle(items)
+        return {key: shuffled(item, seed) for key, item in items}
+    if isinstance(value, list):
+        return [shuffled(item, seed) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and float(value) == value:
+        return float(value)
+    return value
+
+
+@given(extra=st.dictionaries(st.text(min_size=1, max_size=8), JSON, max_size=4), seed=st.randoms())
+def test_the_order_of_keys_and_the_spelling_of_numbers_do_not_count(extra: dict, seed: random.Random) -> None:
+    assert question(extra=extra).fingerprint == question(extra=shuffled(extra, seed)).fingerprint
+
+
+@given(one=JSON, other=JSON)
+def test_different_parameters_are_different_questions(one: object, other: object) -> None:
+    same = normal(one) == normal(other)
+    assert (question(extra={"x": one}).fingerprint == question(extra={"x": other}).fingerprint) == same
+
+
+def normal(value: Any) -> str:
+    """Spell a value as the reference does: the stdlib's JSON, whole floats as integers."""
+
+    def whole(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: whole(inner) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [whole(inner) for inner in item]
+        return int(item) if isinstance(item, float) and item.is_integer() and abs(item) <= 2**53 else item
+
+    return json.dumps(whole(value), sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "claude-opus-5-5"},
+        {"messages": [{"role": "user", "content": "How are you now?"}]},
+        {"messages": [{"role": "assistant", "content": "How are you?"}]},
+        {"system": "Be brief."},
+        {"max_tokens": 5},
+        {"schema": {"type": "object"}},
+        {"effort": "high"},
+        {"extra": {"thinking": {"type": "enabled", "budget_tokens": 1024}}},
+        {"endpoint": "anthropic http://127.0.0.1:8080"},
+        {"version": "2"},
+        {"sample": 1},
+    ],
+)
+def test_whatever_shapes_the_answer_makes_another_question(change: dict) -> None:
+    assert dataclasses.replace(question(), **change).fingerprint != question().fingerprint
+
+
+@pytest.mark.parametrize(
+    "change", [{"shared_blocks": 1}, {"input_ceiling": 9}, {"extra": {"metadata": {"user_id": "x"}}}]
+)
+def test_hints_do_not_make_another_question(change: dict) -> None:
+    asked = question(messages=[{"role": "user", "content": [{"type": "text", "text": "How are you?"}]}])
+    assert dataclasses.replace(asked, **change).fingerprint == asked.fingerprint
+
+
+def test_the_order_of_a_schemas_properties_counts_since_a_model_fills_them_in_it() -> None:
+    def schema(*names: str) -> dict:
+        return {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+
+    assert (
+        question(schema=schema("reason", "verdict")).fingerprint
+        != question(schema=schema("verdict", "reason")).fingerprint
+    )
+
+
+def test_the_cache_breakpoint_stands_behind_what_is_shared() -> None:
+    content = [{"type": "text", "text": "shared"}, {"type": "text", "text": "its own"}]
+    asked = question(messages=[{"role": "user", "content": content}], system="System.", shared_blocks=1)
+    body = orjson.loads(asked.body(None))
+    first, second = body["messages"][0]["content"]
+    assert first["cache_control"] == {"type": "ephemeral"}
+    assert "cache_control" not in second
+    assert "cache_control" not in body["system"][0]
+    assert "cache_control" not in content[0]  # the author's own value is left alone
+
+
+@given(text=st.text(st.characters(codec="utf-8")))
+def test_text_is_sent_byte_for_byte(text: str) -> None:
+    body = orjson.loads(question(text).body(None))
+    assert body["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", b"bytes", object()])
+def test_what_json_can_not_hold_is_named_before_anything_is_sent(value: object) -> None:
+    with pytest.raises(BadRequest):
+        _ = question(extra={"x": value}).fingerprint
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=200))
+def test_the_ceiling_counts_at_least_a_token_a_byte(text: str) -> None:
+    assert question(text).input_ceiling_tokens >= len(text.encode())
+
+
+def test_the_ceiling_of_an_unknown_model_is_unknown() -> None:
+    assert ceiling_micro_usd(question(model="a-private-model")) is None
+
+
+def test_requests_with_the_same_instructions_share_a_prefix() -> None:
+    def about(document: str, instruction: str = "Read.") -> Request:
+        blocks = [{"type": "text", "text": instruction}, {"type": "text", "text": document}]
+        return question(messages=[{"role": "user", "content": blocks}], shared_blocks=1)
+
+    assert about("one").shared_prefix == about("two").shared_prefix != about("one", "Look.").shared_prefix
