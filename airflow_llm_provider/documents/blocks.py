@@ -11,9 +11,6 @@ IMAGE_TOKENS = 5_000
 """More than any image costs: https://docs.claude.com/en/docs/build-with-claude/vision."""
 PDF_PAGE_TOKENS = 8_000
 """More than a page costs, as text and image: https://docs.claude.com/en/docs/build-with-claude/pdf-support."""
-BLOCK_TOKENS = 100
-"""What framing a block costs at most, its title not counted."""
-MAX_TITLE_CHARACTERS = 500
 
 Framing = Literal["document", "tag"]
 
@@ -21,29 +18,21 @@ Framing = Literal["document", "tag"]
 def to_blocks(content: Content, framing: Framing = "document") -> list[dict[str, Any]]:
     """Return the content as blocks of a user message.
 
+    A file's name is not sent: renaming it does not make it another question, and copies are paid once.
+
     framing: "document": the API's own document block with a text source. "tag": for compatible servers that
         lack those, a text block closed in a tag derived from the text's hash, which does not occur in it.
     """
-    return [_block(part, content.title, framing) for part in content.parts]
+    return [_block(part, framing) for part in content.parts]
 
 
 def ceiling_tokens(content: Content) -> int:
-    """Return an upper bound of the input tokens, from which a call's highest price is reckoned.
-
-    A token is at least one byte of UTF-8, so text counts with its bytes.
-    """
-    title = len((content.title or "").encode()) + BLOCK_TOKENS
-    total = 0
-    for part in content.parts:
-        total += title + len((part.title or "").encode())
-        if part.kind == "text":
-            total += len(part.data.encode())
-        else:
-            total += IMAGE_TOKENS if part.kind == "image" else PDF_PAGE_TOKENS * part.pages
-    return total
+    """Return an upper bound of the input tokens of images and pages; the request itself bounds its text."""
+    images = sum(part.kind == "image" for part in content.parts)
+    return IMAGE_TOKENS * images + PDF_PAGE_TOKENS * sum(part.pages for part in content.parts)
 
 
-def _block(part: Part, title: str | None, framing: Framing) -> dict[str, Any]:
+def _block(part: Part, framing: Framing) -> dict[str, Any]:
     if part.kind == "image":
         return {"type": "image", "source": _base64_source(part)}
     if part.kind == "text" and framing == "tag":
@@ -54,9 +43,8 @@ def _block(part: Part, title: str | None, framing: Framing) -> dict[str, Any]:
         block["source"] = {"type": "text", "media_type": "text/plain", "data": part.data}
     else:
         block["source"] = _base64_source(part)
-    names = ", ".join(name for name in (title, part.title) if name)
-    if names:
-        block["title"] = names[:MAX_TITLE_CHARACTERS]
+    if part.title:
+        block["title"] = part.title
     return block
 
 

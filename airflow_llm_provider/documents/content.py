@@ -46,7 +46,6 @@ class Content:
 
     content_hash: str
     parts: tuple[Part, ...]
-    title: str | None = None
     pages: int = 0
 
     @property

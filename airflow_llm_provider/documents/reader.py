@@ -46,7 +46,7 @@ def read(
     content_hash = hashlib.sha256(raw).hexdigest()
     name = document.name
     parts, pages = _parse(raw, _format(raw, name.rpartition(".")[2].lower()), pdf, encoding)
-    return Content(content_hash=content_hash, parts=parts, title=name, pages=pages)
+    return Content(content_hash=content_hash, parts=parts, pages=pages)
 
 
 def _row_content(text: str, max_bytes: int) -> Content:

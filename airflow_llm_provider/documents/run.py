@@ -16,6 +16,7 @@ from airflow_llm_provider.documents.blocks import ceiling_tokens, to_blocks
 from airflow_llm_provider.documents.content import Content, Unreadable
 from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.reader import read
+from airflow_llm_provider.documents.rows import RowDoesNotFit
 from airflow_llm_provider.engine.flow import calm_collector, for_each
 from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd, to_json
@@ -258,7 +259,10 @@ class Run:
             self._bury(sink, index, document, _reason(error), error)
         else:
             self._failures_in_a_row = 0
-            self._land(sink, index, document, reply)
+            try:
+                self._land(sink, index, document, reply)
+            except RowDoesNotFit as error:
+                self._bury(sink, index, document, "invalid_output", error)
 
     async def _answer(self, document: Document) -> Reply:
         question = self.question
@@ -287,18 +291,18 @@ class Run:
         )
 
     def _land(self, sink: RowSink, index: int, document: Document, reply: Reply) -> None:
-        if self.outcomes.total() == _A_LONG_RUN:
-            calm_collector()
         outcome = "reused" if reply.reused else "repaired" if reply.repairs else "answered"
-        self.outcomes[outcome] += 1
-        if reply.reused:
-            self.saved_micro_usd += reply.cost_micro_usd or 0
         data = self.question.output.dump(reply.value)
         row = {"document_id": document.id, "outcome": outcome, "data": data, **reply.usage_record()}
         if self.question.output.is_list:
             sink.add(index, [{**row, "item": number, "data": item} for number, item in enumerate(data)])
         else:
             sink.add(index, row)
+        self.outcomes[outcome] += 1
+        if reply.reused:
+            self.saved_micro_usd += reply.cost_micro_usd or 0
+        if self.outcomes.total() == _A_LONG_RUN:
+            calm_collector()
 
     def _bury(
         self, sink: RowSink, index: int, document: Document | Rejected, reason: str, error: Exception

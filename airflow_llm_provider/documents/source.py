@@ -21,7 +21,15 @@ from airflow_llm_provider.documents.listing import (
     walk_files,
     walk_objects,
 )
-from airflow_llm_provider.documents.paths import PathLike, ToPath, as_written, is_path, place, url_to_path
+from airflow_llm_provider.documents.paths import (
+    PathLike,
+    ToPath,
+    as_written,
+    is_path,
+    place,
+    uri_of,
+    url_to_path,
+)
 from airflow_llm_provider.documents.roots import OutsideRoots, Roots
 from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
 
@@ -159,7 +167,7 @@ class _Lister:
 
     def listed(self, path: PathLike) -> Iterator[Document | Rejected]:
         """Yield what one path of a list stands for; what can't be had is rejected, not raised."""
-        shown = as_written(path)
+        shown = _shown(path, place(path, self.to_path))
         try:
             yield from self.named(path, prefix=shown)
         except OutsideRoots as error:
@@ -173,7 +181,7 @@ class _Lister:
         prefix: the path as written when it stands in a list, so that ids of several don't collide.
         """
         where = place(path, self.to_path)
-        shown = as_written(path)
+        shown = _shown(path, where)
         if isinstance(where, str):
             return self._opened(self._local(where, shown, prefix))
         return self._opened(self._remote(where, shown, prefix))
@@ -245,6 +253,11 @@ class _Lister:
             yield from table_rows(
                 stream, table, id_field=self.id_field, text_field=self.text_field, encoding=self.encoding
             )
+
+
+def _shown(path: PathLike, where: str | UPath) -> str:
+    """Return the path as its author wrote it, but URLs without connection ids: those are no part of an id."""
+    return as_written(path) if isinstance(where, str) else uri_of(where, where.path)
 
 
 def _below(prefix: str | None, glob: tuple[str, str] | None) -> str:

@@ -251,7 +251,5 @@ def _listed(model: str, models: dict[str, Any]) -> bool:
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error that ended a task group, the gravest first."""
-    errors: list[BaseException] = []
-    for error in group.exceptions:
-        errors.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)
+    errors = [_first(e) if isinstance(e, BaseExceptionGroup) else e for e in group.exceptions]
     return next((error for error in errors if isinstance(error, TerminalError)), errors[0])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -92,9 +93,10 @@ class ClaudeDocumentsOperator(BaseOperator):
         "allowed_roots",
         "version",
         "limit",
+        "is_dry_run",
         "claude_conn_id",
     )
-    template_fields_renderers = {"prompt": "md", "system": "md"}
+    template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
     ui_color = "#f0e4d8"
 
     def __init__(
@@ -125,7 +127,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         version: str = "",
         retry_dead: bool = False,
         limit: int | str | None = None,
-        dry_run: bool = False,
+        dry_run: bool | str = False,
         tags: Sequence[str] = (),
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
@@ -223,7 +225,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             encoding=self.encoding,
             to_path=_object_storage,
         )
-        if self.is_dry_run:
+        if _flag(self.is_dry_run):
             return await run.estimate(found), False
         map_index = context["ti"].map_index
         sink = RowSink(
@@ -283,12 +285,19 @@ class ClaudeDocumentsOperator(BaseOperator):
                 f"{self.task_id}: output={self.output_path!r} is relative, and a task's working directory is nobody's "
                 "promise: give an absolute path or a URL."
             )
+        if isinstance(self.documents, str):
+            inside = self.output_path.startswith(self.documents.rstrip("/") + "/")
+            if inside or fnmatchcase(self.output_path, self.documents):
+                raise AirflowFailException(
+                    f"{self.task_id}: output={self.output_path!r} lies among the documents {self.documents!r}: the "
+                    "next run would read its own rows. Write them elsewhere."
+                )
         return self.output_path
 
     def _require_few_dead_letters(self, manifest: dict[str, Any], retryable: bool, context: Context) -> None:
         dead, documents = manifest["outcomes"]["dead_letter"], manifest["documents"]
         allowed = self.max_failed * documents if isinstance(self.max_failed, float) else self.max_failed
-        if self.is_dry_run or dead <= allowed:
+        if _flag(self.is_dry_run) or dead <= allowed:
             return
         context["ti"].xcom_push(key="manifest", value=manifest)
         message = (
@@ -303,6 +312,11 @@ class ClaudeDocumentsOperator(BaseOperator):
 def _number(limit: int | str | None) -> int | None:
     """Read a limit that may have come through a template."""
     return None if limit in (None, "", "None") else int(limit)
+
+
+def _flag(value: bool | str) -> bool:
+    """Read a yes or no that may have come through a template."""
+    return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes", "on")
 
 
 def _object_storage(url: str) -> Any:

@@ -32,6 +32,7 @@ from airflow_llm_provider.testing.processes import (
     session_members,
     signals_held,
     title,
+    wait_until,
 )
 
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
@@ -100,8 +101,7 @@ class LocalAirflow(RunningAirflow):
         self._names = tuple(components)
         self._keep_home = keep_home
         self._components: dict[str, ChildSession] = {}
-        self._sessions: set[int] = set()
-        self._ended_cpu_s = 0.0
+        self._started: list[ChildSession] = []
         self._lock: int | None = None
         self._replaced_handlers: dict[int, Any] = {}
         self._state: dict[str, Any] = {}
@@ -144,7 +144,7 @@ class LocalAirflow(RunningAirflow):
         with signals_held():
             child = ChildSession.start(component, command, folder=self.home, env=self.environment(), log=log)
             self._components[component] = child
-            self._sessions.add(child.pid)
+            self._started.append(child)
             self._state.setdefault("processes", []).append([child.pid, created_at(child.pid)])
             self._save()
 
@@ -158,9 +158,8 @@ class LocalAirflow(RunningAirflow):
 
         After `kill` the children of the killed process live on, as after a crash.
         """
-        self._reap()
         old = self._components[component]
-        if old.returncode is None:
+        if not old.has_ended():
             old.killed = True
             self._end([old], _STOP_S)
         self.start(component)
@@ -168,8 +167,7 @@ class LocalAirflow(RunningAirflow):
 
     def pids(self) -> dict[str, int]:
         """Return the main process of every component that runs."""
-        self._reap()
-        return {c.name: c.pid for c in self._components.values() if c.returncode is None}
+        return {name: child.pid for name, child in self._components.items() if not child.has_ended()}
 
     def task_pids(self) -> list[TaskProcess]:
         """Return the processes of the tasks that LocalExecutor runs now.
@@ -178,7 +176,7 @@ class LocalAirflow(RunningAirflow):
         retry_delay. kill -9 of the supervisor: the runner works on, unheard, and the scheduler takes the task
         for dead `AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT` (300 s) after its last heartbeat.
         """
-        members = session_members(self._sessions)
+        members = session_members(self._sessions())
         parents = {member.pid: member for member in members}
         found = []
         for member in members:
@@ -195,17 +193,15 @@ class LocalAirflow(RunningAirflow):
 
         Ended processes count once their parent has awaited them: all but orphans of a killed component.
         """
-        self._reap()
-        return self._ended_cpu_s + cpu_seconds(self._sessions)
+        ended = sum(child.ended_cpu_s for child in self._started if child.has_ended())
+        return ended + cpu_seconds(self._sessions())
 
     def check(self) -> None:
         """Raise ComponentFailed when a component has ended that `kill` did not end."""
-        self._reap()
-        for component in self._components.values():
-            if component.returncode is not None and not component.killed:
-                status = component.returncode
+        for child in self._components.values():
+            if child.has_ended() and not child.killed:
                 raise ComponentFailed(
-                    f"airflow {component.name} ended with status {status}.\n{component.tail()}"
+                    f"airflow {child.name} ended with status {child.returncode}.\n{child.tail()}"
                 )
 
     def environment(self) -> dict[str, str]:
@@ -300,9 +296,8 @@ class LocalAirflow(RunningAirflow):
         self._state["migrated"] = version
         self._save()
 
-    def _reap(self) -> None:
-        for component in self._components.values():
-            self._ended_cpu_s += component.reap()
+    def _sessions(self) -> set[int]:
+        return {child.pid for child in self._started}
 
     def _wait_healthy(self, names: Collection[str]) -> None:
         import httpx
@@ -330,57 +325,50 @@ class LocalAirflow(RunningAirflow):
         return datetime.fromisoformat(beat).timestamp() > self._components[name].started_at
 
     def _end_all(self) -> None:
-        self._reap()
-        running = [c for c in self._components.values() if c.returncode is None]
-        for component in self._components.values():
-            component.killed = True
+        for child in self._started:
+            child.killed = True
+        running = [child for child in self._components.values() if not child.has_ended()]
         # A task's end is reported to the API server, so that one goes last; it has shut down in 0.1 s, but
         # takes three CPU seconds to tidy its memory up.
-        self._end([c for c in running if c.name != "api-server"], _STOP_S)
-        self._end([c for c in running if c.name == "api-server"], 1.0)
-        kill_sessions(self._sessions)
-        self._sessions.clear()
+        self._end([child for child in running if child.name != "api-server"], _STOP_S)
+        self._end([child for child in running if child.name == "api-server"], 1.0)
+        kill_sessions(self._sessions())  # what components that had ended before have left behind
         if self._state.pop("processes", None):
             self._save()
 
     def _end(self, components: Collection[ChildSession], within_s: float) -> None:
-        sessions = {component.pid for component in components}
-        patience = time.monotonic() + within_s
         for component in components:
             if component.name == "triggerer":
                 self._end_triggers(component.pid)
             send_signal(component.pid, signal.SIGTERM)
-        if any(component.name == "scheduler" for component in components):
-            self._end_tasks()  # else it waits for their own end
-        deadline = time.monotonic() + within_s
-        while (left := session_members(sessions)) and time.monotonic() < deadline:
-            # LocalExecutor sometimes waits for ever for workers that wait for it.
-            if not all(member.pid in sessions or title(member).endswith("<idle>") for member in left):
-                patience = time.monotonic() + 4.0
-            elif time.monotonic() > patience:
-                break
-            time.sleep(0.05)
-            self._reap()
+        for component in components:
+            if component.name == "scheduler":
+                self._end_tasks(component.pid)
+        sessions = {component.pid for component in components}
+        wait_until(lambda: not session_members(sessions), within_s)
         kill_sessions(sessions)
-        deadline += 5.0  # a killed process with threads can be awaited a moment after it looks dead
-        while any(c.returncode is None for c in components) and time.monotonic() < deadline:
-            self._reap()
-            time.sleep(0.02)
+        # A killed process with threads can be awaited only a moment after it looks dead.
+        wait_until(lambda: all([component.has_ended() for component in components]), 5.0)
 
     def _end_triggers(self, triggerer: int) -> None:
         """End the triggerer's runner before itself: it often misses the runner's end, and then waits 10 s."""
-        deadline = time.monotonic() + 3.0
-        for member in session_members({triggerer}):
-            while member.pid != triggerer and is_alive(member) and time.monotonic() < deadline:
-                send_signal(member.pid, signal.SIGTERM)
-                time.sleep(0.05)
+        runners = [member for member in session_members({triggerer}) if member.pid != triggerer]
+        for runner in runners:
+            send_signal(runner.pid, signal.SIGTERM)
+        wait_until(lambda: not any(is_alive(runner) for runner in runners), 3.0)
 
-    def _end_tasks(self) -> None:
-        """End the running tasks as Airflow does: TERM, which only calls on_kill, and KILL 5 s later."""
+    def _end_tasks(self, scheduler: int) -> None:
+        """End the running tasks as Airflow does, TERM (on_kill is called) and KILL 5 s later; let them report.
+
+        A scheduler that waits for its workers can hold SQLite's write lock, or wait for ever: after 2 s it
+        is killed, so that the workers can report the tasks' end.
+        """
         for task in self.task_pids():
             send_signal(task.runner, signal.SIGTERM)
-        deadline = time.monotonic() + 5.0
-        while (tasks := self.task_pids()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for task in tasks:
+        wait_until(lambda: not self.task_pids(), 5.0)
+        for task in self.task_pids():
             send_signal(task.runner, signal.SIGKILL)
+        if not wait_until(lambda: not session_members({scheduler}), 2.0):
+            send_signal(scheduler, signal.SIGKILL)
+            wait_until(lambda: all(title(m).endswith("<idle>") for m in session_members({scheduler})), 6.0)
+            kill_sessions({scheduler})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ class Books:
     """What both sides agree on.
 
     paid: rows with a reply, one to one on the invoice; cost_micro_usd: what they cost, where it is known.
-    unproven: rows whose call may have been charged without a reply; lost: invoice lines that only they explain.
-    lost_micro_usd: what those lines cost, at most `ceiling_micro_usd`, what the unproven rows are booked at.
+    unproven: rows whose call may have been charged without a reply; ceiling_micro_usd: their booking.
+    lost: invoice lines that only those rows explain; lost_micro_usd: what they cost.
     """
 
     paid: int
@@ -35,7 +35,7 @@ class Books:
 
 
 def balance(ledger_url: str, invoice: Invoice | Iterable[InvoiceLine]) -> Books:
-    """Return what the ledger and the invoice agree on; raise AssertionError with the difference if they don't.
+    """Return what ledger and invoice agree on; raise AssertionError with the difference if they don't.
 
     Every row with a reply has an invoice line of its own, alike to the token and micro-USD. Each line that is
     left belongs to an unproven attempt at the same model, and costs no more than that attempt's ceiling. An
@@ -80,12 +80,13 @@ class _Key:
 
     def __str__(self) -> str:
         return (
-            f"{self.model}: {self.uncached_tokens} in, {self.output_tokens} out, {self.cache_read_tokens} read, "
-            f"{self.cache_write_5m_tokens}+{self.cache_write_1h_tokens} written, {self.cost_micro_usd} micro-USD"
+            f"{self.model}: {self.uncached_tokens} in, {self.output_tokens} out, "
+            f"{self.cache_read_tokens} read, "
+            f"{self.cache_write_5m_tokens}+{self.cache_write_1h_tokens} written, {self.cost_micro_usd} µUSD"
         )
 
 
-def _rows(ledger_url: str) -> list[Mapping[str, Any]]:
+def _rows(ledger_url: str) -> list[dict[str, Any]]:
     url = sa.make_url(ledger_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return []  # connecting would create it
@@ -94,7 +95,7 @@ def _rows(ledger_url: str) -> list[Mapping[str, Any]]:
         if not sa.inspect(engine).has_table(call.name):
             return []
         with engine.connect() as connection:
-            return list(connection.execute(sa.select(call)).mappings())
+            return [dict(row) for row in connection.execute(sa.select(call)).mappings()]
     finally:
         engine.dispose()
 
@@ -115,7 +116,7 @@ def _line_key(line: InvoiceLine) -> _Key:
     )
 
 
-def _require_explained(left: list[_Key], unproven: list[Mapping[str, Any]]) -> None:
+def _require_explained(left: list[_Key], unproven: Sequence[Mapping[str, Any]]) -> None:
     """Give each line an unproven row of its own that was booked at no less, the dearest first."""
     for model in sorted({key.model for key in left}):
         # An unknown price is bounded by nothing, on either side: then only their number counts.
@@ -128,13 +129,13 @@ def _require_explained(left: list[_Key], unproven: list[Mapping[str, Any]]) -> N
         if len(costs) > len(ceilings):
             lines = Counter(key for key in left if key.model == model)
             raise AssertionError(
-                f"{len(costs)} calls of {model} were charged that no settled row has, and only {len(ceilings)} are "
-                f"booked as unproven:\n{_listed(lines)}"
+                f"{len(costs)} calls of {model} were charged that no settled row has, and only "
+                f"{len(ceilings)} are booked as unproven:\n{_listed(lines)}"
             )
         for cost, ceiling in zip(costs, ceilings, strict=False):
             if cost > ceiling:
                 raise AssertionError(
-                    f"A call of {model} was charged {cost} micro-USD, more than the ceiling it was booked at, {ceiling}."
+                    f"A call of {model} was charged {cost} micro-USD; it was booked at {ceiling} at most."
                 )
 
 

@@ -22,6 +22,7 @@ from airflow_llm_provider.testing.processes import (
     kill_sessions,
     send_signal,
     signals_held,
+    wait_until,
 )
 
 _START_S = 60.0
@@ -85,14 +86,11 @@ class LocalPostgres:
         """End the server without waiting for its clients, and remove its folder."""
         with signals_held():
             if self._server is not None:
-                send_signal(self._server.pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
-                deadline = time.monotonic() + _STOP_S
-                while self._server.returncode is None and time.monotonic() < deadline:
-                    self._server.reap()
-                    time.sleep(0.02)
-                kill_sessions({self._server.pid})
-                self._server.reap()
-                self._server = None
+                server, self._server = self._server, None
+                send_signal(server.pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
+                wait_until(server.has_ended, _STOP_S)
+                kill_sessions({server.pid})
+                wait_until(server.has_ended, 5.0)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None

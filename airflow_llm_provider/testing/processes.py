@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ class ChildSession:
 
     started_at: seconds since the epoch, taken before the process was started.
     killed: somebody has ended it on purpose.
+    returncode: exit status, negative for a signal.
+    ended_cpu_s: CPU seconds of the process and the children it awaited, 0 until it has ended.
     """
 
     name: str
@@ -37,6 +39,8 @@ class ChildSession:
     process: subprocess.Popen[bytes]
     started_at: float
     killed: bool = False
+    returncode: int | None = None
+    ended_cpu_s: float = 0.0
 
     @classmethod
     def start(
@@ -69,19 +73,14 @@ class ChildSession:
         """Return the process id, which is the session's id."""
         return self.process.pid
 
-    @property
-    def returncode(self) -> int | None:
-        """Return the exit status that `reap` has found, negative for a signal; None before."""
-        return self.process.returncode
-
-    def reap(self) -> float:
-        """Collect the process if it has ended; return the CPU seconds of it and the children it awaited."""
-        if self.process.returncode is None:
-            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+    def has_ended(self) -> bool:
+        """Return whether the process has ended; then `returncode` and `ended_cpu_s` are known."""
+        if self.returncode is None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
-                self.process.returncode = os.waitstatus_to_exitcode(status)
-                return usage.ru_utime + usage.ru_stime
-        return 0.0
+                self.process.returncode = self.returncode = os.waitstatus_to_exitcode(status)
+                self.ended_cpu_s = usage.ru_utime + usage.ru_stime
+        return self.returncode is not None
 
     def tail(self) -> str:
         """Return the end of its log under a line that names the file."""
@@ -182,13 +181,26 @@ def cpu_seconds(sessions: Collection[int]) -> float:
     return total
 
 
+def wait_until(done: Callable[[], bool], within_s: float) -> bool:
+    """Ask `done` every 20 ms until it says so; return False when it has not `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def kill_sessions(sessions: Collection[int], within_s: float = 5.0) -> None:
     """Kill every process of the sessions and wait until they are gone, at most `within_s`."""
-    deadline = time.monotonic() + within_s
-    while (members := session_members(sessions)) and time.monotonic() < deadline:
+
+    def killed() -> bool:
+        members = session_members(sessions)
         for member in members:
             send_signal(member.pid, signal.SIGKILL)
-        time.sleep(0.02)
+        return not members
+
+    wait_until(killed, within_s)
 
 
 def created_at(pid: int) -> float:

@@ -211,5 +211,5 @@ async def test_the_shared_prefix_is_written_to_the_cache_once_and_read_by_the_re
     ]
     await engine.map(requests, lambda *_: None, scope=SCOPE, max_in_flight=20)
     lines = claude_server.invoice.lines
-    assert sum(line.usage.cache_write_tokens > 0 for line in lines) == 1
-    assert sum(line.usage.cache_read_tokens > 0 for line in lines) == 19
+    assert sum(line.cache_write_5m_tokens > 0 for line in lines) == 1
+    assert sum(line.cache_read_tokens > 0 for line in lines) == 19

@@ -17,7 +17,9 @@ from airflow_llm_provider.ledger.store import Ledger
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 
 
-def message(text: str, *, stop_reason: str = "end_turn", input_tokens: int = 10, output_tokens: int = 5) -> bytes:
+def message(
+    text: str, *, stop_reason: str = "end_turn", input_tokens: int = 10, output_tokens: int = 5
+) -> bytes:
     return orjson.dumps(
         {
             "model": "claude-haiku-5-5",

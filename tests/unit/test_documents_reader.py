@@ -82,7 +82,6 @@ def test_text_goes_through_byte_for_byte(tmp_path, name):
     content = read_bytes(tmp_path, text.encode(), name)
     assert content.text == text
     assert content.content_hash == hashlib.sha256(text.encode()).hexdigest()
-    assert content.title == name
     assert content.pages == 0
 
 

@@ -242,7 +242,9 @@ async def test_no_more_than_asked_are_in_flight(engine: Engine, wire: Wire) -> N
     assert most == 5
 
 
-async def test_the_first_call_warms_the_shared_prefix_before_the_others_go(engine: Engine, wire: Wire) -> None:
+async def test_the_first_call_warms_the_shared_prefix_before_the_others_go(
+    engine: Engine, wire: Wire
+) -> None:
     wire.gate = asyncio.Event()
     shared = {"type": "text", "text": "instructions " * 500}
 
