@@ -12,6 +12,7 @@ LLMError
     ├── AuthenticationFailed  401, 403
     ├── SpendLimitReached     the account's own limit
     ├── BudgetExceeded        ours
+    ├── LedgerUnusable        wrong address, damaged, or of a newer version
     ├── TooLong               more than the model can read
     └── AnswerError           paid, but no answer
         ├── Refused
@@ -77,6 +78,10 @@ class SpendLimitReached(TerminalError):
 
 class BudgetExceeded(TerminalError):
     """The call was not sent: it could cost more than the budget has left."""
+
+
+class LedgerUnusable(TerminalError):
+    """The ledger can't be used as it is: its address is wrong, its file damaged, or its version too new."""
 
 
 class TooLong(TerminalError):

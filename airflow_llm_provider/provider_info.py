@@ -122,6 +122,11 @@ _OPTIONS = {
     "synchronous": _option(
         "SQLite's durability: FULL survives a power cut, NORMAL only a killed process.", "FULL"
     ),
+    "lease_s": _option(
+        "Seconds that a call of a killed process blocks the same call of its successor, before it is sent again.",
+        "45",
+        type="float",
+    ),
     "roots": _option(
         "Folders or URL prefixes, separated by commas, below which documents may be read where an operator "
         "names no roots of its own.",

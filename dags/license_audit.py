@@ -40,57 +40,65 @@ points to another file, has no license of its own: its SPDX id is `other`."""
 
 SpdxId = Literal[
     "0BSD", "AGPL-3.0", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC-BY-4.0", "CC0-1.0",
-    "EPL-2.0", "GPL-2.0", "GPL-3.0", "HPND", "ISC", "LGPL-2.1", "LGPL-3.0", "MIT", "MIT-0", "MPL-2.0", "OFL-1.1",
-    "PSF-2.0", "Unicode-3.0", "Unlicense", "Zlib", "ZPL-2.1", "other",
+    "EPL-2.0", "GPL-2.0", "GPL-3.0", "HPND", "ISC", "LGPL-2.1", "LGPL-3.0", "MIT", "MIT-0", "MPL-2.0",
+    "OFL-1.1", "PSF-2.0", "Unicode-3.0", "Unlicense", "Zlib", "ZPL-2.1", "other",
 ]  # fmt: skip
+_TELLTALES = """\
+0BSD: with or without fee is hereby granted THE SOFTWARE IS PROVIDED;
+AGPL-3.0: GNU AFFERO GENERAL PUBLIC LICENSE;
+Apache-2.0: Apache License Version 2.0 | Licensed under the Apache License;
+BSD-2-Clause: Redistributions in binary form must reproduce the above copyright notice;
+BSD-3-Clause: Neither the name of | may not be used to endorse or promote products
+  | may be used to endorse or promote products derived from;
+BSL-1.0: Boost Software License;
+CC-BY-4.0: Creative Commons Attribution 4.0;
+CC0-1.0: CC0 1.0 Universal;
+EPL-2.0: Eclipse Public License;
+GPL-2.0: GNU GENERAL PUBLIC LICENSE Version 2;
+GPL-3.0: GNU GENERAL PUBLIC LICENSE Version 3;
+HPND: and that both that copyright notice and this permission notice appear in supporting documentation;
+ISC: with or without fee is hereby granted, provided that the above copyright notice;
+LGPL-2.1: GNU LESSER GENERAL PUBLIC LICENSE Version 2.1;
+LGPL-3.0: GNU LESSER GENERAL PUBLIC LICENSE Version 3;
+MIT: The MIT License | Permission is hereby granted, free of charge, to any person obtaining a copy;
+MPL-2.0: Mozilla Public License Version 2.0;
+OFL-1.1: SIL OPEN FONT LICENSE;
+PSF-2.0: PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2;
+Unicode-3.0: UNICODE LICENSE V3;
+Unlicense: This is free and unencumbered software released into the public domain;
+Zlib: This software is provided 'as-is', without any express or implied warranty;
+ZPL-2.1: Zope Public License"""
+_COPYLEFT = """\
+Must changes to the files themselves (weak), or whole works that contain them (strong), be passed on under the \
+same license?
+strong: GNU GENERAL PUBLIC LICENSE Version 2, June 1991 | GNU GENERAL PUBLIC LICENSE Version 3, 29 June 2007
+  | GNU AFFERO GENERAL PUBLIC LICENSE Version 3, 19 November 2007;
+weak: GNU LESSER GENERAL PUBLIC LICENSE Version 3, 29 June 2007 | Mozilla Public License Version 2.0
+  | GNU LESSER GENERAL PUBLIC LICENSE Version 2.1, February 1999 | Eclipse Public License - v 2.0"""
+_PATENTS = """\
+Does it expressly grant patent rights? It does where it says "Grant of Patent License", "patent license", or
+"Contributor hereby grants"."""
+_ATTRIBUTION = """\
+What must go along with copies: nothing, the copyright and license notice, or these and a note of what was changed.
+notice_and_changes: carry prominent notices stating that | a brief summary of the changes made;
+notice: copyright notice | this permission notice | must include | must retain;
+none: public domain"""
 
 
 class License(BaseModel):
     """What one license or notice file says."""
 
     spdx_id: SpdxId = Field(
-        description="SPDX id of the text; of the first, where a file holds several. "
-        "0BSD: for any purpose with or without fee is hereby granted THE SOFTWARE IS PROVIDED; "
-        "AGPL-3.0: GNU AFFERO GENERAL PUBLIC LICENSE; "
-        "Apache-2.0: Apache License Version 2.0 | Licensed under the Apache License; "
-        "BSD-2-Clause: Redistributions in binary form must reproduce the above copyright notice; "
-        "BSD-3-Clause: Neither the name of | may not be used to endorse or promote products | "
-        "may be used to endorse or promote products derived from; "
-        "BSL-1.0: Boost Software License; CC-BY-4.0: Creative Commons Attribution 4.0; CC0-1.0: CC0 1.0 Universal; "
-        "EPL-2.0: Eclipse Public License; GPL-2.0: GNU GENERAL PUBLIC LICENSE Version 2; "
-        "GPL-3.0: GNU GENERAL PUBLIC LICENSE Version 3; HPND: and that both that copyright notice and this permission "
-        "notice appear in supporting documentation; ISC: with or without fee is hereby granted, provided that the "
-        "above copyright notice; LGPL-2.1: GNU LESSER GENERAL PUBLIC LICENSE Version 2.1; "
-        "LGPL-3.0: GNU LESSER GENERAL PUBLIC LICENSE Version 3; "
-        "MIT: The MIT License | Permission is hereby granted, free of charge, to any person obtaining a copy; "
-        "MPL-2.0: Mozilla Public License Version 2.0; OFL-1.1: SIL OPEN FONT LICENSE; "
-        "PSF-2.0: PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2; Unicode-3.0: UNICODE LICENSE V3; "
-        "Unlicense: This is free and unencumbered software released into the public domain; "
-        "Zlib: This software is provided 'as-is', without any express or implied warranty; "
-        "ZPL-2.1: Zope Public License"
+        description=f"SPDX id of the text; of the first, where there are several.\n{_TELLTALES}"
     )
     spdx_quote: str | None = Field(description="The words that name the license or grant its permission")
-    copyleft: Literal["none", "weak", "strong"] = Field(
-        description="Must changes (weak) or whole works that contain it (strong) be passed on under the same "
-        "license? strong: GNU GENERAL PUBLIC LICENSE Version 2, June 1991 | GNU GENERAL PUBLIC LICENSE Version 3, "
-        "29 June 2007 | GNU AFFERO GENERAL PUBLIC LICENSE Version 3, 19 November 2007; weak: GNU LESSER GENERAL PUBLIC "
-        "LICENSE Version 3, 29 June 2007 | GNU LESSER GENERAL PUBLIC LICENSE Version 2.1, February 1999 | Mozilla "
-        "Public License Version 2.0 | Eclipse Public License - v 2.0"
-    )
+    copyleft: Literal["none", "weak", "strong"] = Field(description=_COPYLEFT)
     copyleft_quote: str | None = Field(description="The words that keep derivative or covered works under it")
-    patent_grant: bool = Field(
-        description='Does it expressly grant patent rights? Look for phrases such as "Grant of Patent License", '
-        '"patent license", "Contributor hereby grants"'
-    )
+    patent_grant: bool = Field(description=_PATENTS)
     patent_quote: str | None = Field(description="The words on patents")
-    attribution: Literal["none", "notice", "notice_and_changes"] = Field(
-        description="What must go along with copies: nothing, the copyright and license notice, or that and a note "
-        "of what was changed. notice_and_changes: carry prominent notices stating that You changed | carry prominent "
-        "notices stating that you modified | brief summary of the changes; notice: copyright notice | "
-        "this permission notice | must include | must retain; none: public domain"
-    )
+    attribution: Literal["none", "notice", "notice_and_changes"] = Field(description=_ATTRIBUTION)
     attribution_quote: str | None = Field(
-        description="The words that demand that the copyright notice be retained"
+        description="The words that demand that the copyright notice be retained or included"
     )
 
 

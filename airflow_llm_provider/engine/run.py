@@ -14,10 +14,12 @@ from typing import Any
 from airflow_llm_provider.engine.client import Client
 from airflow_llm_provider.engine.flow import for_each
 from airflow_llm_provider.engine.pace import Pace
+from airflow_llm_provider.engine.purchase import Purchase, Tally, add_up
 from airflow_llm_provider.engine.reply import Message, Reply, require_complete
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.retry import POLICIES, RetryPolicy, retrying
 from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.warm import Warmth
 from airflow_llm_provider.errors import (
     AnswerError,
     InvalidOutput,
@@ -40,40 +42,9 @@ from airflow_llm_provider.ledger.records import (
     Sighting,
 )
 from airflow_llm_provider.ledger.store import Ledger
-from airflow_llm_provider.pricing import Usage, rate_card
+from airflow_llm_provider.pricing import rate_card
 
 TEXT = OutputType()
-# Below about a thousand tokens no model caches a prefix, so there is nothing to warm.
-_WORTH_WARMING_CHARACTERS = 4_000
-
-
-@dataclass(kw_only=True, slots=True)
-class Tally:
-    """What an engine has bought since it was made.
-
-    paid_micro_usd counts what has a known price; `unpriced` how many calls have none.
-    unproven: calls that may have been billed without a reply.
-    """
-
-    requests: int = 0
-    paid_micro_usd: int = 0
-    unpriced: int = 0
-    unproven: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_tokens: int = 0
-    cache_write_tokens: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Bought:
-    """A settled reply and how it was come by."""
-
-    message: Message
-    attempt_id: str
-    cost_micro_usd: int | None
-    latency_s: float
-    sends: int  # 0: it came from the ledger
 
 
 @dataclass(kw_only=True)
@@ -96,7 +67,7 @@ class Engine:
     policies: Mapping[type[RetryableError], RetryPolicy] = field(default_factory=lambda: POLICIES)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     tally: Tally = field(default_factory=Tally)
-    _warm: dict[str, asyncio.Event] = field(default_factory=dict, repr=False)
+    warmth: Warmth = field(default_factory=Warmth, repr=False)
 
     async def ask(
         self,
@@ -137,7 +108,7 @@ class Engine:
         answer = await self.ledger.recall(sighting, scope, reuse)
         if answer is None:
             return None
-        bought = _from_ledger(answer)
+        bought = Purchase.from_ledger(answer)
         try:
             value = _check(bought.message, output)
         except AnswerError as error:
@@ -145,7 +116,7 @@ class Engine:
                 error.fingerprints, error.reused = (answer.fingerprint,), True
                 raise
             return None
-        return _reply(value, [bought], scope)
+        return add_up(value, [bought], trace_id=scope.trace_id)
 
     def sight(self, sighting: str, request: Request) -> None:
         """Remember what a document in this state is asked."""
@@ -200,7 +171,7 @@ class Engine:
         max_repairs: int,
         item_id: str | None,
     ) -> Reply:
-        chain: list[_Bought] = []
+        chain: list[Purchase] = []
         fingerprints: list[str] = []
         while True:
             fingerprints.append(request.fingerprint)
@@ -208,7 +179,7 @@ class Engine:
             bought = await self._obtain(request, scope, reuse, item_id, parent)
             chain.append(bought)
             try:
-                return _reply(_check(bought.message, output), chain, scope)
+                return add_up(_check(bought.message, output), chain, trace_id=scope.trace_id)
             except AnswerError as error:
                 self._keep_prompt(request, bought)
                 if not isinstance(error, InvalidOutput) or len(chain) > max_repairs:
@@ -222,10 +193,10 @@ class Engine:
 
     async def _obtain(
         self, request: Request, scope: CallScope, reuse: Reuse, item_id: str | None, parent: str | None
-    ) -> _Bought:
+    ) -> Purchase:
         """Return the settled reply to one request: from the ledger, or bought now."""
         if answer := await self.ledger.answered(request.fingerprint, scope, reuse):
-            return _from_ledger(answer)
+            return Purchase.from_ledger(answer)
         entry = Entry(
             fingerprint=request.fingerprint,
             scope=scope,
@@ -236,12 +207,12 @@ class Engine:
             item_id=item_id,
             ceiling_micro_usd=ceiling_micro_usd(request),
         )
-        async with self._warmed(request):
+        async with self.warmth.of(request):
             return await retrying(deadline_s=self.deadline_s, policies=self.policies, sleep=self.sleep)(
                 self._send, request, entry, _Sends()
             )
 
-    async def _send(self, request: Request, entry: Entry, sends: _Sends) -> _Bought:
+    async def _send(self, request: Request, entry: Entry, sends: _Sends) -> Purchase:
         """Open an attempt, send it, settle it."""
         opened: Any
         patience_s = self.deadline_s
@@ -250,7 +221,7 @@ class Engine:
             entry = dataclasses.replace(entry, id=uuid.uuid4().hex)
             opened = await self.ledger.open(entry)
             if isinstance(opened, Answer):
-                return _from_ledger(opened)
+                return Purchase.from_ledger(opened)
             if not isinstance(opened, Busy):
                 break
             # Somebody else is asking the same. Its answer, or the end of its lease, is worth waiting for.
@@ -288,8 +259,8 @@ class Engine:
             )
         )
         self.pace.learn(message.usage)
-        self._count(message.usage, cost)
-        return _Bought(
+        self.tally.add(message.usage, cost)
+        return Purchase(
             message=message, attempt_id=entry.id, cost_micro_usd=cost, latency_s=latency_s, sends=sends.count
         )
 
@@ -305,24 +276,9 @@ class Engine:
             prompt=_prompt(request),
         )
 
-    def _keep_prompt(self, request: Request, bought: _Bought) -> None:
+    def _keep_prompt(self, request: Request, bought: Purchase) -> None:
         if bought.sends:
             self.ledger.note(KeptPrompt(bought.attempt_id, request.fingerprint, _prompt(request)))
-
-    def _count(self, usage: Usage, cost_micro_usd: int | None) -> None:
-        tally = self.tally
-        tally.requests += 1
-        tally.paid_micro_usd += cost_micro_usd or 0
-        tally.unpriced += cost_micro_usd is None
-        tally.input_tokens += usage.input_tokens
-        tally.output_tokens += usage.output_tokens
-        tally.cache_read_tokens += usage.cache_read_tokens
-        tally.cache_write_tokens += usage.cache_write_tokens
-
-    def _warmed(self, request: Request) -> _Warming:
-        """Let one call write the shared prefix to the prompt cache before the others read it."""
-        worth = request.shared_characters >= _WORTH_WARMING_CHARACTERS
-        return _Warming(self._warm, request.shared_prefix if worth else "")
 
 
 _REPAIR = """Your answer was not valid:
@@ -339,67 +295,9 @@ class _Sends:
     count: int = 0
 
 
-@dataclass(slots=True)
-class _Warming:
-    """The first to come goes alone; the others wait until it is back."""
-
-    events: dict[str, asyncio.Event]
-    key: str
-    first: bool = False
-
-    async def __aenter__(self) -> None:
-        if not self.key:
-            return
-        if event := self.events.get(self.key):
-            await event.wait()
-        else:
-            self.events[self.key] = asyncio.Event()
-            self.first = True
-
-    async def __aexit__(self, *_: object) -> None:
-        if self.first:
-            self.events[self.key].set()
-
-
-def _from_ledger(answer: Answer) -> _Bought:
-    return _Bought(
-        message=Message.parse(answer.reply),
-        attempt_id=answer.attempt_id,
-        cost_micro_usd=answer.cost_micro_usd,
-        latency_s=answer.latency_ms / 1000,
-        sends=0,
-    )
-
-
 def _check(message: Message, output: OutputType) -> Any:
     require_complete(message)
     return output.parse(message.text)
-
-
-def _reply(value: Any, chain: list[_Bought], scope: CallScope) -> Reply:
-    """Add up a chain of calls: the first answer and its repairs."""
-    last = chain[-1]
-    usages = [bought.message.usage for bought in chain]
-    costs = [bought.cost_micro_usd for bought in chain]
-    known = [cost for cost in costs if cost is not None]
-    return Reply(
-        value=value,
-        text=last.message.text,
-        model=last.message.model,
-        stop_reason=last.message.stop_reason or "",
-        usage=usages[0] if len(usages) == 1 else _sum(usages),
-        cost_micro_usd=sum(known) if len(known) == len(costs) else None,
-        reused=not any(bought.sends for bought in chain),
-        attempts=sum(bought.sends for bought in chain),
-        repairs=len(chain) - 1,
-        latency_s=sum(bought.latency_s for bought in chain),
-        trace_id=scope.trace_id,
-        attempt_id=last.attempt_id,
-    )
-
-
-def _sum(usages: list[Usage]) -> Usage:
-    return Usage(**{name: sum(getattr(u, name) for u in usages) for name in Usage.__dataclass_fields__})
 
 
 def _prompt(request: Request) -> Callable[[], bytes]:

@@ -140,13 +140,14 @@ class ClaudeHook(BaseHook):
 
         from airflow_llm_provider.engine.pace import Pace
         from airflow_llm_provider.engine.run import Engine
-        from airflow_llm_provider.ledger.store import Ledger
+        from airflow_llm_provider.ledger.store import LEASE_S, Ledger
 
         settings = self.settings
         ledger = Ledger(
             settings.ledger_url,
             payload=conf.get("llm", "payload", fallback="errors"),
             synchronous=conf.get("llm", "synchronous", fallback="FULL"),
+            lease_s=conf.getfloat("llm", "lease_s", fallback=LEASE_S),
         )
         return Engine(
             client=settings.client,

@@ -3,61 +3,64 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Iterator
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from airflow_llm_provider.errors import LedgerUnusable
 from airflow_llm_provider.ledger import schema
+from airflow_llm_provider.ledger.turns import Turns
 
 _NOW_MS = {
     # SQLite before 3.42 has no sub-second unixepoch(); 2440587.5 is the Julian day of 1970-01-01.
     "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)",
 }
+_DRIVERS = {"sqlite": "sqlite", "postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
+_CONNECT_TIMEOUT_S = "10"
 
 
 class Database:
     """Write transactions in turn, reads beside them, and the one clock that leases are measured by.
 
-    url: a SQLAlchemy URL, `sqlite:////abs/path.db` or `postgresql+psycopg://…`.
+    url: a SQLAlchemy URL, `sqlite:////abs/path.db` or `postgresql://…`; the driver is ours to choose.
     synchronous: SQLite's durability. FULL survives a power cut, NORMAL only a killed process.
+    patience_s: how long a write transaction waits for its turn on SQLite.
 
-    Holds no connection until the first use; never share one over a fork.
+    Holds no connection until the first use; never share one over a fork. Raises LedgerUnusable for a URL it
+    can't work with, and where it is used OSError or SQLAlchemy's errors, none of which shows what was stored.
     """
 
-    def __init__(self, url: str, *, synchronous: str = "FULL") -> None:
-        self.url = make_url(url)
+    def __init__(self, url: str, *, synchronous: str = "FULL", patience_s: float = 60.0) -> None:
+        self.url = _parse(url)
         self.dialect = self.url.get_backend_name()
-        if self.dialect not in _NOW_MS:
-            raise ValueError(
-                f"[llm] ledger_url is a {self.dialect} URL: the ledger runs on sqlite or postgresql."
-            )
         self._now = sa.text(_NOW_MS[self.dialect])
-        self._lock_file: int | None = None
+        self._writing = threading.Lock()
         if self.dialect == "sqlite":
-            if not self.url.database or self.url.database == ":memory:":
-                raise ValueError("[llm] ledger_url needs a file: a ledger in memory forgets what was paid.")
-            self._lock_path = f"{self.url.database}.lock"
-            self._writer = sa.create_engine(
-                self.url, poolclass=sa.StaticPool, connect_args={"check_same_thread": False}
-            )
-            self._reader = sa.create_engine(
-                self.url, poolclass=sa.StaticPool, connect_args={"check_same_thread": False}
-            )
-            for engine, begin in ((self._writer, "BEGIN IMMEDIATE"), (self._reader, "BEGIN")):
-                _configure_sqlite(engine, begin=begin, synchronous=synchronous)
+            self._file = Path(self.url.database or "")
+            self._identity: tuple[int, int] | None = None
+            self._turns = Turns(self._file.with_name(f"{self._file.name}.lock"), patience_s=patience_s)
+            # The reader's threads have a connection each, the writer is one.
+            self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", synchronous, poolclass=sa.StaticPool)
+            self._reader = _sqlite_engine(self.url, "BEGIN", synchronous, poolclass=sa.QueuePool)
         else:
-            self._writer = self._reader = sa.create_engine(
-                self.url, pool_size=2, max_overflow=2, pool_pre_ping=True
-            )
+            self._writer = self._reader = _postgres_engine(self.url)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """Open a write transaction; committed, and on disk, when the block ends."""
-        with self._in_turn(), self._writer.begin() as connection:
+        if self.dialect != "sqlite":
+            with self._writer.begin() as connection:
+                yield connection
+            return
+        mode = self._require_file()
+        with self._writing, self._turns.turn(mode=mode), self._writer.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -70,48 +73,88 @@ class Database:
         """Return the database's clock in milliseconds since 1970, UTC."""
         return int(connection.execute(self._now).scalar_one())
 
-    def migrate(self) -> None:
+    def migrate(self, migrations: Sequence[schema.Migration] = schema.MIGRATIONS) -> None:
         """Create or upgrade the tables; safe when many processes do it at once."""
         with self.write() as connection:
-            schema.migrate(connection)
+            schema.migrate(connection, migrations)
 
     def close(self) -> None:
         """Close every connection."""
         self._writer.dispose()
         self._reader.dispose()
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
 
-    @contextlib.contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        """Queue for SQLite's one writer with flock.
+    def _require_file(self) -> int:
+        """Return the file's mode, making the file at the first use and demanding the same one ever after.
 
-        SQLite itself polls for its lock, unfairly: with eight writers the longest wait was 1.2 s, in a queue
-        of the kernel's 35-50 ms at the same throughput.
+        SQLite would go on writing into a file that was deleted or replaced, and what was paid be forgotten
+        with it. A folder that is missing is not made either: it is more often a disk not mounted, and an
+        empty ledger in its place would buy everything again.
         """
-        if self.dialect != "sqlite":
-            yield
-            return
-        if self._lock_file is None:
-            self._lock_file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        if self._identity is None and not self._file.exists():
+            if not self._file.parent.is_dir():
+                raise FileNotFoundError(f"the folder {self._file.parent} does not exist: make it, or mount it")
+            # Replies are in it: nobody else's to read. SQLite gives its other files the same mode.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
-            yield
-        finally:
-            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+            found = self._file.stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self._file} was moved or deleted while in use") from None
+        self._identity = self._identity or (found.st_dev, found.st_ino)
+        if self._identity != (found.st_dev, found.st_ino):
+            raise FileNotFoundError(f"{self._file} was replaced by another file while in use")
+        return stat.S_IMODE(found.st_mode)
 
 
-def _configure_sqlite(engine: sa.Engine, *, begin: str, synchronous: str) -> None:
+def _parse(text: str) -> sa.URL:
+    """Read the URL, repeating no part of it in an error: any part may hold the password."""
+    try:
+        url = make_url(text)
+    except (sa.exc.ArgumentError, ValueError):
+        raise LedgerUnusable(
+            "[llm] ledger_url can't be read. Write sqlite:////absolute/path.db or "
+            "postgresql://user:password@host:5432/database, with @ : / ? # in the password as %40 %3A %2F %3F %23."
+        ) from None
+    backend = url.drivername.partition("+")[0]
+    if backend not in _DRIVERS:
+        raise LedgerUnusable("[llm] ledger_url: the ledger runs on sqlite or postgresql, this is neither.")
+    if backend == "sqlite" and not Path(url.database or "").is_absolute():
+        raise LedgerUnusable(
+            "[llm] ledger_url needs the absolute path of a file, with four slashes: sqlite:////path/ledger.db. "
+            "One in memory forgets what was paid, and a relative one is another in every working folder."
+        )
+    return url.set(drivername=_DRIVERS[backend])
+
+
+def _postgres_engine(url: sa.URL) -> sa.Engine:
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise LedgerUnusable(
+            "A ledger on PostgreSQL needs psycopg: pip install 'airflow-provider-llm[postgres]'."
+        ) from None
+    if "connect_timeout" not in url.query:
+        url = url.update_query_dict({"connect_timeout": _CONNECT_TIMEOUT_S})
+    return sa.create_engine(url, pool_size=2, max_overflow=2, pool_pre_ping=True, hide_parameters=True)
+
+
+def _sqlite_engine(url: sa.URL, begin: str, synchronous: str, **pool: Any) -> sa.Engine:
+    engine = sa.create_engine(url, connect_args={"check_same_thread": False}, hide_parameters=True, **pool)
+
     @sa.event.listens_for(engine, "connect")
-    def _connect(connection: object, _record: object) -> None:
-        connection.isolation_level = None  # type: ignore[attr-defined]  # we say BEGIN ourselves
-        cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("PRAGMA busy_timeout = 30000")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute(f"PRAGMA synchronous = {'NORMAL' if synchronous.upper() == 'NORMAL' else 'FULL'}")
-        cursor.close()
+    def _connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (
+            "busy_timeout = 30000",
+            "journal_mode = WAL",
+            f"synchronous = {'NORMAL' if synchronous.upper() == 'NORMAL' else 'FULL'}",
+            "cache_size = -16000",  # KiB
+            "journal_size_limit = 67108864",  # a long reader lets the log grow; this is where it shrinks to
+        ):
+            connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql(begin)
+
+    return engine

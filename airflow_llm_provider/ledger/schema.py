@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
+
+from airflow_llm_provider.errors import LedgerUnusable
 
 metadata = sa.MetaData()
 
@@ -49,14 +51,18 @@ call = sa.Table(
     sa.Column("error", sa.Text),
 )
 
-_live = call.c.state.in_([OPEN, SETTLED])
-_answered = call.c.state.in_([SETTLED, LATE])
+
+def is_in(*states: str) -> sa.ColumnElement[bool]:
+    """Test an attempt's state, written out: with a bound parameter SQLite would not see a partial index fit."""
+    return call.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
+
+
+IS_OPEN, IS_LIVE, IS_ANSWERED = is_in(OPEN), is_in(OPEN, SETTLED), is_in(SETTLED, LATE)
 # The claim itself: at most one live or settled attempt a key, held by the database.
-sa.Index("call_claim", call.c.claim, unique=True, sqlite_where=_live, postgresql_where=_live)
-sa.Index("call_answered", call.c.fingerprint, sqlite_where=_answered, postgresql_where=_answered)
+sa.Index("call_claim", call.c.claim, unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE)
+sa.Index("call_answered", call.c.fingerprint, sqlite_where=IS_ANSWERED, postgresql_where=IS_ANSWERED)
 sa.Index("call_run", call.c.dag_id, call.c.run_id)
-_open = call.c.state == OPEN
-sa.Index("call_open", call.c.holder, sqlite_where=_open, postgresql_where=_open)
+sa.Index("call_open", call.c.holder, sqlite_where=IS_OPEN, postgresql_where=IS_OPEN)
 
 payload = sa.Table(
     "payload",  # what was said; apart from `call`, so that looking up and adding up stay cheap
@@ -80,15 +86,16 @@ def _create_tables(connection: sa.Connection) -> None:
     metadata.create_all(connection)
 
 
+Migration = Callable[[sa.Connection], None]
 # Forward only: append, never edit. The ledger's version is how many have run.
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables,)
+MIGRATIONS: tuple[Migration, ...] = (_create_tables,)
 
 
-class LedgerTooNew(RuntimeError):
+class LedgerTooNew(LedgerUnusable):
     """The ledger was written by a newer airflow-provider-llm: upgrade this installation."""
 
 
-def migrate(connection: sa.Connection) -> None:
+def migrate(connection: sa.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
     """Bring the ledger to this code's version, within the caller's transaction.
 
     Many processes may do so at once: the first creates the tables, the others wait for it.
@@ -97,11 +104,11 @@ def migrate(connection: sa.Connection) -> None:
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('airflow_llm_provider.ledger'))"))
     version.create(connection, checkfirst=True)
     current = connection.scalar(sa.select(sa.func.coalesce(sa.func.max(version.c.version), 0))) or 0
-    if current > len(MIGRATIONS):
+    if current > len(migrations):
         raise LedgerTooNew(
-            f"The ledger has schema version {current}, this airflow-provider-llm knows up to {len(MIGRATIONS)}. "
+            f"The ledger has schema version {current}, this airflow-provider-llm knows up to {len(migrations)}. "
             "Upgrade the package on this machine, or point [llm] ledger_url at another ledger."
         )
-    for number, step in enumerate(MIGRATIONS[current:], start=current + 1):
+    for number, step in enumerate(migrations[current:], start=current + 1):
         step(connection)
         connection.execute(version.insert().values(version=number))

@@ -34,8 +34,8 @@ from airflow_llm_provider.ledger.schema import FAILED, OPEN, SETTLED, UNPROVEN
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 45.0  # how long an attempt of a killed process blocks its key; renewed every BEAT_S while it lives
-BEAT_S = 10.0
+LEASE_S = 45.0
+_BEATS_A_LEASE = 4.5  # so that three renewals may fail or come late
 
 T = TypeVar("T")
 
@@ -55,15 +55,26 @@ class Ledger:
     payload: which prompts are kept: `full`, `errors`, `sampled:<share>` (errors always) or `none`. Replies
         are always kept: a retry is answered from them.
     deadline_s: how long an unreachable database is tried before callers get `LedgerUnavailable`.
+    lease_s: how long an attempt of a killed process blocks its key; renewed all along while it lives. A
+        process that stalls for longer may have its calls paid twice.
 
     Two threads of its own do the SQL, one writes and one reads; create it after any fork.
     """
 
     def __init__(
-        self, url: str, *, payload: str = "errors", synchronous: str = "FULL", deadline_s: float = 60.0
+        self,
+        url: str,
+        *,
+        payload: str = "errors",
+        synchronous: str = "FULL",
+        deadline_s: float = 60.0,
+        lease_s: float = LEASE_S,
     ) -> None:
+        if lease_s <= 0:
+            raise ValueError(f"[llm] lease_s is {lease_s:g}; it must be more than 0 seconds")
         self._sample = _parse_policy(payload)
         self._deadline_s = deadline_s
+        self._lease_ms = int(lease_s * 1000)
         self.holder = uuid.uuid4().hex
         self.database = Database(url, synchronous=synchronous)
         self._retried(self.database.migrate)
@@ -71,7 +82,7 @@ class Ledger:
         self._upsert_payload = sql.upsert_payload(self.database.dialect)
         self._upsert_sighting = sql.upsert_sighting(self.database.dialect)
         self._writer: Batch[Write, Any] = Batch(
-            self._write, name="llm-ledger-write", tick=self._beat, tick_s=BEAT_S
+            self._write, name="llm-ledger-write", tick=self._beat, tick_s=lease_s / _BEATS_A_LEASE
         )
         self._reader: Batch[_Lookup, Answer | None] = Batch(
             self._read, name="llm-ledger-read", linger_s=0.002
@@ -250,7 +261,7 @@ class Ledger:
             "claim": scope.claim(entry.fingerprint, entry.reuse),
             "state": OPEN,
             "holder": self.holder,
-            "lease_until_ms": now + int(LEASE_S * 1000),
+            "lease_until_ms": now + self._lease_ms,
             "purpose": entry.purpose,
             "parent": entry.parent,
             "item_id": _storable(entry.item_id) if entry.item_id is not None else None,
@@ -279,7 +290,7 @@ class Ledger:
         """Renew the leases of what this engine has in flight."""
         try:
             with self.database.write() as connection:
-                until = self.database.now_ms(connection) + int(LEASE_S * 1000)
+                until = self.database.now_ms(connection) + self._lease_ms
                 connection.execute(sql.RENEW, {"held_by": self.holder, "until": until})
         except sa.exc.DBAPIError as error:
             log.warning("The ledger's leases could not be renewed, will try again: %s", error.orig)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, XComArg
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_llm_provider.hooks.claude import DEFAULT_CONNECTION, ClaudeHook
@@ -31,8 +32,8 @@ _RUN_VALUES = re.compile(
 class Rows(Sequence[Any]):
     """Documents given in memory: Airflow neither renders them nor shows them under Rendered Templates."""
 
-    def __init__(self, rows: Collection[Any]) -> None:
-        self._rows = list(rows)
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = list(rows) if isinstance(rows, (list, tuple)) else _fetched(rows)
 
     def __getitem__(self, index: Any) -> Any:
         return self._rows[index]
@@ -42,6 +43,11 @@ class Rows(Sequence[Any]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} documents>"
+
+    @property
+    def are_texts(self) -> bool:
+        """Whether no item is a path object, which would be opened."""
+        return not any(_is_path(row) for row in self._rows)
 
 
 class ClaudeDocumentsOperator(BaseOperator):
@@ -161,8 +167,13 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.is_dry_run = dry_run  # BaseOperator has a method dry_run()
         self.tags = tags
         self.claude_conn_id = claude_conn_id
+        if isinstance(documents, (list, tuple)) and any(isinstance(item, XComArg) for item in documents):
+            raise ValueError(
+                f"{self.task_id}: documents= is a list with another task's output in it, which Airflow would not "
+                "resolve: give that output itself, or join several as `first.concat(second)`."
+            )
         # Known only here: rendering replaces the template by its value.
-        self._path_is_literal = isinstance(documents, str) and "{{" not in documents and "{%" not in documents
+        self._is_typed = _is_typed(documents)
         self._run_values = sorted(set(_RUN_VALUES.findall(f"{prompt}\n{system}")))
 
     @property
@@ -173,7 +184,8 @@ class ClaudeDocumentsOperator(BaseOperator):
     @documents.setter
     def documents(self, documents: Any) -> None:
         # Airflow sets this once more when it has resolved an XCom, in mapped tasks too.
-        self._documents = Rows(documents) if isinstance(documents, (list, tuple)) else documents
+        is_list = isinstance(documents, Sequence) and not isinstance(documents, (str, bytes, Rows))
+        self._documents = Rows(documents) if is_list else documents
 
     @cached_property
     def hook(self) -> ClaudeHook:
@@ -272,12 +284,19 @@ class ClaudeDocumentsOperator(BaseOperator):
         )
         roots = named.split(",") if isinstance(named, str) else list(named)
         roots = [root.strip() for root in roots if root.strip()]
-        if roots or self._path_is_literal or (isinstance(self.documents, Rows) and self.strings == "text"):
+        texts = isinstance(self.documents, Rows) and self.documents.are_texts and self.strings == "text"
+        if roots or texts or (self._is_typed and not self._is_mapped_over_a_task()):
             return roots or None
         raise AirflowFailException(
             f"{self.task_id}: which documents to read is decided at run time ({self.documents!r}), so it must be said "
             "where files may be read: give the operator roots=[…], or set [llm] roots."
         )
+
+    def _is_mapped_over_a_task(self) -> bool:
+        """Tell whether `.expand()` took its values from another task."""
+        task = self.dag.get_task(self.task_id)
+        values = task.expand_input.value if isinstance(task, MappedOperator) else None
+        return any(XComArg.iter_xcom_references(values))
 
     def _output(self) -> str:
         if "://" not in self.output_path and not self.output_path.startswith("/"):
@@ -307,6 +326,27 @@ class ClaudeDocumentsOperator(BaseOperator):
         )
         # Where every letter is final, a retry would only find the same in the ledger.
         raise AirflowException(message) if retryable else AirflowFailException(message)
+
+
+def _is_typed(documents: Any) -> bool:
+    """Tell whether the DAG author has typed these very documents, with no template and no XCom in them."""
+    if isinstance(documents, (list, tuple)):
+        return True
+    written = str(documents) if isinstance(documents, str) or _is_path(documents) else "{{"
+    return "{{" not in written and "{%" not in written
+
+
+def _fetched(rows: Sequence[Any]) -> list[Any]:
+    from airflow.sdk.execution_time.lazy_sequence import LazyXComSequence
+
+    # What a mapped task pushed: a slice takes one request, iterating takes one a row.
+    return list(rows[:] if isinstance(rows, LazyXComSequence) else rows)
+
+
+def _is_path(value: Any) -> bool:
+    from airflow_llm_provider.documents.paths import is_path
+
+    return is_path(value)
 
 
 def _number(limit: int | str | None) -> int | None:

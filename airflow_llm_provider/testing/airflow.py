@@ -348,7 +348,7 @@ class LocalAirflow(RunningAirflow):
         wait_until(lambda: not session_members(sessions), within_s)
         kill_sessions(sessions)
         # A killed process with threads can be awaited only a moment after it looks dead.
-        wait_until(lambda: all([component.has_ended() for component in components]), 5.0)
+        wait_until(lambda: all(component.has_ended() for component in components), 5.0)
 
     def _end_triggers(self, triggerer: int) -> None:
         """End the triggerer's runner before itself: it often misses the runner's end, and then waits 10 s."""
@@ -358,7 +358,7 @@ class LocalAirflow(RunningAirflow):
         wait_until(lambda: not any(is_alive(runner) for runner in runners), 3.0)
 
     def _end_tasks(self, scheduler: int) -> None:
-        """End the running tasks as Airflow does, TERM (on_kill is called) and KILL 5 s later; let them report.
+        """End the running tasks as Airflow does, by TERM (for on_kill) and KILL 5 s later; let them report.
 
         A scheduler that waits for its workers can hold SQLite's write lock, or wait for ever: after 2 s it
         is killed, so that the workers can report the tasks' end.

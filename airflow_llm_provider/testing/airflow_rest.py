@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import httpx
 
 _FINAL = ("success", "failed")
+_TRIES = 4
 
 
 class RunningAirflow:
@@ -49,10 +51,20 @@ class RunningAirflow:
 
         Waits up to `timeout_s` for the file to be parsed; TimeoutError with the import errors after that.
         """
-        self._wait_parsed(dag_id, timeout_s)
-        self.unpause(dag_id)
-        body = {"conf": conf or {}, "logical_date": logical_date.isoformat() if logical_date else None}
-        return str(self._ask("POST", f"dags/{_quoted(dag_id)}/dagRuns", json=body)["dag_run_id"])
+        import httpx
+
+        if self._wait_parsed(dag_id, timeout_s)["is_paused"]:
+            self.unpause(dag_id)
+        # An id of our own, so that asking twice does not run it twice.
+        run_id = f"manual__{datetime.now(UTC).isoformat()}_{secrets.token_hex(4)}"
+        date = logical_date.isoformat() if logical_date else None
+        body = {"dag_run_id": run_id, "conf": conf or {}, "logical_date": date}
+        try:
+            self._ask("POST", f"dags/{_quoted(dag_id)}/dagRuns", json=body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.CONFLICT or run_id not in self._run_ids(dag_id):
+                raise
+        return run_id
 
     def wait(
         self,
@@ -133,15 +145,20 @@ class RunningAirflow:
     def check(self) -> None:
         """Raise when this Airflow can no longer end a run; called before every look while waiting."""
 
-    def _wait_parsed(self, dag_id: str, timeout_s: float) -> None:
+    def _run_ids(self, dag_id: str) -> set[str]:
+        runs = self.get(f"dags/{_quoted(dag_id)}/dagRuns", order_by="-run_after", limit=10)["dag_runs"]
+        return {run["dag_run_id"] for run in runs}
+
+    def _wait_parsed(self, dag_id: str, timeout_s: float) -> dict[str, Any]:
         import httpx
 
         deadline, asked_at = time.monotonic() + timeout_s, time.time()
         while True:
             self.check()
             try:
-                if _parsed_since_change(self.get(f"dags/{_quoted(dag_id)}"), asked_at):
-                    return
+                dag: dict[str, Any] = self.get(f"dags/{_quoted(dag_id)}")
+                if _parsed_since_change(dag, asked_at):
+                    return dag
             except httpx.HTTPStatusError as error:
                 if error.response.status_code != httpx.codes.NOT_FOUND:
                     raise
@@ -162,10 +179,16 @@ class RunningAirflow:
     def _ask(self, method: str, path: str, **arguments: Any) -> Any:
         if "Authorization" not in self._http.headers:
             self._log_in()
-        response = self._http.request(method, f"/api/v2/{path}", **arguments)
-        if response.status_code == 401:  # the token lasts a day
-            self._log_in()
+        for _ in range(_TRIES):
             response = self._http.request(method, f"/api/v2/{path}", **arguments)
+            if response.status_code == 401:  # the token lasts a day
+                self._log_in()
+            elif response.status_code >= 500:
+                # On SQLite a write can meet a task's start within the API server, which then waits for
+                # itself until the lock times out after 5 s.
+                time.sleep(0.5)
+            else:
+                break
         if response.is_error:
             import httpx
 

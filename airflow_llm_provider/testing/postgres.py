@@ -131,8 +131,7 @@ class LocalPostgres:
     def _wait_ready(self, server: ChildSession, data: Path) -> None:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            server.reap()
-            if server.returncode is not None:
+            if server.has_ended():
                 break
             with suppress(FileNotFoundError, IndexError):
                 # The eighth line of the pid file is the server's state, since PostgreSQL 10.

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
 from airflow_llm_provider.testing.airflow import ComponentFailed, LocalAirflow
 from airflow_llm_provider.testing.postgres import LocalPostgres
-from airflow_llm_provider.testing.processes import session_members
+from airflow_llm_provider.testing.processes import session_members, wait_until
 
 DAG = """
 import time
@@ -74,13 +74,9 @@ def sessions_of(home: Path) -> set[int]:
     return {pid for pid, _ in state.get("processes", [])}
 
 
-def wait_until_started(home: Path, components: int = 4) -> set[int]:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if (home / "launcher.json").exists() and len(sessions_of(home)) == components:
-            return sessions_of(home)
-        time.sleep(0.1)
-    raise AssertionError("the components were not started within 30 s")
+def wait_until_started(home: Path) -> set[int]:
+    assert wait_until(lambda: (home / "launcher.json").exists() and len(sessions_of(home)) == 4, 30)
+    return sessions_of(home)
 
 
 def test_a_dag_runs_and_a_killed_task_is_retried(folder: Path) -> None:
@@ -98,12 +94,10 @@ def test_a_dag_runs_and_a_killed_task_is_retried(folder: Path) -> None:
             with timed("a run killed and retried, of a changed file"):
                 run = airflow.trigger("greetings", {"who": "sleeper"})
                 states: list[str] = []
-                killed = []
-                while not killed:
-                    killed = airflow.task_pids()
-                    time.sleep(0.1)
-                assert airflow.task_instances("greetings", run)[0]["pid"] in (killed[0].runner, None)
-                os.kill(killed[0].runner, signal.SIGKILL)
+                assert wait_until(lambda: bool(airflow.task_pids()), 30)
+                (task,) = airflow.task_pids()
+                assert airflow.task_instances("greetings", run)[0]["pid"] in (task.runner, None)
+                os.kill(task.runner, signal.SIGKILL)
                 assert airflow.wait("greetings", run, timeout_s=60, on_progress=states.append) == "success"
             assert airflow.xcom("greetings", run, "greet") == {"who": "sleeper", "version": 2}
             assert airflow.task_instances("greetings", run)[0]["try_number"] == 2

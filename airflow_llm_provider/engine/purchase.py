@@ -1,0 +1,87 @@
+"""What was bought: settled replies, chains of them, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from airflow_llm_provider.engine.reply import Message, Reply
+from airflow_llm_provider.ledger.records import Answer
+from airflow_llm_provider.pricing import Usage
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What an engine has bought since it was made.
+
+    paid_micro_usd counts what has a known price; `unpriced` how many calls have none.
+    unproven: calls that may have been billed without a reply.
+    """
+
+    requests: int = 0
+    paid_micro_usd: int = 0
+    unpriced: int = 0
+    unproven: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+    def add(self, usage: Usage, cost_micro_usd: int | None) -> None:
+        """Count one call."""
+        self.requests += 1
+        self.paid_micro_usd += cost_micro_usd or 0
+        self.unpriced += cost_micro_usd is None
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
+        self.cache_read_tokens += usage.cache_read_tokens
+        self.cache_write_tokens += usage.cache_write_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Purchase:
+    """A settled reply and how it was come by."""
+
+    message: Message
+    attempt_id: str
+    cost_micro_usd: int | None
+    latency_s: float
+    sends: int  # 0: it came from the ledger
+
+    @classmethod
+    def from_ledger(cls, answer: Answer) -> Self:
+        """Take what was bought before."""
+        return cls(
+            message=Message.parse(answer.reply),
+            attempt_id=answer.attempt_id,
+            cost_micro_usd=answer.cost_micro_usd,
+            latency_s=answer.latency_ms / 1000,
+            sends=0,
+        )
+
+
+def add_up(value: Any, chain: Sequence[Purchase], *, trace_id: str) -> Reply:
+    """Add up a chain of calls: the first answer and its repairs."""
+    last = chain[-1]
+    usages = [purchase.message.usage for purchase in chain]
+    costs = [purchase.cost_micro_usd for purchase in chain]
+    known = [cost for cost in costs if cost is not None]
+    return Reply(
+        value=value,
+        text=last.message.text,
+        model=last.message.model,
+        stop_reason=last.message.stop_reason or "",
+        usage=usages[0] if len(usages) == 1 else _sum(usages),
+        cost_micro_usd=sum(known) if len(known) == len(costs) else None,
+        reused=not any(purchase.sends for purchase in chain),
+        attempts=sum(purchase.sends for purchase in chain),
+        repairs=len(chain) - 1,
+        latency_s=sum(purchase.latency_s for purchase in chain),
+        trace_id=trace_id,
+        attempt_id=last.attempt_id,
+    )
+
+
+def _sum(usages: list[Usage]) -> Usage:
+    return Usage(**{name: sum(getattr(u, name) for u in usages) for name in Usage.__dataclass_fields__})
