@@ -17,14 +17,19 @@ LLMError
     └── AnswerError           paid, but no answer
         ├── Refused
         ├── Truncated
-        └── InvalidOutput
+        ├── InvalidOutput
+        └── BusinessError         a validator's word
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class LLMError(Exception):
-    """Something went wrong with a call to the model."""
+    """Something went wrong with a call to the model; `kind` is its name in retry policies."""
+
+    kind: ClassVar[str] = "error"
 
 
 class RetryableError(LLMError):
@@ -43,21 +48,31 @@ class RetryableError(LLMError):
 class NetworkError(RetryableError):
     """The connection failed, timed out, or broke before the reply was complete."""
 
+    kind = "network"
+
 
 class RateLimited(RetryableError):
     """The account's requests or tokens a minute are used up for now."""
+
+    kind = "rate_limit"
 
 
 class Overloaded(RetryableError):
     """The API is temporarily overloaded."""
 
+    kind = "overloaded"
+
 
 class ServerError(RetryableError):
     """The API failed on its side."""
 
+    kind = "server"
+
 
 class LedgerUnavailable(RetryableError):
     """The ledger can't be reached, so nothing was sent and nothing paid."""
+
+    kind = "ledger"
 
 
 class TerminalError(LLMError):
@@ -67,25 +82,37 @@ class TerminalError(LLMError):
 class BadRequest(TerminalError):
     """The API does not accept this request."""
 
+    kind = "bad_request"
+
 
 class AuthenticationFailed(TerminalError):
     """The API key is missing, wrong, or not allowed to do this."""
+
+    kind = "auth"
 
 
 class SpendLimitReached(TerminalError):
     """The account's own spend limit is reached; waiting a minute does not help."""
 
+    kind = "spend_limit"
+
 
 class BudgetExceeded(TerminalError):
     """The call was not sent: it could cost more than the budget has left."""
+
+    kind = "budget"
 
 
 class LedgerUnusable(TerminalError):
     """The ledger can't be used as it is: its address is wrong, its file damaged, or its version too new."""
 
+    kind = "ledger"
+
 
 class TooLong(TerminalError):
     """The input is more than the model can read at once."""
+
+    kind = "too_long"
 
 
 class AnswerError(TerminalError):
@@ -105,10 +132,30 @@ class AnswerError(TerminalError):
 class Refused(AnswerError):
     """The model declined to answer."""
 
+    kind = "refusal"
+
 
 class Truncated(AnswerError):
     """The answer stopped in the middle: `max_tokens`, or the context window, was reached."""
 
+    kind = "truncation"
+
 
 class InvalidOutput(AnswerError):
     """The answer is not of the shape that was asked for; the message is the complaint."""
+
+    kind = "invalid_output"
+
+
+class BusinessError(AnswerError):
+    """The answer is of the right shape, and a validator says that it must not be used."""
+
+    kind = "business"
+
+
+def _kinds(error: type[LLMError]) -> list[str]:
+    return [error.kind, *(kind for child in error.__subclasses__() for kind in _kinds(child))]
+
+
+KINDS = frozenset(_kinds(LLMError))
+"""The names of all classes of error, as retry policies use them."""

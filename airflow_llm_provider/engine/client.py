@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 DEFAULT_BASE_URL = "https://api.anthropic.com"
 # Above this the API wants a stream, since a connection that says nothing for so long is cut on the way.
 MAX_UNSTREAMED_TOKENS = 21_333
+_SLOW_TOKENS_PER_S = 20  # a stream that is slower than this is given up
 _GATEWAY_STATUS = frozenset({499, 502, 504, 524})  # something between us and the API gave up: it may have run
 
 
@@ -75,16 +76,13 @@ class AnthropicClient:
 
         Raises the error of its class; `billed` is set on those where the API may have charged.
         """
-        if request.max_tokens > MAX_UNSTREAMED_TOKENS:
-            raise BadRequest(
-                f"max_tokens is {request.max_tokens}; up to {MAX_UNSTREAMED_TOKENS} can be asked for."
-            )
-        sdk = self._sdk
-        body = request.body(self._api_schema(request.schema))
         try:
+            if request.max_tokens > MAX_UNSTREAMED_TOKENS:
+                return await self._stream(request, timeout_s)
+            body = request.body(self._api_schema(request.schema))
             # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
             async with asyncio.timeout(timeout_s):
-                response = await sdk.post(
+                response = await self._sdk.post(
                     "/v1/messages", cast_to=self._raw, content=body, options={"timeout": timeout_s}
                 )
             return bytes(response.content)
@@ -92,6 +90,23 @@ class AnthropicClient:
             raise NetworkError(f"No complete answer within {timeout_s:g} s.", billed=True) from error
         except Exception as error:
             raise self._translated(error) from error
+
+    async def _stream(self, request: Request, timeout_s: float) -> bytes:
+        """Send `request` as a stream and return the message it adds up to.
+
+        timeout_s: the longest silence; the whole may take as long as its tokens do at a slow model's speed.
+        """
+        fields = request.fields(self._api_schema(request.schema))
+        named = {name: fields.pop(name) for name in ("model", "max_tokens", "messages")}
+        total_s = max(timeout_s, request.max_tokens / _SLOW_TOKENS_PER_S)
+        async with (
+            asyncio.timeout(total_s),
+            self._sdk.messages.stream(**named, extra_body=fields, timeout=timeout_s) as stream,
+        ):
+            message = await stream.get_final_message()
+        if message.stop_reason is None:
+            raise NetworkError("The stream ended before the answer did.", billed=True)
+        return to_json(message.to_dict(mode="json"))
 
     async def models(self) -> list[Model]:
         """List the models this key can use; spends nothing."""

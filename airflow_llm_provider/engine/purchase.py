@@ -41,8 +41,12 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Purchase:
-    """A settled reply and how it was come by."""
+    """A settled reply and how it was come by.
 
+    purpose: `answer`, `repair` (asked again, otherwise) or `escalation` (of a cheaper model's answer).
+    """
+
+    purpose: str
     message: Message
     attempt_id: str
     cost_micro_usd: int | None
@@ -50,9 +54,10 @@ class Purchase:
     sends: int  # 0: it came from the ledger
 
     @classmethod
-    def from_ledger(cls, answer: Answer) -> Self:
+    def from_ledger(cls, answer: Answer, *, purpose: str) -> Self:
         """Take what was bought before."""
         return cls(
+            purpose=purpose,
             message=Message.parse(answer.reply),
             attempt_id=answer.attempt_id,
             cost_micro_usd=answer.cost_micro_usd,
@@ -76,7 +81,7 @@ def add_up(value: Any, chain: Sequence[Purchase], *, trace_id: str) -> Reply:
         cost_micro_usd=sum(known) if len(known) == len(costs) else None,
         reused=not any(purchase.sends for purchase in chain),
         attempts=sum(purchase.sends for purchase in chain),
-        repairs=len(chain) - 1,
+        repairs=sum(purchase.purpose == "repair" for purchase in chain),
         latency_s=sum(purchase.latency_s for purchase in chain),
         trace_id=trace_id,
         attempt_id=last.attempt_id,

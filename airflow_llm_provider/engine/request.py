@@ -78,6 +78,10 @@ class Request:
 
     def body(self, api_schema: Mapping[str, Any] | None) -> bytes:
         """Write the request body; `api_schema` is the schema as the API takes it."""
+        return to_json(self.fields(api_schema))
+
+    def fields(self, api_schema: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the fields of the request body."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": self.max_tokens,
@@ -94,7 +98,7 @@ class Request:
             output_config["effort"] = self.effort
         if output_config:
             body["output_config"] = output_config
-        return to_json({**body, **self.extra})
+        return {**body, **self.extra}
 
     @cached_property
     def shared_prefix(self) -> str:

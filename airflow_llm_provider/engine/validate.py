@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, get_origin
 
 import orjson
 
 from airflow_llm_provider.errors import InvalidOutput
+
+Validator = Callable[[Any], str | None]
+"""Takes the validated value; returns None, or a complaint that a model can act on; may raise BusinessError."""
 
 # The API wants an object at the top; anything else travels in one field of this name.
 _LIST_FIELD, _VALUE_FIELD = "items", "value"

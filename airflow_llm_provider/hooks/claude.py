@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import hashlib
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,15 +140,19 @@ class ClaudeHook(BaseHook):
         from airflow.sdk.configuration import conf
 
         from airflow_llm_provider.engine.pace import Pace
-        from airflow_llm_provider.engine.run import Engine
-        from airflow_llm_provider.ledger.store import LEASE_S, Ledger
+        from airflow_llm_provider.engine.run import Engine, Route
+        from airflow_llm_provider.ledger.store import Ledger
 
+        # The SDK's transport logs every request at INFO, which is Airflow's level: a line a document.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
         settings = self.settings
+        lease_s = conf.getfloat("llm", "lease_s", fallback=45.0)
         ledger = Ledger(
             settings.ledger_url,
             payload=conf.get("llm", "payload", fallback="errors"),
             synchronous=conf.get("llm", "synchronous", fallback="FULL"),
-            lease_s=conf.getfloat("llm", "lease_s", fallback=LEASE_S),
+            lease_s=lease_s,
+            beat_s=lease_s / 4.5,  # three renewals may fail or come late
         )
         return Engine(
             client=settings.client,
@@ -155,7 +160,7 @@ class ClaudeHook(BaseHook):
             pace=Pace(settings.limits),
             timeout_s=settings.timeout_s,
             deadline_s=settings.deadline_s,
-            fallbacks=tuple(settings.model(name) for name in settings.fallbacks),
+            route=Route(fallbacks=tuple((settings.model(name), None) for name in settings.fallbacks)),
         )
 
     def scope(self, context: Context, tags: tuple[str, ...] = ()) -> CallScope:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_Entry = tuple[Item, "asyncio.Future[Result]"]
 
 
 class Batch(Generic[Item, Result]):
@@ -22,6 +27,8 @@ class Batch(Generic[Item, Result]):
         wait sooner. A sparse load so costs one commit for what arrives together, and a model's answer
         takes a hundred times as long anyway.
     tick: called by the thread at least every `tick_s` seconds, between batches.
+
+    Lives in the process that made it: a thread does not survive a fork.
     """
 
     def __init__(
@@ -37,20 +44,27 @@ class Batch(Generic[Item, Result]):
     ) -> None:
         self._work, self._tick = work, tick
         self._limit, self._linger_s, self._quiet_s, self._tick_s = limit, linger_s, quiet_s, tick_s
-        self._queue: queue.SimpleQueue[tuple[Item, asyncio.Future[Result]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Entry[Item, Result] | None] = queue.SimpleQueue()
+        self._pid, self._closed = os.getpid(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
         """Queue `item` from a running event loop; the future holds its result once the batch is done."""
+        if self._closed:
+            raise RuntimeError("It is closed: what is submitted now would never be done.")
+        if self._pid != os.getpid():
+            raise RuntimeError("It was made before a fork: make one in the process that uses it.")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.put((item, future))
         return future
 
     def close(self) -> None:
         """Finish what was submitted, then end the thread."""
+        self._closed = True
         self._queue.put(None)
-        self._thread.join()
+        if self._pid == os.getpid():
+            self._thread.join()
 
     def _run(self) -> None:
         next_tick = time.monotonic() + self._tick_s
@@ -59,13 +73,21 @@ class Batch(Generic[Item, Result]):
             batch, closing = self._collect(until=next_tick)
             if batch:
                 self._do(batch)
-            if self._tick and time.monotonic() >= next_tick:
-                self._tick()
             if time.monotonic() >= next_tick:
+                if self._tick:
+                    self._do_tick(self._tick)
                 next_tick = time.monotonic() + self._tick_s
 
-    def _collect(self, *, until: float) -> tuple[list[tuple[Item, asyncio.Future[Result]]], bool]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+    @staticmethod
+    def _do_tick(tick: Callable[[], None]) -> None:
+        try:
+            tick()
+        except Exception:
+            log.exception("A tick failed; the thread goes on, since others wait for it.")
+
+    def _collect(self, *, until: float) -> tuple[list[_Entry[Item, Result]], bool]:
+        """Wait for a batch, at most `until` for its first item; tell whether it is the last."""
+        batch: list[_Entry[Item, Result]] = []
         patience, deadline = float("inf"), until
         while len(batch) < self._limit:
             try:
@@ -79,7 +101,7 @@ class Batch(Generic[Item, Result]):
             batch.append(entry)
         return batch, False
 
-    def _do(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+    def _do(self, batch: list[_Entry[Item, Result]]) -> None:
         outcomes: Sequence[Result | BaseException]
         try:
             outcomes = self._work([item for item, _ in batch])

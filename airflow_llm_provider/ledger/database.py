@@ -23,7 +23,14 @@ _NOW_MS = {
     "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)",
 }
 _DRIVERS = {"sqlite": "sqlite", "postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
-_CONNECT_TIMEOUT_S = "10"
+# A server that is gone without a word is noticed within a minute; libpq itself would wait for hours.
+_PATIENCE = {
+    "connect_timeout": "10",
+    "keepalives_idle": "20",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "50000",
+}
 
 
 class Database:
@@ -66,6 +73,8 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Open a read transaction; on SQLite it neither waits for writers nor holds them up."""
+        if self.dialect == "sqlite" and not self._file.exists():
+            raise FileNotFoundError(f"there is no ledger at {self._file}")  # SQLite would make an empty one
         with self._reader.begin() as connection:
             yield connection
 
@@ -92,7 +101,9 @@ class Database:
         """
         if self._identity is None and not self._file.exists():
             if not self._file.parent.is_dir():
-                raise FileNotFoundError(f"the folder {self._file.parent} does not exist: make it, or mount it")
+                raise FileNotFoundError(
+                    f"the folder {self._file.parent} does not exist: make it, or mount it"
+                )
             # Replies are in it: nobody else's to read. SQLite gives its other files the same mode.
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -133,8 +144,7 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
         raise LedgerUnusable(
             "A ledger on PostgreSQL needs psycopg: pip install 'airflow-provider-llm[postgres]'."
         ) from None
-    if "connect_timeout" not in url.query:
-        url = url.update_query_dict({"connect_timeout": _CONNECT_TIMEOUT_S})
+    url = url.set(query={**_PATIENCE, **url.query})
     return sa.create_engine(url, pool_size=2, max_overflow=2, pool_pre_ping=True, hide_parameters=True)
 
 

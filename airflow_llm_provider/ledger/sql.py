@@ -8,6 +8,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from airflow_llm_provider.ledger.schema import (
+    IS_ANSWERED,
+    IS_LIVE,
+    IS_OPEN,
     LATE,
     OPEN,
     REOPENED,
@@ -15,6 +18,7 @@ from airflow_llm_provider.ledger.schema import (
     UNPROVEN,
     call,
     document,
+    is_in,
     payload,
 )
 
@@ -24,8 +28,13 @@ SETTLE = (
     call.update()
     .where(call.c.id == _ATTEMPT)
     .values(
-        # A reply to an attempt whose lease had ended is still paid, still booked and still an answer.
-        state=sa.case((call.c.state == OPEN, SETTLED), else_=LATE),
+        # A reply to an attempt whose lease had ended is still paid, still booked and still an answer. A write
+        # is repeated when its commit went unheard, so what was settled stays what it is.
+        state=sa.case(
+            (call.c.state == OPEN, SETTLED),
+            (is_in(SETTLED, REOPENED), call.c.state),
+            else_=LATE,
+        ),
         closed_ms=sa.bindparam("now"),
         latency_ms=sa.bindparam("latency_ms_"),
         stop_reason=sa.bindparam("stop_reason_"),
@@ -41,7 +50,8 @@ SETTLE = (
 )
 FAIL = (
     call.update()
-    .where(call.c.id == _ATTEMPT, call.c.state == OPEN)
+    # Also where the lease had ended: the proof that nothing was billed corrects what was booked for it.
+    .where(call.c.id == _ATTEMPT, is_in(OPEN, UNPROVEN))
     .values(
         state=sa.bindparam("state_"),
         closed_ms=sa.bindparam("now"),
@@ -52,20 +62,31 @@ FAIL = (
         error=sa.bindparam("error_"),
     )
 )
-EXPIRE = (
-    call.update()
-    .where(call.c.id == _ATTEMPT, call.c.state == OPEN, call.c.lease_until_ms < sa.bindparam("now"))
-    .values(
-        state=UNPROVEN,
-        closed_ms=sa.bindparam("now"),
-        cost_micro_usd=call.c.ceiling_micro_usd,
-        error_class="LeaseExpired",
-        error="Its process ended, or stalled, before a reply was recorded.",
+
+
+def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Match rows that no other transaction is at work on, so that PostgreSQL never waits in a circle."""
+    return call.c.id.in_(sa.select(call.c.id).where(*conditions).with_for_update(skip_locked=True))
+
+
+_EXPIRED = call.update().values(
+    state=UNPROVEN,
+    closed_ms=sa.bindparam("now"),
+    cost_micro_usd=call.c.ceiling_micro_usd,
+    error_class="LeaseExpired",
+    error="Its process ended, or stalled, before a reply was recorded.",
+)
+EXPIRE = _EXPIRED.where(
+    _unlocked(
+        call.c.id.in_(sa.bindparam("attempts", expanding=True)),
+        IS_OPEN,
+        call.c.lease_until_ms < sa.bindparam("now"),
     )
 )
+SWEEP = _EXPIRED.where(_unlocked(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before")))
 RENEW = (
     call.update()
-    .where(call.c.holder == sa.bindparam("held_by"), call.c.state == OPEN)
+    .where(_unlocked(call.c.holder == sa.bindparam("held_by"), IS_OPEN))
     .values(lease_until_ms=sa.bindparam("until"))
 )
 KEEP = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
@@ -73,7 +94,7 @@ REOPEN = (
     call.update()
     .where(
         call.c.fingerprint == sa.bindparam("fingerprint_"),
-        call.c.state.in_([SETTLED, LATE]),
+        IS_ANSWERED,
         sa.not_(
             sa.and_(
                 call.c.dag_id == sa.bindparam("dag"),
@@ -86,23 +107,37 @@ REOPEN = (
     .values(state=REOPENED)
 )
 HOLDERS = sa.select(call.c.id, call.c.claim, call.c.state, call.c.lease_until_ms, call.c.holder).where(
-    call.c.claim.in_(sa.bindparam("claims", expanding=True)), call.c.state.in_([OPEN, SETTLED])
+    call.c.claim.in_(sa.bindparam("claims", expanding=True)), IS_LIVE
 )
 SIGHTED = sa.select(document.c.sighting, document.c.fingerprint).where(
     document.c.sighting.in_(sa.bindparam("sightings", expanding=True))
 )
 
-# In the order of records.Answer's fields; the newest answer of a fingerprint comes last, so that it is taken.
+# In the order of records.Answer's fields. Unsorted: sorting would copy the replies about.
 _ANSWER = sa.select(
-    call.c.id, call.c.fingerprint, payload.c.reply, call.c.cost_micro_usd, call.c.latency_ms
+    call.c.id,
+    call.c.fingerprint,
+    payload.c.reply,
+    call.c.cost_micro_usd,
+    call.c.latency_ms,
+    call.c.closed_ms,
+    call.c.claim,
 ).join_from(call, payload, call.c.id == payload.c.call_id)
 _BY_FINGERPRINT = _ANSWER.where(
-    call.c.fingerprint.in_(sa.bindparam("fingerprints", expanding=True)), call.c.state.in_([SETTLED, LATE])
-).order_by(call.c.closed_ms)
+    call.c.fingerprint.in_(sa.bindparam("fingerprints", expanding=True)), IS_ANSWERED
+)
 BY_ID = _ANSWER.where(call.c.id.in_(sa.bindparam("ids", expanding=True)))
+LATE_ANSWERS = _BY_FINGERPRINT.where(call.c.state == LATE)
+
+
+def _is_of(column: sa.Column[str], name: str) -> sa.ColumnElement[bool]:
+    # Concatenated, so that SQLite finds the rows by fingerprint and not by reading all of a run's.
+    return column + "" == sa.bindparam(name)
+
+
 ANSWERED = {
     "always": _BY_FINGERPRINT,
-    "run": _BY_FINGERPRINT.where(call.c.dag_id == sa.bindparam("dag"), call.c.run_id == sa.bindparam("run")),
+    "run": _BY_FINGERPRINT.where(_is_of(call.c.dag_id, "dag"), _is_of(call.c.run_id, "run")),
     "never": _BY_FINGERPRINT.where(call.c.claim.in_(sa.bindparam("claims", expanding=True))),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -18,7 +18,9 @@ from airflow_llm_provider.hooks.claude import DEFAULT_CONNECTION, ClaudeHook
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_llm_provider.documents.document import Document, Rejected
     from airflow_llm_provider.documents.run import Question
+    from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
 
@@ -210,9 +212,9 @@ class ClaudeDocumentsOperator(BaseOperator):
 
     async def _work(self, engine: Engine, context: Context) -> tuple[dict[str, Any], bool]:
         """Do the work; also say whether some dead letter may come to life at the next try."""
+        from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
+        from airflow_llm_provider.documents.roots import OutsideRoots
         from airflow_llm_provider.documents.run import Run
-        from airflow_llm_provider.documents.sink import RowSink
-        from airflow_llm_provider.documents.source import list_documents
         from airflow_llm_provider.engine.validate import OutputType
 
         output_type = OutputType(self.output_type)
@@ -227,7 +229,22 @@ class ClaudeDocumentsOperator(BaseOperator):
             limit=_number(self.limit),
             log=self.log,
         )
-        found = list_documents(
+        try:
+            found = self._found()
+            if _flag(self.is_dry_run):
+                return await run.estimate(found), False
+            sink = self._sink(output_type, context["ti"].map_index)
+        except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
+            raise AirflowFailException(f"{self.task_id}: {error}") from error
+        with sink:
+            manifest = await run.run(found, sink)
+            landed = await asyncio.to_thread(sink.close, manifest)
+        return {**manifest, **landed.paths(), "rows": landed.rows}, run.retryable
+
+    def _found(self) -> Iterator[Document | Rejected]:
+        from airflow_llm_provider.documents.source import list_documents
+
+        return list_documents(
             self.documents,
             roots=self._readable_roots(),
             id_field=self.id_field,
@@ -237,20 +254,17 @@ class ClaudeDocumentsOperator(BaseOperator):
             encoding=self.encoding,
             to_path=_object_storage,
         )
-        if _flag(self.is_dry_run):
-            return await run.estimate(found), False
-        map_index = context["ti"].map_index
-        sink = RowSink(
+
+    def _sink(self, output_type: OutputType, map_index: int | None) -> RowSink:
+        from airflow_llm_provider.documents.sink import RowSink
+
+        return RowSink(
             self._output(),
             part=f"part-{map_index}" if map_index is not None and map_index >= 0 else None,
             schema=output_type.item_schema,
             list_type=output_type.is_list,
             to_path=_object_storage,
         )
-        with sink:
-            manifest = await run.run(found, sink)
-            landed = await asyncio.to_thread(sink.close, manifest)
-        return {**manifest, **landed.paths(), "rows": landed.rows}, run.retryable
 
     def _question(self, output_type: OutputType) -> Question:
         from airflow_llm_provider.documents.run import Question

@@ -251,9 +251,11 @@ def serve(
     record: str | Path | None = None,
     upstream: str | None = None,
     replay: str | Path | None = None,
+    faults: Iterable[Fault] = (),
 ) -> None:
     """Run a stand-in in this process until SIGINT or SIGTERM, printing where it is and what it is.
 
+    faults: ordered from the start.
     record, upstream: pass requests on to this base URL, and append the exchanges to this file.
     replay: answer from such a file.
     The others are those of `StandIn`.
@@ -276,6 +278,8 @@ def serve(
         keep_requests=keep_requests,
         exchanges=exchanges,
     )
+    for fault in faults:
+        server.faults.add(fault)
     asyncio.run(_until_signalled(server, told=_told(record, upstream, replay)))
 
 

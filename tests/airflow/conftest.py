@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ class Ran:
     @property
     def manifest(self) -> dict[str, Any]:
         """Return what the one task returned, or pushed before it failed."""
-        manifest: dict[str, Any] = self.xcom() or self.xcom(key="manifest")
+        manifest: dict[str, Any] | None = self.xcom() or self.xcom(key="manifest")
+        assert manifest is not None, f"{self.state}, and no manifest:\n{self.log}"
         return manifest
 
     @property
@@ -123,7 +124,7 @@ class Deployment:
     folder: Path
     monkeypatch: pytest.MonkeyPatch
     log: Callable[[], str]
-    fields: dict[str, Any] = field(default_factory=dict)
+    key: str = KEY
 
     @property
     def ledger_url(self) -> str:
@@ -140,11 +141,11 @@ class Deployment:
     def output(self) -> str:
         return str(self.folder / "out" / "rows.jsonl")
 
-    def connect(self, conn_id: str = "claude_default", *, key: str = KEY, host: str | None = None, **fields: Any) -> None:
+    def connect(self, conn_id: str = "claude_default", *, key: str | None = None, host: str | None = None, **fields: Any) -> None:
         """Set the connection; `fields` are those of its form."""
         connection = {
             "conn_type": "claude",
-            "password": key,
+            "password": self.key if key is None else key,
             "host": self.server.url if host is None else host,
             "extra": {"ledger_url": self.ledger_url, **fields},
         }
@@ -172,7 +173,10 @@ class Deployment:
         return dag
 
     def run(self, dag: Any, **how: Any) -> Ran:
-        """Run a DAG to its end, retries included, as a new run. Its files need not exist: it is in this process."""
+        """Run a DAG to its end, retries included, as a new run. It is in this process: there need be no file of it.
+
+        Templates are rendered in place, where a worker would parse the file anew: make a DAG for every run.
+        """
         from airflow.dag_processing.bundles.manager import DagBundlesManager
         from airflow.models.serialized_dag import SerializedDagModel
         from airflow.serialization.definitions.dag import SerializedDAG
@@ -239,4 +243,6 @@ def deployment(
 
 
 def _lines(path: str) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in Path(path).read_bytes().splitlines()]
+    from airflow.sdk import ObjectStoragePath
+
+    return [orjson.loads(line) for line in ObjectStoragePath(path).read_bytes().splitlines()]

@@ -7,6 +7,8 @@ import json
 import pytest
 from airflow.sdk import DAG, ObjectStoragePath, task
 from airflow.sdk.bases.operator import BaseOperator
+from airflow.sdk.io import attach
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 
@@ -86,6 +88,7 @@ def test_a_file_url_works_like_a_path(deployment):
 
 
 def test_an_object_store_is_read_and_written(deployment):
+    attach("memory", fs=MemoryFileSystem())
     store = ObjectStoragePath("memory://bucket/inbox")
     store.mkdir(parents=True, exist_ok=True)
     for n in range(3):
@@ -100,8 +103,41 @@ def test_an_object_store_is_read_and_written(deployment):
 
 def test_an_object_storage_path_is_taken_as_it_is(deployment):
     folder = deployment.files(3)
-    ran = deployment.ask(ObjectStoragePath(f"file://{folder}"), roots=[f"file://{folder}"])
+    ran = deployment.ask(ObjectStoragePath(f"file://{folder}"), roots=[f"file://{folder.parent}"])
     assert ran.outcomes == {"answered": 3}
+
+
+def test_paths_that_the_author_has_typed_need_no_roots(deployment):
+    folder = deployment.files(3)
+    assert deployment.ask(ObjectStoragePath(f"file://{folder}")).outcomes == {"answered": 3}
+    assert deployment.ask([folder / "doc-0000.txt", f"{folder}/doc-0001.txt"], strings="path").outcomes == {"reused": 2}
+
+
+def test_a_list_with_a_tasks_output_in_it_is_refused_when_the_dag_is_parsed(deployment):
+    with DAG("mixed", schedule=None):
+
+        @task
+        def export():
+            return []
+
+        with pytest.raises(ValueError, match=r"first\.concat\(second\)"):
+            ClaudeDocumentsOperator(
+                task_id="read", documents=[export(), {"id": "1"}], output=deployment.output, **ASKING
+            )
+
+
+def test_rows_of_several_tasks_are_joined_with_concat(deployment):
+    with DAG("joined", schedule=None) as dag:
+
+        @task
+        def export(start):
+            return [{"id": str(n), "text": f"We owe you ${n}.00."} for n in range(start, start + 2)]
+
+        ClaudeDocumentsOperator(
+            task_id="read", documents=export(0).concat(export(2)), output=deployment.output, **ASKING
+        )
+    ran = deployment.run(dag)
+    assert ids(ran) == ["0", "1", "2", "3"]
 
 
 def test_rows_come_from_an_upstream_task(deployment):
@@ -241,6 +277,10 @@ def test_paths_from_a_task_need_roots(deployment):
 
 def test_a_limit_from_a_form_asks_only_so_many(deployment):
     deployment.files(5)
-    dag = params_dag(deployment, roots=[str(deployment.inbox)], limit="{{ params.limit }}")
-    assert deployment.run(dag, run_conf={"limit": 2}).outcomes == {"answered": 2, "pending": 3}
-    assert deployment.run(dag).outcomes == {"answered": 3, "reused": 2}
+
+    def run(**conf):
+        dag = params_dag(deployment, roots=[str(deployment.inbox)], limit="{{ params.limit }}")
+        return deployment.run(dag, run_conf=conf)
+
+    assert run(limit=2).outcomes == {"answered": 2, "pending": 3}
+    assert run().outcomes == {"answered": 3, "reused": 2}

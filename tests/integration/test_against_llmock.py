@@ -9,16 +9,16 @@ from llmock.testing import LLMockServer
 
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.retry import RetryPolicy
+from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LLMError, NetworkError, Overloaded, RateLimited, ServerError
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.store import Ledger
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
-QUICK = {
+QUICK = DEFAULT_POLICIES | {
     kind: RetryPolicy(attempts=4, first_wait_s=0.01, max_wait_s=0.02)
-    for kind in (NetworkError, RateLimited, Overloaded, ServerError)
+    for kind in ("network", "rate_limit", "overloaded", "server")
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.retry import RetryPolicy
+from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
@@ -33,9 +33,9 @@ from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
-QUICK = {
+QUICK = DEFAULT_POLICIES | {
     kind: RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.02)
-    for kind in (NetworkError, RateLimited, Overloaded, ServerError)
+    for kind in ("network", "rate_limit", "overloaded", "server")
 }
 
 
@@ -128,7 +128,7 @@ async def test_every_fault_is_told_by_its_class(
         await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
     assert "planted-key" not in str(caught.value)
     retried = issubclass(error, RetryableError)
-    assert claude_server.seen == (QUICK[error].attempts if retried else 1)
+    assert claude_server.seen == (QUICK[error.kind].attempts if retried else 1)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,19 @@ async def test_cancelling_in_mid_call_leaves_books_that_balance(
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert engine.tally.requests >= 10
+
+
+async def test_a_long_answer_streams_under_the_hood(engine: Engine, claude_server: StandIn) -> None:
+    claude_server.reply(text="word " * 10_000)
+    reply = await engine.ask(about(max_tokens=64_000, schema=None), scope=SCOPE)
+    assert reply.value == "word " * 10_000
+    assert claude_server.requests[-1]["stream"] is True
+
+
+async def test_a_long_answer_that_breaks_off_is_asked_again(engine: Engine, claude_server: StandIn) -> None:
+    claude_server.fail(kind="drop", times=1)
+    reply = await engine.ask(about(max_tokens=64_000), scope=SCOPE, output=OutputType(Fact))
+    assert reply.attempts == 2
 
 
 async def test_another_endpoint_is_another_answer(engine: Engine, claude_server: StandIn) -> None:

@@ -9,11 +9,14 @@ import sqlalchemy as sa
 from conftest import SCOPE, Clock, Wire, message, question
 
 from airflow_llm_provider.engine.reply import Reply
-from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.retry import policies
+from airflow_llm_provider.engine.run import Engine, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AnswerError,
     BadRequest,
+    BusinessError,
     InvalidOutput,
     LLMError,
     NetworkError,
@@ -191,7 +194,7 @@ async def test_a_call_that_may_have_been_billed_is_booked_at_its_ceiling(engine:
 
 
 async def test_a_fallback_answers_when_the_model_is_down(engine: Engine, wire: Wire) -> None:
-    engine.fallbacks = ["claude-sonnet-5-5"]
+    engine.route = Route(fallbacks=[("claude-sonnet-5-5", None)])
     wire.usually = lambda r: Overloaded("busy") if r.model == "claude-haiku-5-5" else message("Fine.")
     reply = await engine.ask(question(), scope=SCOPE)
     assert reply.value == "Fine."
@@ -272,3 +275,95 @@ async def test_prompts_are_kept_for_errors_only_by_default(engine: Engine, wire:
         kept = list(connection.execute(sa.select(payload.c.prompt, payload.c.reply)))
     assert sorted(row.prompt is not None for row in kept) == [False, True]
     assert all(row.reply for row in kept)
+
+
+class Sure(pydantic.BaseModel):
+    good: bool
+    confidence: float
+
+
+def by_model(**answers: object) -> object:
+    """Script a wire by the tail of the model's name."""
+
+    def answer(request: Request) -> object:
+        scripted = answers[request.model.split("-")[1]]
+        return scripted.pop(0) if isinstance(scripted, list) else scripted
+
+    return answer
+
+
+async def test_the_strong_model_is_asked_only_where_the_cheap_one_fails(engine: Engine, wire: Wire) -> None:
+    engine.route = Route(escalate=["claude-opus-5-5"])
+    wire.usually = by_model(haiku=BAD, opus=GOOD)
+    reply = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=1)
+    assert reply.value == Verdict(good=True)
+    assert [request.model[7:11] for request in wire.sent] == ["haik", "haik", "opus"]
+    assert (reply.repairs, reply.attempts) == (1, 3)
+    assert [row.purpose for row in rows(engine)] == ["answer", "repair", "escalation"]
+    again = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=1)
+    assert (again.reused, len(wire.sent)) == (True, 3)
+
+
+@pytest.mark.parametrize(("confidence", "models"), [(0.95, ["haiku"]), (0.5, ["haiku", "opus"])])
+async def test_an_unsure_answer_goes_on_to_the_strong_model(
+    engine: Engine, wire: Wire, confidence: float, models: list[str]
+) -> None:
+    engine.route = Route(escalate=["claude-opus-5-5"], min_confidence=0.8)
+    wire.usually = by_model(
+        haiku=message(f'{{"good": false, "confidence": {confidence}}}'),
+        opus=message('{"good": true, "confidence": 0.6}'),
+    )
+    reply = await engine.ask(question(), scope=SCOPE, output=OutputType(Sure))
+    assert [request.model.split("-")[1] for request in wire.sent] == models
+    assert reply.value.good == (models == ["haiku", "opus"])
+
+
+async def test_a_refusal_is_answered_by_the_fallback_where_the_author_says_so(
+    engine: Engine, wire: Wire
+) -> None:
+    wire.usually = by_model(haiku=message("No.", stop_reason="refusal"), opus=message("Yes."))
+    engine.route = Route(fallbacks=[("claude-opus-5-5", None)], fall_back_on=frozenset({"refusal"}))
+    reply = await engine.ask(question(), scope=SCOPE)
+    assert reply.value == "Yes."
+
+
+async def test_a_fallback_may_be_another_server(engine: Engine, wire: Wire) -> None:
+    other = Wire()
+    engine.other_clients = {"anthropic http://other": other}
+    engine.route = Route(fallbacks=[("claude-opus-5-5", "anthropic http://other")])
+    wire.usually = lambda _: Overloaded("busy")
+    reply = await engine.ask(question(), scope=SCOPE)
+    assert reply.value == "Fine."
+    assert len(other.sent) == 1
+
+
+async def test_what_the_author_lets_be_asked_again_is_asked_otherwise(engine: Engine, wire: Wire) -> None:
+    engine.policies = policies({"refusal": {"attempts": 2}, "truncation": {"attempts": 2}})
+    wire.script = [
+        message("No.", stop_reason="refusal"),
+        message("Well", stop_reason="max_tokens"),
+        message("Well then."),
+    ]
+    reply = await engine.ask(question(max_tokens=100), scope=SCOPE)
+    assert reply.value == "Well then."
+    assert [(request.sample, request.max_tokens) for request in wire.sent] == [(0, 100), (1, 100), (1, 200)]
+
+
+async def test_a_validators_complaint_is_sent_back_like_any_other(engine: Engine, wire: Wire) -> None:
+    wire.script = [message("yes"), message("Yes.")]
+
+    def ends_with_a_stop(value: str) -> str | None:
+        return None if value.endswith(".") else "End with a full stop."
+
+    reply = await engine.ask(question(), scope=SCOPE, validators=[ends_with_a_stop], max_repairs=1)
+    assert reply.value == "Yes."
+    assert "End with a full stop." in wire.sent[1].messages[-1]["content"]
+
+
+async def test_a_validator_may_say_that_asking_again_is_no_use(engine: Engine, wire: Wire) -> None:
+    def no_such_customer(value: str) -> None:
+        raise BusinessError("Customer 7 does not exist.")
+
+    with pytest.raises(BusinessError):
+        await engine.ask(question(), scope=SCOPE, validators=[no_such_customer], max_repairs=3)
+    assert len(wire.sent) == 1

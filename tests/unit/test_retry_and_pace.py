@@ -7,7 +7,7 @@ from conftest import Clock, question
 
 from airflow_llm_provider.engine.flow import for_each
 from airflow_llm_provider.engine.pace import Limits, Pace
-from airflow_llm_provider.engine.retry import POLICIES, RetryPolicy, retrying
+from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy, policies, retrying
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
     LedgerUnavailable,
@@ -37,8 +37,8 @@ async def attempts(error: Exception, clock: Clock, **options: object) -> int:
 async def test_every_class_is_tried_as_often_as_its_policy_says(
     kind: type[RetryableError], clock: Clock
 ) -> None:
-    assert await attempts(kind("no"), clock) == POLICIES[kind].attempts
-    assert all(wait <= POLICIES[kind].max_wait_s for wait in clock.slept)
+    assert await attempts(kind("no"), clock) == DEFAULT_POLICIES[kind.kind].attempts
+    assert all(wait <= DEFAULT_POLICIES[kind.kind].max_wait_s for wait in clock.slept)
 
 
 async def test_what_can_not_get_better_is_tried_once(clock: Clock) -> None:
@@ -46,7 +46,7 @@ async def test_what_can_not_get_better_is_tried_once(clock: Clock) -> None:
 
 
 async def test_a_retry_after_that_is_longer_than_the_backoff_wins(clock: Clock) -> None:
-    await attempts(Overloaded("no", retry_after_s=90), clock, policies={Overloaded: quick(3)})
+    await attempts(Overloaded("no", retry_after_s=90), clock, policies=policies({"overloaded": quick(3)}))
     assert clock.slept == [90, 90]
 
 
@@ -56,7 +56,7 @@ async def test_a_wait_that_would_pass_the_deadline_is_not_begun(clock: Clock) ->
 
 
 async def test_a_policy_can_be_replaced_by_class(clock: Clock) -> None:
-    assert await attempts(ServerError("no"), clock, policies={ServerError: quick(2)}) == 2
+    assert await attempts(ServerError("no"), clock, policies=policies({"server": {"attempts": 2}})) == 2
 
 
 def quick(attempts: int) -> RetryPolicy:

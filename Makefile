@@ -1,0 +1,54 @@
+# Everything from a bare python3 (>= 3.11) with pip: targets set up .venv by themselves.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST = $(VENV)/bin/python -m pytest -q
+PIP = $(PYTHON) -m pip --python $(VENV)/bin/python --disable-pip-version-check --quiet --no-input
+READY = $(VENV)/.installed
+# What CI runs, the quick ones first, each in a process of its own: tests/unit must not find Airflow loaded.
+TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench test-dags chaos stand-in clean
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## Run the license audit in a real Airflow (STAY=1 leaves it up, BASE_URL=… asks another server)
+	@$(VENV)/bin/airflow-llm demo $(if $(STAY),--stay) $(if $(BASE_URL),--base-url $(BASE_URL)) $(ARGS)
+
+test: $(READY) ## Run the tests that CI runs
+	@failed=; for tests in $(TESTS); do \
+	  echo "== $$tests"; $(PYTEST) $$tests -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
+	done; test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
+
+check: $(READY) ## Lint, formatting, types, import rules
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+bench: $(READY) ## Run a benchmark (NAME=…); without a name, list them
+	@$(if $(NAME),$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS),echo "make bench NAME=…, one of:"; grep -l '^def main' benchmarks/*.py | sed 's|benchmarks/\(.*\)\.py|  \1|')
+
+test-dags: $(READY) ## Run the DAGs in a real Airflow, minutes
+	@$(PYTEST) tests/system $(ARGS)
+
+chaos: $(READY) ## Kill things at random moments and hold the books, long
+	@$(PYTEST) tests/chaos $(ARGS)
+
+stand-in: $(READY) ## Serve the stand-in of the Claude API (ARGS="--port 8765 --latency 0.5")
+	@$(VENV)/bin/airflow-llm stand-in $(ARGS)
+
+clean: ## Remove .venv, the demo's home and caches
+	rm -rf $(VENV) .demo .bench build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "This needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "Setting up $(VENV) from requirements.lock, once; a minute or two …"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv --without-pip $(VENV)
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps -e .
+	@touch $@

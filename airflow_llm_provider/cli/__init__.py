@@ -1,0 +1,36 @@
+"""The command line, `airflow-llm`: what is registered under which name."""
+
+from __future__ import annotations
+
+import typer
+
+from airflow_llm_provider import __version__
+from airflow_llm_provider.cli import connection, dead_letters, demo, ledger, stand_in
+
+app = typer.Typer(
+    name="airflow-llm",
+    help="Claude in Airflow: try it, test a connection, look after dead letters and the ledger.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals may hold a key
+)
+app.command("demo")(demo.demo)
+app.command("stand-in")(stand_in.stand_in)
+app.command("test-connection")(connection.check_connection)
+app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(ledger.app, name="ledger")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Say which."
+    ),
+) -> None:
+    """Take what stands before the command."""

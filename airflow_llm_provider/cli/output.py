@@ -1,0 +1,32 @@
+"""What commands say, and how they end when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+import typer
+
+# A document's text must not steer the terminal it is shown in.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def fail(message: object) -> NoReturn:
+    """End the command with status 1 and one message on stderr."""
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def echo_json(value: Any) -> None:
+    """Write `value` as indented JSON, in ASCII."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def shown(text: object, most: int | None = None) -> str:
+    """Return a text safe to show: control characters spelled out; cut to `most` characters in one line."""
+    safe = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text))
+    if most is None:
+        return safe
+    line = " ".join(safe.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"

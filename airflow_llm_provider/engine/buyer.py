@@ -1,0 +1,183 @@
+"""The buyer: one request, paid at most once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from airflow_llm_provider.engine.client import Client
+from airflow_llm_provider.engine.pace import Pace
+from airflow_llm_provider.engine.purchase import Purchase, Tally
+from airflow_llm_provider.engine.reply import Message
+from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
+from airflow_llm_provider.engine.warm import Warmth
+from airflow_llm_provider.errors import LLMError, NetworkError, RetryableError
+from airflow_llm_provider.ledger.records import (
+    Answer,
+    Busy,
+    CallScope,
+    Entry,
+    Failure,
+    KeptPrompt,
+    Reuse,
+    Settlement,
+)
+from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.pricing import rate_card
+
+
+@dataclass(kw_only=True)
+class Buyer:
+    """Looks a request up, and buys it where nobody has.
+
+    client: the wire. ledger: what was paid. pace: when to send.
+    other_clients: wires of further endpoints, by their identity, for requests that name one of them.
+    timeout_s: for one send; deadline_s: for a request with all its retries, from its first send.
+
+    Belongs to one event loop; never make one before a fork.
+    """
+
+    client: Client
+    ledger: Ledger
+    pace: Pace = field(default_factory=Pace)
+    other_clients: Mapping[str, Client] = field(default_factory=dict)
+    timeout_s: float = 300.0
+    deadline_s: float = 900.0
+    policies: Policies = field(default_factory=lambda: DEFAULT_POLICIES)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    tally: Tally = field(default_factory=Tally)
+    warmth: Warmth = field(default_factory=Warmth, repr=False)
+
+    async def obtain(
+        self,
+        request: Request,
+        *,
+        scope: CallScope,
+        reuse: Reuse,
+        purpose: str = "answer",
+        parent: str | None = None,
+        item_id: str | None = None,
+    ) -> Purchase:
+        """Return the settled reply to one request: from the ledger, or bought now."""
+        if answer := await self.ledger.answered(request.fingerprint, scope, reuse):
+            return Purchase.from_ledger(answer, purpose=purpose)
+        entry = Entry(
+            fingerprint=request.fingerprint,
+            scope=scope,
+            reuse=reuse,
+            model=request.model,
+            purpose=purpose,
+            parent=parent,
+            item_id=item_id,
+            ceiling_micro_usd=ceiling_micro_usd(request),
+        )
+        async with self.warmth.of(request):
+            return await retrying(deadline_s=self.deadline_s, policies=self.policies, sleep=self.sleep)(
+                self._send, request, entry, _Sends()
+            )
+
+    def keep_prompt(self, request: Request, bought: Purchase) -> None:
+        """Keep the prompt of an answer that turned out to be none, where the payload policy has it."""
+        if bought.sends:
+            self.ledger.note(KeptPrompt(bought.attempt_id, request.fingerprint, _prompt(request)))
+
+    async def close(self) -> None:
+        """Commit what is pending and close the connections."""
+        try:
+            for client in (self.client, *self.other_clients.values()):
+                await client.close()
+        finally:
+            await asyncio.to_thread(self.ledger.close)
+
+    async def _send(self, request: Request, entry: Entry, sends: _Sends) -> Purchase:
+        """Open an attempt, send it, settle it."""
+        opened = await self._open(request, entry)
+        if isinstance(opened, Answer):
+            return Purchase.from_ledger(opened, purpose=entry.purpose)
+        entry = opened
+        sends.count += 1
+        client = self.other_clients.get(request.endpoint, self.client)
+        started = time.monotonic()
+        try:
+            raw = await client.send(request, timeout_s=self.timeout_s)
+            message = Message.parse(raw)
+        except LLMError as error:
+            if isinstance(error, RetryableError) and error.retry_after_s:
+                self.pace.heard(error.retry_after_s)
+            await self.ledger.record(self._failure(request, entry, error))
+            raise
+        except asyncio.CancelledError:
+            self.ledger.note(self._failure(request, entry, NetworkError("Cancelled in flight.", billed=True)))
+            raise
+        latency_s = time.monotonic() - started
+        card = rate_card(request.model)
+        cost = card.price_micro_usd(message.usage) if card else None
+        await self.ledger.record(
+            Settlement(
+                attempt_id=entry.id,
+                fingerprint=request.fingerprint,
+                reply=raw,
+                prompt=_prompt(request),
+                stop_reason=message.stop_reason,
+                usage=message.usage,
+                cost_micro_usd=cost,
+                latency_ms=round(latency_s * 1000),
+            )
+        )
+        self.pace.learn(message.usage)
+        self.tally.add(message.usage, cost)
+        return Purchase(
+            purpose=entry.purpose,
+            message=message,
+            attempt_id=entry.id,
+            cost_micro_usd=cost,
+            latency_s=latency_s,
+            sends=sends.count,
+        )
+
+    async def _open(self, request: Request, entry: Entry) -> Entry | Answer:
+        """Claim the request's key, waiting while somebody else holds it."""
+        patience_s = self.deadline_s
+        while True:
+            await self.pace.permit(request)
+            entry = dataclasses.replace(entry, id=uuid.uuid4().hex)
+            opened = await self.ledger.open(entry)
+            if isinstance(opened, Answer):
+                return opened
+            if not isinstance(opened, Busy):
+                return entry
+            # Somebody else is asking the same. Its answer, or the end of its lease, is worth waiting for.
+            wait_s = 0.2 + random.random() * 0.3
+            patience_s -= wait_s
+            if patience_s < 0:
+                raise NetworkError("Another task has been asking the same for longer than the deadline.")
+            await self.sleep(wait_s)
+
+    def _failure(self, request: Request, entry: Entry, error: LLMError) -> Failure:
+        billed = isinstance(error, RetryableError) and error.billed
+        self.tally.unproven += billed
+        return Failure(
+            attempt_id=entry.id,
+            fingerprint=request.fingerprint,
+            billed=billed,
+            error_class=type(error).__name__,
+            error=str(error),
+            prompt=_prompt(request),
+        )
+
+
+@dataclass(slots=True)
+class _Sends:
+    """How often a request was sent."""
+
+    count: int = 0
+
+
+def _prompt(request: Request) -> Callable[[], bytes]:
+    return lambda: request.body(request.schema)

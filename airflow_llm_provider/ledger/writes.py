@@ -1,0 +1,230 @@
+"""What a batch of writes does to the tables, within one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from airflow_llm_provider.ledger import sql
+from airflow_llm_provider.ledger.lookups import chunks, newest
+from airflow_llm_provider.ledger.payloads import PayloadPolicy, pack_prompt
+from airflow_llm_provider.ledger.records import (
+    Answer,
+    Busy,
+    Entry,
+    Failure,
+    KeptPrompt,
+    Opened,
+    Reopening,
+    Settlement,
+    Sighting,
+    Write,
+)
+from airflow_llm_provider.ledger.schema import FAILED, OPEN, SETTLED, UNPROVEN
+
+
+class Writes:
+    """The writes of one engine.
+
+    holder: the engine's id, in the rows of its live attempts; lease_ms: how long they are its own.
+
+    Rows are locked in one order (own attempts, then what others may want too, sorted by key), and whatever
+    somebody else is at work on is passed over, so that writers on PostgreSQL do not wait in a circle.
+    """
+
+    def __init__(self, *, dialect: str, holder: str, lease_ms: int, policy: PayloadPolicy) -> None:
+        self._holder, self._lease_ms, self._policy = holder, lease_ms, policy
+        self._insert_call = sql.insert_call(dialect)
+        self._upsert_payload = sql.upsert_payload(dialect)
+        self._upsert_sighting = sql.upsert_sighting(dialect)
+
+    def apply(self, connection: sa.Connection, now: int, batch: Sequence[Write]) -> list[Any]:
+        """Do what `batch` says; return an outcome for each Entry and None for the others."""
+        by_kind: dict[type, list[Any]] = {}
+        for write in batch:
+            by_kind.setdefault(type(write), []).append(write)
+        self._settle(connection, now, by_kind.get(Settlement, []))
+        self._fail(connection, now, by_kind.get(Failure, []))
+        self._keep(connection, by_kind.get(KeptPrompt, []))
+        self._reopen(connection, by_kind.get(Reopening, []))
+        self._sight(connection, by_kind.get(Sighting, []))
+        opened = iter(self._open(connection, now, by_kind.get(Entry, [])))
+        return [next(opened) if isinstance(write, Entry) else None for write in batch]
+
+    def renew(self, connection: sa.Connection, now: int) -> None:
+        """Renew the leases of what this engine has in flight, and book what others left behind long ago.
+
+        Only a lease's length after its end, so that a database that was away costs nobody an attempt that
+        is still in flight.
+        """
+        connection.execute(sql.RENEW, {"held_by": self._holder, "until": now + self._lease_ms})
+        connection.execute(sql.SWEEP, {"now": now, "before": now - self._lease_ms})
+
+    def _settle(self, connection: sa.Connection, now: int, settled: Sequence[Settlement]) -> None:
+        if not settled:
+            return
+        connection.execute(
+            sql.SETTLE,
+            [
+                {
+                    "attempt": s.attempt_id,
+                    "now": now,
+                    "latency_ms_": s.latency_ms,
+                    "stop_reason_": _storable(s.stop_reason),
+                    "uncached": s.usage.uncached_tokens,
+                    "output": s.usage.output_tokens,
+                    "cache_read": s.usage.cache_read_tokens,
+                    "write_5m": s.usage.cache_write_5m_tokens,
+                    "write_1h": s.usage.cache_write_1h_tokens,
+                    "cost": s.cost_micro_usd,
+                }
+                for s in settled
+            ],
+        )
+        connection.execute(
+            self._upsert_payload,
+            [
+                {
+                    "call_id": s.attempt_id,
+                    "reply": s.reply,
+                    "prompt": pack_prompt(s.prompt)
+                    if self._policy.keeps(s.fingerprint, error=False)
+                    else None,
+                }
+                for s in settled
+            ],
+        )
+
+    def _fail(self, connection: sa.Connection, now: int, failed: Sequence[Failure]) -> None:
+        if not failed:
+            return
+        connection.execute(
+            sql.FAIL,
+            [
+                {
+                    "attempt": f.attempt_id,
+                    "now": now,
+                    "state_": UNPROVEN if f.billed else FAILED,
+                    "error_class_": f.error_class,
+                    "error_": _storable(f.error),
+                }
+                for f in failed
+            ],
+        )
+        if kept := [f for f in failed if self._policy.keeps(f.fingerprint, error=True)]:
+            connection.execute(
+                self._upsert_payload,
+                [{"call_id": f.attempt_id, "prompt": pack_prompt(f.prompt), "reply": None} for f in kept],
+            )
+
+    def _keep(self, connection: sa.Connection, kept: Sequence[KeptPrompt]) -> None:
+        if kept := [k for k in kept if self._policy.keeps(k.fingerprint, error=True)]:
+            connection.execute(
+                sql.KEEP, [{"attempt": k.attempt_id, "prompt_": pack_prompt(k.prompt)} for k in kept]
+            )
+
+    def _reopen(self, connection: sa.Connection, reopened: Sequence[Reopening]) -> None:
+        for reopening in sorted(reopened, key=lambda r: r.fingerprint):
+            scope = reopening.scope
+            connection.execute(
+                sql.REOPEN,
+                {
+                    "fingerprint_": reopening.fingerprint,
+                    "dag": scope.dag_id,
+                    "run": scope.run_id,
+                    "task": scope.task_id,
+                    "first_try": scope.first_try,
+                },
+            )
+
+    def _sight(self, connection: sa.Connection, sightings: Sequence[Sighting]) -> None:
+        if latest := {s.sighting: s.fingerprint for s in sightings}:
+            rows = [{"sighting": s, "fingerprint": latest[s]} for s in sorted(latest)]
+            connection.execute(self._upsert_sighting, rows)
+
+    def _open(
+        self, connection: sa.Connection, now: int, entries: Sequence[Entry]
+    ) -> list[Opened | Answer | Busy]:
+        if not entries:
+            return []
+        rows = [self._row(entry, now) for entry in entries]
+        late = self._late(connection, rows)
+        wanted = [row for row in rows if row["claim"] not in late]
+        holders = self._claimed(connection, wanted)
+        if expired := {h.id for h in holders.values() if h.state == OPEN and h.lease_until_ms < now}:
+            for chunk in chunks(sorted(expired)):
+                connection.execute(sql.EXPIRE, {"attempts": chunk, "now": now})
+            again = [row for row in wanted if (h := holders.get(row["claim"])) and h.id in expired]
+            holders |= self._claimed(connection, again)
+        answers = {
+            row.id: Answer(*row[:5])
+            for chunk in chunks([h.id for h in holders.values() if h.state == SETTLED])
+            for row in connection.execute(sql.BY_ID, {"ids": chunk})
+        }
+        return [_outcome(row, late, holders, answers) for row in rows]
+
+    def _late(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, Answer]:
+        """Find answers that came after their lease had ended: nobody holds their key, yet it is paid."""
+        found: list[Any] = []
+        for chunk in chunks([row["fingerprint"] for row in rows]):
+            found += connection.execute(sql.LATE_ANSWERS, {"fingerprints": chunk}).all()
+        return newest(found, "claim")
+
+    def _claimed(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Insert what can be inserted; return who holds each claim now."""
+        if not rows:
+            return {}
+        connection.execute(self._insert_call, sorted(rows, key=lambda row: row["claim"]))
+        return {
+            holder.claim: holder
+            for chunk in chunks([row["claim"] for row in rows])
+            for holder in connection.execute(sql.HOLDERS, {"claims": chunk})
+        }
+
+    def _row(self, entry: Entry, now: int) -> dict[str, Any]:
+        scope = entry.scope
+        return {
+            "id": entry.id,
+            "fingerprint": entry.fingerprint,
+            "claim": scope.claim(entry.fingerprint, entry.reuse),
+            "state": OPEN,
+            "holder": self._holder,
+            "lease_until_ms": now + self._lease_ms,
+            "purpose": entry.purpose,
+            "parent": entry.parent,
+            "item_id": _storable(entry.item_id),
+            "connection_id": _storable(scope.connection_id),
+            "dag_id": _storable(scope.dag_id),
+            "run_id": _storable(scope.run_id),
+            "task_id": _storable(scope.task_id),
+            "map_index": scope.map_index,
+            "try_number": scope.try_number,
+            "owner": _storable(scope.owner),
+            "tags": _storable(scope.tags),
+            "trace_id": scope.trace_id,
+            "model": _storable(entry.model),
+            "ceiling_micro_usd": entry.ceiling_micro_usd,
+            "opened_ms": now,
+        }
+
+
+def _outcome(
+    row: dict[str, Any], late: dict[str, Answer], holders: dict[str, Any], answers: dict[str, Answer]
+) -> Opened | Answer | Busy:
+    if answer := late.get(row["claim"]):
+        return answer
+    holder = holders.get(row["claim"])
+    if holder is None:  # it let go between our two looks
+        return Busy("")
+    if holder.id == row["id"]:
+        return Opened(row["id"])
+    return answers.get(holder.id) or Busy(holder.holder)
+
+
+def _storable(text: str | None) -> str | None:
+    """Replace what a text column can't hold: NUL on PostgreSQL, lone surrogates everywhere."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
