@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST = $(VENV)/bin/python -m pytest -q
-PIP = $(PYTHON) -m pip --python $(VENV)/bin/python --disable-pip-version-check --quiet --no-input
+PIP = $(PYTHON) -m pip --python $(VENV)/bin/python --disable-pip-version-check -qq --no-input
 READY = $(VENV)/.installed
 # What CI runs, the quick ones first, each in a process of its own: tests/unit must not find Airflow loaded.
 TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py

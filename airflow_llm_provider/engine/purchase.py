@@ -77,7 +77,7 @@ def add_up(value: Any, chain: Sequence[Purchase], *, trace_id: str) -> Reply:
         text=last.message.text,
         model=last.message.model,
         stop_reason=last.message.stop_reason or "",
-        usage=usages[0] if len(usages) == 1 else _sum(usages),
+        usage=usages[0] if len(usages) == 1 else Usage.total(usages),
         cost_micro_usd=sum(known) if len(known) == len(costs) else None,
         reused=not any(purchase.sends for purchase in chain),
         attempts=sum(purchase.sends for purchase in chain),
@@ -86,7 +86,3 @@ def add_up(value: Any, chain: Sequence[Purchase], *, trace_id: str) -> Reply:
         trace_id=trace_id,
         attempt_id=last.attempt_id,
     )
-
-
-def _sum(usages: list[Usage]) -> Usage:
-    return Usage(**{name: sum(getattr(u, name) for u in usages) for name in Usage.__dataclass_fields__})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,22 @@ class Reply:
     latency_s: float
     trace_id: str
     attempt_id: str
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Reply], value: Any) -> Reply:
+        """Return the answer that several replies add up to."""
+        costs = [part.cost_micro_usd for part in parts]
+        known = [cost for cost in costs if cost is not None]
+        return dataclasses.replace(
+            parts[-1],
+            value=value,
+            usage=Usage.total(part.usage for part in parts),
+            cost_micro_usd=sum(known) if len(known) == len(costs) else None,
+            reused=all(part.reused for part in parts),
+            attempts=sum(part.attempts for part in parts),
+            repairs=sum(part.repairs for part in parts),
+            latency_s=sum(part.latency_s for part in parts),
+        )
 
     def usage_record(self) -> dict[str, Any]:
         """Return what a call says of itself, in XCom `llm_usage` and in every row."""

@@ -127,6 +127,11 @@ class Request:
         """Return the same question with the conversation continued."""
         return dataclasses.replace(self, messages=[*self.messages, *messages])
 
+    def with_block(self, block: Mapping[str, Any]) -> Self:
+        """Return the same question with one more block of content at its end."""
+        *before, last = self.messages
+        return dataclasses.replace(self, messages=[*before, {**last, "content": [*last["content"], block]}])
+
     def _mark(self, *, last: bool) -> dict[str, Any]:
         return {"cache_control": {"type": "ephemeral"}} if last and self.system else {}
 

@@ -75,6 +75,10 @@ class OutputType:
             error.reply_text = text
             raise
 
+    def wrap(self, data: Any) -> Any:
+        """Return plain data as an answer carries it: in its field, where it is no object itself."""
+        return data if self._field is None else {self._field: data}
+
     def dump(self, value: Any) -> Any:
         """Return a validated value as plain JSON data."""
         return value if self._adapter is None else self._adapter.dump_python(value, mode="json")

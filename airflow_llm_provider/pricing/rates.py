@@ -6,7 +6,7 @@ USD per million tokens is the same number as micro-USD per token, so a card need
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
@@ -45,6 +45,12 @@ class Usage:
         return self.uncached_tokens + self.cache_read_tokens + self.cache_write_tokens
 
     @classmethod
+    def total(cls, usages: Iterable[Self]) -> Self:
+        """Add up usages, kind by kind."""
+        kept = list(usages)
+        return cls(**{name: sum(getattr(usage, name) for usage in kept) for name in cls.__dataclass_fields__})
+
+    @classmethod
     def from_api(cls, usage: Mapping[str, Any]) -> Self:
         """Read the `usage` object of a Messages API reply, where `input_tokens` excludes cached ones."""
         writes = usage.get("cache_creation_input_tokens") or 0
@@ -60,9 +66,13 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateCard:
-    """The rates of one model: `tiers` of (input tokens above which it applies, rate by kind), ascending."""
+    """The rates of one model: `tiers` of (input tokens above which it applies, rate by kind), ascending.
+
+    context_window: the most tokens the model can read and write in one call, where it is known.
+    """
 
     model: str
+    context_window: int | None
     tiers: tuple[tuple[int, Mapping[str, int]], ...]
 
     def price_micro_usd(self, usage: Usage) -> int:
@@ -89,6 +99,12 @@ def rate_card(model: str) -> RateCard | None:
     return _rate_card(model, dt.datetime.now(dt.UTC).date())
 
 
+def context_window(model: str) -> int | None:
+    """Return the most tokens a model can read and write in one call; None where it is not known."""
+    card = rate_card(model)
+    return card.context_window if card else None
+
+
 @lru_cache(maxsize=256)
 def _rate_card(model: str, _day: dt.date) -> RateCard | None:
     # genai-prices takes 0.13 CPU-s to import and 170 µs a call: imported late, asked once a model and day.
@@ -97,10 +113,10 @@ def _rate_card(model: str, _day: dt.date) -> RateCard | None:
     from genai_prices.types import TieredPrices
 
     try:
-        prices = calc_price(GenaiUsage(input_tokens=1), model, provider_id="anthropic").model_price
+        known = calc_price(GenaiUsage(input_tokens=1), model, provider_id="anthropic")
     except LookupError:
         return None
-    fields = {kind: getattr(prices, name, None) for kind, name in _KINDS.items()}
+    fields = {kind: getattr(known.model_price, name, None) for kind, name in _KINDS.items()}
     if fields["uncached_tokens"] is None or fields["output_tokens"] is None:
         return None
     # A model without its own cache rates bills those tokens as input.
@@ -120,7 +136,7 @@ def _rate_card(model: str, _day: dt.date) -> RateCard | None:
         (start, {kind: rate(price, start) for kind, price in fields.items()})
         for start in sorted({0, *starts})
     )
-    return RateCard(model=model, tiers=tiers)
+    return RateCard(model=model, context_window=known.model.context_window, tiers=tiers)
 
 
 def usd(micro_usd: int | None) -> str | None:

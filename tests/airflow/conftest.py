@@ -168,6 +168,8 @@ class Deployment:
 
         asking = {"prompt": "What is owed?", "output": self.output, "model": "fast"} | asking
         params = asking.pop("params", None)
+        if "task_tags" in asking:  # `tags` are the DAG's here
+            asking["tags"] = asking.pop("task_tags")
         with DAG(name, schedule=None, tags=list(tags), params=params) as dag:
             ClaudeDocumentsOperator(task_id="read", retries=retries, retry_delay=0, **asking)
         return dag
@@ -190,7 +192,32 @@ class Deployment:
             SerializedDAG.bulk_write_to_db("dags-folder", None, [lazy], session=session)
             SerializedDagModel.write_dag(lazy, bundle_name="dags-folder", session=session)
         self.log()
-        run = dag.test(**how)
+        return self._ran(dag.test(**how))
+
+    def clear(self, ran: Ran, dag: Any) -> Ran:
+        """Clear all tasks of a run that has ended, as the button does, and run them."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import clear_task_instances
+        from airflow.sdk.definitions.dag import _run_task
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            run = session.scalar(
+                sa.select(DagRun).where(DagRun.dag_id == ran.dag_id, DagRun.run_id == ran.run_id)
+            )
+            clear_task_instances(run.get_task_instances(session=session), session)
+            session.commit()
+            run.dag = run.dag or dag
+            for ti in run.get_task_instances(session=session):
+                ti.try_number += 1  # as the scheduler does
+                session.commit()
+                _run_task(ti=ti, task=dag.task_dict[ti.task_id])
+            session.expire_all()
+            run.update_state(session=session)
+            session.commit()
+            return self._ran(run)
+
+    def _ran(self, run: Any) -> Ran:
         return Ran(
             dag_id=run.dag_id,
             run_id=run.run_id,

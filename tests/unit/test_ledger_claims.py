@@ -1,0 +1,469 @@
+"""What the ledger promises on every database; tests/integration/test_ledger_postgres.py holds PostgreSQL to it."""
+
+import asyncio
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from airflow_llm_provider.errors import LedgerUnusable
+from airflow_llm_provider.ledger import schema
+from airflow_llm_provider.ledger.payloads import unpack_prompt
+from airflow_llm_provider.ledger.records import (
+    Answer,
+    Busy,
+    CallScope,
+    Entry,
+    Failure,
+    KeptPrompt,
+    Opened,
+    Reopening,
+    Settlement,
+    Sighting,
+)
+from airflow_llm_provider.ledger.schema import call, payload
+from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.pricing import Usage
+
+NIGHTLY = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
+KEY = hashlib.sha256(b"How are you?").hexdigest()
+REPLY = b'{"content":[{"type":"text","text":"Fine."}]}'
+# A lease so short that a test can wait for its end, and a beat so rare that nothing renews it.
+STALLED = {"lease_s": 0.2, "beat_s": 3600.0}
+
+
+@pytest.fixture
+def ledger_of(ledger_url: str) -> Iterator[Callable[..., Ledger]]:
+    """Open ledgers on one database, each an engine's own as in another process."""
+    opened: list[Ledger] = []
+
+    def open_one(**options: object) -> Ledger:
+        opened.append(Ledger(ledger_url, **options))
+        return opened[-1]
+
+    yield open_one
+    for ledger in opened:
+        ledger.close()
+
+
+@pytest.fixture
+def ledger(ledger_of: Callable[..., Ledger]) -> Ledger:
+    return ledger_of()
+
+
+def entry(fingerprint: str = KEY, **fields: object) -> Entry:
+    usual = {"scope": NIGHTLY, "reuse": "always", "model": "claude-haiku-5-5", "ceiling_micro_usd": 900}
+    return Entry(**{"fingerprint": fingerprint, **usual, **fields})
+
+
+def settlement(opened: Opened | Entry, fingerprint: str = KEY, **fields: object) -> Settlement:
+    usual = {"reply": REPLY, "prompt": lambda: b"the prompt", "stop_reason": "end_turn", "latency_ms": 700}
+    paid = {"usage": Usage(uncached_tokens=10, output_tokens=5), "cost_micro_usd": 4}
+    attempt = opened.id if isinstance(opened, Entry) else opened.attempt_id
+    return Settlement(**{"attempt_id": attempt, "fingerprint": fingerprint, **usual, **paid, **fields})
+
+
+def failure(opened: Opened | Entry, **fields: object) -> Failure:
+    usual = {"billed": False, "error_class": "RateLimited", "error": "429", "prompt": lambda: b"the prompt"}
+    attempt = opened.id if isinstance(opened, Entry) else opened.attempt_id
+    return Failure(**{"attempt_id": attempt, "fingerprint": KEY, **usual, **fields})
+
+
+async def bought(ledger: Ledger, fingerprint: str = KEY, **fields: object) -> Opened:
+    opened = await ledger.open(entry(fingerprint, **fields))
+    assert isinstance(opened, Opened)
+    await ledger.record(settlement(opened, fingerprint))
+    return opened
+
+
+def rows(ledger: Ledger) -> list[sa.Row]:
+    with ledger.database.read() as connection:
+        return list(connection.execute(sa.select(call).order_by(call.c.opened_ms)))
+
+
+def states(ledger: Ledger) -> list[str]:
+    return [row.state for row in rows(ledger)]
+
+
+def prompts(ledger: Ledger) -> list[bytes]:
+    with ledger.database.read() as connection:
+        kept = connection.scalars(sa.select(payload.c.prompt).where(payload.c.prompt.is_not(None)))
+        return [unpack_prompt(prompt) for prompt in kept]
+
+
+# One live attempt a key.
+
+
+async def test_a_key_is_held_by_one_attempt_until_it_ends(ledger: Ledger) -> None:
+    first = await ledger.open(entry())
+    assert isinstance(first, Opened)
+    assert await ledger.open(entry()) == Busy(ledger.holder)
+    await ledger.record(settlement(first))
+    second = await ledger.open(entry())
+    assert isinstance(second, Answer)
+    assert (second.attempt_id, second.reply, second.cost_micro_usd) == (first.attempt_id, REPLY, 4)
+    assert states(ledger) == ["settled"]
+
+
+async def test_many_engines_asking_at_once_open_each_key_once(ledger_of: Callable[..., Ledger]) -> None:
+    ledgers = [ledger_of() for _ in range(4)]
+    keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(100)]
+    opened = await asyncio.gather(*(ledger.open(entry(key)) for ledger in ledgers for key in keys))
+    assert sum(isinstance(outcome, Opened) for outcome in opened) == 100
+    assert sum(isinstance(outcome, Busy) for outcome in opened) == 300
+
+
+async def test_a_failed_attempt_frees_its_key_at_once(ledger: Ledger) -> None:
+    await ledger.record(failure(await ledger.open(entry())))
+    assert isinstance(await ledger.open(entry()), Opened)
+    assert states(ledger) == ["failed", "open"]
+    assert rows(ledger)[0].cost_micro_usd is None
+
+
+async def test_the_next_gets_the_key_when_a_lease_ends_and_the_old_attempt_is_booked_at_its_ceiling(
+    ledger_of: Callable[..., Ledger],
+) -> None:
+    stalled, next_one = ledger_of(**STALLED), ledger_of()
+    await stalled.open(entry())
+    assert isinstance(await next_one.open(entry()), Busy)
+    await asyncio.sleep(0.3)
+    assert isinstance(await next_one.open(entry()), Opened)
+    old, new = rows(next_one)
+    assert (old.state, old.cost_micro_usd, old.error_class) == ("unproven", 900, "LeaseExpired")
+    assert (new.state, new.cost_micro_usd) == ("open", None)
+
+
+async def test_only_one_gets_the_key_when_a_lease_ends(ledger_of: Callable[..., Ledger]) -> None:
+    stalled = ledger_of(**STALLED)
+    ledgers = [ledger_of() for _ in range(4)]
+    await stalled.open(entry())
+    await asyncio.sleep(0.3)
+    outcomes = await asyncio.gather(*(ledger.open(entry()) for ledger in ledgers for _ in range(5)))
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Busy"] * 19 + ["Opened"]
+
+
+async def test_a_reply_that_comes_after_its_lease_is_booked_and_serves(
+    ledger_of: Callable[..., Ledger],
+) -> None:
+    stalled, next_one = ledger_of(**STALLED), ledger_of()
+    old = await stalled.open(entry())
+    await asyncio.sleep(0.3)
+    new = await next_one.open(entry())
+    await stalled.record(settlement(old))
+    assert (await next_one.answered(KEY, NIGHTLY, "always")).attempt_id == old.attempt_id
+    await next_one.record(settlement(new, latency_ms=800))
+    assert [(row.state, row.cost_micro_usd) for row in rows(next_one)] == [("late", 4), ("settled", 4)]
+    assert (await next_one.answered(KEY, NIGHTLY, "always")).attempt_id == new.attempt_id
+
+
+async def test_a_late_answer_is_taken_by_who_opens_instead_of_buying_another(
+    ledger_of: Callable[..., Ledger],
+) -> None:
+    stalled, next_one = ledger_of(**STALLED), ledger_of()
+    old = await stalled.open(entry())
+    await asyncio.sleep(0.3)
+    await next_one.record(failure(await next_one.open(entry())))
+    await stalled.record(settlement(old))
+    # A waiter that looked the answer up before it came only opens, again and again.
+    outcome = await next_one.open(entry())
+    assert isinstance(outcome, Answer)
+    assert outcome.attempt_id == old.attempt_id
+
+
+async def test_proof_that_comes_late_corrects_what_was_booked_at_the_ceiling(
+    ledger_of: Callable[..., Ledger],
+) -> None:
+    stalled, next_one = ledger_of(**STALLED), ledger_of()
+    old = await stalled.open(entry())
+    await asyncio.sleep(0.3)
+    await next_one.open(entry())
+    await stalled.record(failure(old, billed=False))
+    assert [(row.state, row.cost_micro_usd) for row in rows(next_one)] == [("failed", None), ("open", None)]
+
+
+async def test_a_live_holder_keeps_its_key_however_long_the_call_takes(
+    ledger_of: Callable[..., Ledger],
+) -> None:
+    alive, other = ledger_of(lease_s=0.4, beat_s=0.05), ledger_of()
+    opened = await alive.open(entry())
+    await asyncio.sleep(0.9)
+    assert isinstance(await other.open(entry()), Busy)
+    await alive.record(settlement(opened))
+    assert states(alive) == ["settled"]
+
+
+async def test_what_a_dead_process_left_is_booked_though_nobody_asks_for_it_again(
+    ledger_of: Callable[..., Ledger],
+) -> None:
+    dead = ledger_of(**STALLED)
+    await dead.open(entry())
+    ledger_of(lease_s=0.2, beat_s=0.05)
+    for _ in range(40):
+        if states(dead) == ["unproven"]:
+            break
+        await asyncio.sleep(0.05)
+    assert [(row.state, row.cost_micro_usd) for row in rows(dead)] == [("unproven", 900)]
+
+
+# Committed before anyone is told.
+
+
+async def test_a_write_whose_commit_went_unheard_is_not_booked_twice(ledger: Ledger) -> None:
+    opened = await ledger.open(entry())
+    lost = [True]
+
+    def commit_and_lose_the_connection(connection: sa.Connection) -> None:
+        if lost.pop() if lost else False:
+            connection.connection.commit()
+            raise sa.exc.OperationalError("COMMIT", {}, OSError("the connection broke"))
+
+    sa.event.listen(ledger.database._writer, "commit", commit_and_lose_the_connection)
+    await ledger.record(settlement(opened))
+    assert lost == []
+    assert [(row.state, row.cost_micro_usd) for row in rows(ledger)] == [("settled", 4)]
+
+
+async def test_a_write_outlives_the_cancellation_of_its_waiter(ledger: Ledger) -> None:
+    opened = await ledger.open(entry())
+    waiting = asyncio.create_task(ledger.record(settlement(opened)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    ledger.close()
+    assert states(ledger) == ["settled"]
+
+
+async def test_closing_commits_what_was_only_noted(ledger: Ledger) -> None:
+    opened = await ledger.open(entry())
+    ledger.note(failure(opened, billed=True))
+    await asyncio.to_thread(ledger.close)
+    assert states(ledger) == ["unproven"]
+
+
+async def test_using_a_closed_ledger_is_an_error_and_no_wait(ledger: Ledger) -> None:
+    ledger.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await ledger.open(entry())
+
+
+# A row the database won't take.
+
+
+async def test_nul_and_lone_surrogates_are_stored_as_replacement_characters(ledger: Ledger) -> None:
+    odd = "a\0b\ud800c"
+    scope = dataclasses.replace(NIGHTLY, dag_id=odd, owner=odd, tags=odd)
+    opened = await ledger.open(entry(item_id=odd, scope=scope, model=odd))
+    await ledger.record(failure(opened, error=odd))
+    again = await ledger.open(entry(item_id=odd, scope=scope))
+    await ledger.record(settlement(again, stop_reason=odd))
+    first, second = rows(ledger)
+    assert first.item_id == first.error == first.dag_id == first.owner == first.model == "a\N{REPLACEMENT CHARACTER}b?c"
+    assert second.stop_reason == first.error
+
+
+async def test_one_bad_row_does_not_cost_the_batch(ledger: Ledger) -> None:
+    keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(20)]
+    entries = [entry(key, ceiling_micro_usd=2**70 if i == 7 else 1) for i, key in enumerate(keys)]
+    outcomes = await asyncio.gather(*(ledger.open(e) for e in entries), return_exceptions=True)
+    assert isinstance(outcomes.pop(7), Exception)
+    assert all(isinstance(outcome, Opened) for outcome in outcomes)
+
+
+async def test_a_prompt_that_can_not_be_written_out_costs_only_itself(ledger_of: Callable[..., Ledger]) -> None:
+    ledger = ledger_of(payload="full")
+
+    def broken() -> bytes:
+        raise ValueError("no prompt")
+
+    good, bad = await ledger.open(entry()), await ledger.open(entry("f" * 64))
+    results = await asyncio.gather(
+        ledger.record(settlement(good)),
+        ledger.record(settlement(bad, "f" * 64, prompt=broken)),
+        return_exceptions=True,
+    )
+    assert results[0] is None
+    assert isinstance(results[1], ValueError)
+    assert sorted(states(ledger)) == ["open", "settled"]
+
+
+async def test_an_error_of_the_database_shows_nothing_of_what_was_stored(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = dataclasses.replace(NIGHTLY, trace_id="the patient's name" * 10, map_index=2**70)
+    with caplog.at_level(logging.DEBUG), pytest.raises(Exception) as caught:  # noqa: PT011
+        await ledger.open(entry(item_id="the patient's name", scope=secret))
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "patient" not in str(error)
+        error = error.__cause__ or error.__context__
+    assert "patient" not in caplog.text
+
+
+# Who may reuse what.
+
+
+@pytest.mark.parametrize(
+    ("bought_with", "asked_with", "scope", "found"),
+    [
+        ("always", "always", {"dag_id": "another", "run_id": "run-2"}, True),
+        ("run", "always", {"dag_id": "another", "run_id": "run-2"}, True),
+        ("run", "run", {"task_id": "another", "map_index": 7}, True),
+        ("always", "run", {"task_id": "another"}, True),
+        ("run", "run", {"run_id": "run-2"}, False),
+        ("run", "run", {"dag_id": "another"}, False),
+        ("never", "never", {"try_number": 2}, True),
+        ("never", "never", {"try_number": 2, "first_try": 2}, False),
+        ("never", "never", {"map_index": 1}, False),
+        ("run", "never", {}, False),
+    ],
+)
+async def test_an_answer_is_found_as_far_as_its_reuse_reaches(
+    ledger: Ledger, bought_with: str, asked_with: str, scope: dict, found: bool
+) -> None:
+    await bought(ledger, reuse=bought_with)
+    answer = await ledger.answered(KEY, dataclasses.replace(NIGHTLY, **scope), asked_with)
+    assert (answer is not None) == found
+
+
+async def test_the_newest_answer_is_taken(ledger: Ledger) -> None:
+    await bought(ledger, reuse="run")
+    await asyncio.sleep(0.02)
+    scope = dataclasses.replace(NIGHTLY, run_id="run-2")
+    newest = await bought(ledger, reuse="run", scope=scope)
+    assert (await ledger.answered(KEY, NIGHTLY, "always")).attempt_id == newest.attempt_id
+
+
+async def test_a_reopened_answer_is_asked_anew_and_stays_on_the_books(ledger: Ledger) -> None:
+    await bought(ledger)
+    later = dataclasses.replace(NIGHTLY, run_id="run-2")
+    await ledger.record(Reopening(KEY, later))
+    assert await ledger.answered(KEY, later, "always") is None
+    await bought(ledger, scope=later)
+    assert [(row.state, row.cost_micro_usd) for row in rows(ledger)] == [("reopened", 4), ("settled", 4)]
+
+
+async def test_what_this_going_of_the_task_bought_is_not_reopened_by_its_retry(ledger: Ledger) -> None:
+    await bought(ledger)
+    await ledger.record(Reopening(KEY, dataclasses.replace(NIGHTLY, try_number=2)))
+    assert states(ledger) == ["settled"]
+    cleared = dataclasses.replace(NIGHTLY, try_number=2, first_try=2)
+    await ledger.record(Reopening(KEY, cleared))
+    assert states(ledger) == ["reopened"]
+
+
+async def test_copies_of_a_document_share_what_was_asked_of_one(ledger: Ledger) -> None:
+    await bought(ledger)
+    for copy in ("a" * 64, "b" * 64):
+        await ledger.record(Sighting(copy, KEY))
+        assert (await ledger.recall(copy, NIGHTLY, "run")).fingerprint == KEY
+    assert await ledger.recall("c" * 64, NIGHTLY, "run") is None
+    assert await ledger.recall("a" * 64, dataclasses.replace(NIGHTLY, run_id="run-2"), "run") is None
+
+
+async def test_a_sighting_remembers_the_latest_question(ledger: Ledger) -> None:
+    await bought(ledger)
+    await bought(ledger, "f" * 64)
+    await ledger.record(Sighting("a" * 64, KEY))
+    await ledger.record(Sighting("a" * 64, "f" * 64))
+    assert (await ledger.recall("a" * 64, NIGHTLY, "always")).fingerprint == "f" * 64
+
+
+async def test_thousands_are_looked_up_at_once_and_none_is_mistaken_for_another(ledger: Ledger) -> None:
+    keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(1500)]
+    opened = await asyncio.gather(*(ledger.open(entry(key)) for key in keys))
+    await asyncio.gather(
+        *(ledger.record(settlement(o, k, reply=k.encode())) for o, k in zip(opened, keys, strict=True))
+    )
+    for reuse in ("always", "run"):
+        answers = await asyncio.gather(*(ledger.answered(key, NIGHTLY, reuse) for key in [*keys, "0" * 64]))
+        assert answers.pop() is None
+        assert [answer.reply for answer in answers] == [key.encode() for key in keys]
+
+
+# What is kept of what was said.
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [("full", 3), ("errors", 2), ("sampled:1", 3), ("sampled:0", 2), ("none", 0)],
+)
+async def test_prompts_are_kept_by_policy_and_replies_always(
+    ledger_of: Callable[..., Ledger], policy: str, kept: int
+) -> None:
+    ledger = ledger_of(payload=policy)
+    await bought(ledger)
+    invalid = await bought(ledger, "f" * 64)
+    await ledger.record(KeptPrompt(invalid.attempt_id, "f" * 64, lambda: b"the prompt"))
+    await ledger.record(failure(await ledger.open(entry("e" * 64))))
+    assert prompts(ledger) == [b"the prompt"] * kept
+    for key in (KEY, "f" * 64):
+        assert (await ledger.answered(key, NIGHTLY, "always")).reply == REPLY
+
+
+async def test_a_sample_holds_the_same_documents_at_every_run(ledger_of: Callable[..., Ledger]) -> None:
+    keys = [hashlib.sha256(b"document %d" % i).hexdigest() for i in range(400)]
+
+    async def sampled(run: str) -> set[bytes]:
+        ledger = ledger_of(payload="sampled:0.1")
+        scope = dataclasses.replace(NIGHTLY, run_id=run)
+        opened = await asyncio.gather(*(ledger.open(entry(key, reuse="run", scope=scope)) for key in keys))
+        await asyncio.gather(
+            *(
+                ledger.record(settlement(o, k, prompt=lambda k=k: f"{run} {k}".encode()))
+                for o, k in zip(opened, keys, strict=True)
+            )
+        )
+        return {prompt.split()[1] for prompt in prompts(ledger) if prompt.startswith(run.encode())}
+
+    monday, tuesday = await sampled("monday"), await sampled("tuesday")
+    assert monday == tuesday
+    assert 20 <= len(monday) <= 60
+
+
+@pytest.mark.parametrize("policy", ["", "everything", "sampled", "sampled:2", "sampled:-1", "sampled:nan", "full:1"])
+def test_a_payload_policy_that_can_not_be_read_is_named(ledger_url: str, policy: str) -> None:
+    with pytest.raises(LedgerUnusable, match="use full, errors, none or sampled") as caught:
+        Ledger(ledger_url, payload=policy)
+    assert repr(policy) in str(caught.value)
+
+
+# Versions of the schema.
+
+
+def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger, ledger_url: str) -> None:
+    with ledger.database.write() as connection:
+        connection.execute(schema.version.insert().values(version=99))
+    with pytest.raises(schema.LedgerTooNew, match="version 99.*Upgrade the package"):
+        Ledger(ledger_url)
+
+
+async def test_a_migration_runs_once_and_keeps_what_is_there(ledger: Ledger) -> None:
+    await bought(ledger)
+    ran = []
+
+    def add_a_column(connection: sa.Connection) -> None:
+        ran.append(1)
+        connection.execute(sa.text("ALTER TABLE call ADD COLUMN mood TEXT DEFAULT 'calm'"))
+
+    for _ in range(2):
+        ledger.database.migrate([*schema.MIGRATIONS, add_a_column])
+    assert ran == [1]
+    with ledger.database.read() as connection:
+        assert connection.execute(sa.text("SELECT state, mood FROM call")).all() == [("settled", "calm")]
+        assert connection.scalars(sa.select(schema.version.c.version)).all() == [1, 2]
+
+
+def test_a_migration_that_fails_leaves_nothing_half_done(ledger: Ledger) -> None:
+    def fail(connection: sa.Connection) -> None:
+        connection.execute(sa.text("CREATE TABLE half (done INTEGER)"))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        ledger.database.migrate([*schema.MIGRATIONS, fail])
+    with ledger.database.read() as connection:
+        assert not sa.inspect(connection).has_table("half")
+        assert connection.scalars(sa.select(schema.version.c.version)).all() == [1]

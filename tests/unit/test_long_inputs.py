@@ -1,0 +1,96 @@
+"""A text that is too long is refused before it costs anything, cut, or read in parts."""
+
+import re
+
+import orjson
+import pydantic
+import pytest
+from conftest import SCOPE, Wire, message, question
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_llm_provider.engine.long import LongInput, ask_about, estimated_tokens, split
+from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.errors import TooLong
+
+
+class Report(pydantic.BaseModel):
+    summary: str
+    facts: list[str]
+
+
+def book(pages: int) -> str:
+    return "\n\n".join(
+        f"Page {n}\n\n" + "Nothing happens here. " * 80 + f"FACT-{n:03}." for n in range(pages)
+    )
+
+
+def about(text: str, **fields: object) -> Request:
+    content = [{"type": "text", "text": "Which facts are there?"}, {"type": "text", "text": text}]
+    return question(messages=[{"role": "user", "content": content}], **fields)
+
+
+def facts(request: Request) -> bytes:
+    text = request.messages[-1]["content"][1]["text"]
+    return message(orjson.dumps({"items": re.findall(r"FACT-\d+", text)}).decode())
+
+
+async def test_a_text_that_fits_is_asked_as_it_is(engine: Engine, wire: Wire) -> None:
+    await ask_about(engine, "short", about, long=LongInput(), scope=SCOPE)
+    assert len(wire.sent) == 1
+
+
+async def test_a_text_that_does_not_fit_is_refused_before_anything_is_sent(
+    engine: Engine, wire: Wire
+) -> None:
+    with pytest.raises(TooLong, match="map_reduce"):
+        await ask_about(engine, book(100), about, long=LongInput(max_input_tokens=5000), scope=SCOPE)
+    assert wire.sent == []
+
+
+async def test_truncating_reads_the_beginning(engine: Engine, wire: Wire) -> None:
+    long = LongInput(too_long="truncate", max_input_tokens=5000)
+    await ask_about(engine, book(100), about, long=long, scope=SCOPE)
+    sent = wire.sent[0].messages[0]["content"][1]["text"]
+    assert book(100).startswith(sent)
+    assert 4000 < estimated_tokens(sent) <= 5000
+
+
+async def test_every_fact_of_a_300_page_book_is_found_in_parts_and_kept_for_a_retry(
+    engine: Engine, wire: Wire
+) -> None:
+    wire.usually = facts
+    long = LongInput(too_long="map_reduce", max_input_tokens=20_000)
+    for again in (False, True):
+        reply = await ask_about(
+            engine, book(300), about, long=long, scope=SCOPE, output=OutputType(list[str])
+        )
+        assert reply.value == [f"FACT-{n:03}" for n in range(300)]
+        assert reply.reused == again
+    assert 8 < len(wire.sent) < 20
+
+
+async def test_answers_that_take_judgement_are_merged_by_the_model(engine: Engine, wire: Wire) -> None:
+    def answer(request: Request) -> bytes:
+        content = request.messages[-1]["content"]
+        if len(content) == 3:  # the merging
+            found = sorted(set(re.findall(r"FACT-\d+", content[1]["text"])))
+            return message(Report(summary="the whole", facts=found).model_dump_json())
+        found = re.findall(r"FACT-\d+", content[1]["text"])
+        return message(Report(summary="a part", facts=found).model_dump_json())
+
+    wire.usually = answer
+    long = LongInput(too_long="map_reduce", max_input_tokens=20_000)
+    reply = await ask_about(engine, book(60), about, long=long, scope=SCOPE, output=OutputType(Report))
+    assert reply.value == Report(summary="the whole", facts=[f"FACT-{n:03}" for n in range(60)])
+    assert reply.attempts == len(wire.sent)
+    assert reply.usage.input_tokens == 10 * len(wire.sent)
+
+
+@given(st.text(min_size=1, max_size=2000), st.integers(10, 100))
+def test_no_part_is_longer_than_asked_and_no_word_is_lost(text: str, tokens: int) -> None:
+    parts = split(text, tokens)
+    assert all(estimated_tokens(part) <= tokens for part in parts)
+    assert "".join("".join(parts).split()) == "".join(text.split())
