@@ -8,7 +8,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-llm",
         "name": "LLM (Claude)",
-        "description": "Claude in ordinary Airflow DAGs: thousands of documents in one task, none lost, none paid twice.",
+        "description": "Claude in ordinary Airflow DAGs: thousands of documents in one task, none lost or paid twice.",
         "integrations": [
             {
                 "integration-name": "Claude",
@@ -19,7 +19,10 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [
             {
                 "integration-name": "Claude",
-                "python-modules": ["airflow_llm_provider.operators.documents"],
+                "python-modules": [
+                    "airflow_llm_provider.operators.claude",
+                    "airflow_llm_provider.operators.documents",
+                ],
             }
         ],
         "hooks": [{"integration-name": "Claude", "python-modules": ["airflow_llm_provider.hooks.claude"]}],
@@ -40,6 +43,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "task-decorators": [
+            {"name": "claude", "class-name": "airflow_llm_provider.decorators.claude.claude_task"},
             {
                 "name": "claude_documents",
                 "class-name": "airflow_llm_provider.decorators.documents.claude_documents_task",

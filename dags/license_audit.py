@@ -228,13 +228,17 @@ def _search_path(folder: str | None) -> list[str]:
     if not folder:
         return sys.path
     from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import AirflowFailException
 
-    from airflow_llm_provider.documents.roots import Roots
+    from airflow_llm_provider.documents.roots import OutsideRoots, Roots
 
     roots = conf.get("llm", "roots", fallback="").split(",")
-    Roots([root.strip() for root in roots if root.strip()]).require(folder, folder)
+    try:
+        Roots([root.strip() for root in roots if root.strip()]).require(folder, folder)
+    except OutsideRoots as error:
+        raise AirflowFailException(str(error)) from error
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder!r} is no folder: name one that holds *.dist-info, or none.")
+        raise AirflowFailException(f"{folder!r} is no folder: name one that holds *.dist-info, or none.")
     return [folder]
 
 

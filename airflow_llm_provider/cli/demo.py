@@ -52,15 +52,17 @@ def demo(
         fail("The demo runs an example DAG of the source tree: run it from a clone (`make demo`).")
     if tier not in ("fast", "balanced", "strong"):
         fail(f"--tier {tier}: the tiers are fast, balanced and strong.")
+    import httpx
+
     from airflow_llm_provider.cli.demo_endpoint import EndpointFailed
     from airflow_llm_provider.testing.airflow import ComponentFailed
 
     try:
         told = _Demo(home or PROJECT / ".demo", base_url, stay, {"limit": limit, "tier": tier}, yes).run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # the latter from a question that was asked
         typer.echo("Stopped; nothing is left running. What was paid for is kept.", err=True)
         raise typer.Exit(130) from None
-    except (DemoFailed, EndpointFailed, ComponentFailed, TimeoutError, RuntimeError, OSError) as error:
+    except (DemoFailed, EndpointFailed, ComponentFailed, httpx.HTTPError, RuntimeError, OSError) as error:
         fail(error)
     typer.echo(json.dumps(told))
 
@@ -135,8 +137,8 @@ class _Demo:
         cost = plan["cost_usd_at_most"]
         price = "for a price that is not known" if cost is None else f"for at most ${cost}"
         typer.echo(
-            f"{plan['outcomes']['pending']} of {plan['documents']} documents would be asked about with "
-            f"{plan['model']}, {price}. `--limit 10` asks about ten; what is answered already costs nothing."
+            f"The dry run: {plan['documents']} documents, {plan['outcomes']['reused']} answered already; the rest "
+            f"would go to {plan['model']}, {price}. `make demo ARGS='--limit 10'` asks about ten at most."
         )
         is_somebody_there = self.console.is_terminal and os.isatty(0)
         if not self.yes and is_somebody_there and not typer.confirm("Spend it?", default=True):
@@ -146,9 +148,8 @@ class _Demo:
         from airflow_llm_provider.cli.demo_progress import Progress
 
         run_id = airflow.trigger(DAG, conf)
-        with Progress(
-            self.console, self.home, DAG, run_id, ASKING, dry=bool(conf.get("dry_run"))
-        ) as progress:
+        is_dry, limit = bool(conf.get("dry_run")), conf.get("limit")
+        with Progress(self.console, self.home, (DAG, run_id, ASKING), is_dry=is_dry, limit=limit) as progress:
             state = airflow.wait(DAG, run_id, RUN_TIMEOUT_S, on_progress=progress.look, poll_s=0.3)
         if state != "success":
             raise DemoFailed(self._why_failed(airflow, run_id))

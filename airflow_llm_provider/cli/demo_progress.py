@@ -17,11 +17,13 @@ class Progress:
     """Shows how far a run's asking task is, each time it is told to look.
 
     home: of the Airflow, with its logs and its ledger.
-    dry: nothing is asked, so there is nothing to count.
+    task: ids of the DAG, the run and the task.
+    is_dry: nothing is asked, so there is nothing to count.
+    limit: the task stops after so many documents.
     """
 
     def __init__(
-        self, console: Console, home: Path, dag_id: str, run_id: str, task_id: str, *, dry: bool
+        self, console: Console, home: Path, task: tuple[str, str, str], *, is_dry: bool, limit: int | None
     ) -> None:
         from rich import progress
 
@@ -35,11 +37,12 @@ class Progress:
             progress.TimeElapsedColumn(),
             console=console,
         )
-        what = "Weighing licenses" if dry else "Reading licenses"
-        self._task = self._bar.add_task(what, total=None, paid=0)
-        self._dag_id, self._run_id, self._dry = dag_id, run_id, dry
-        self._log = (
-            home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task_id}" / "attempt=1.log"
+        what = "Weighing licenses" if is_dry else "Reading licenses"
+        self._line = self._bar.add_task(what, total=None, paid=0)
+        self._dag_id, self._run_id, task_id = task
+        self._is_dry, self._limit = is_dry, limit
+        self._logs = (
+            home / "logs" / f"dag_id={self._dag_id}" / f"run_id={self._run_id}" / f"task_id={task_id}"
         )
         self._ledger_file = home / "llm_ledger.db"
         self._database = Database(f"sqlite:///{self._ledger_file}")
@@ -54,14 +57,14 @@ class Progress:
 
     def look(self, state: str) -> None:
         """Look at the ledger and the log, and move the bar; `state` is the run's."""
-        log = self._log.read_bytes() if self._log.exists() else b""
+        log = b"".join(file.read_bytes() for file in sorted(self._logs.glob("attempt=*.log")))
         found, done = _FOUND.search(log), _DONE.findall(log)
-        total = int(found[1]) if found else None
-        paid = 0 if self._dry else self._paid()
+        total = min(int(found[1]), self._limit or int(found[1])) if found else None
+        paid = 0 if self._is_dry else self._paid()
         completed = max(paid, int(done[-1]) if done else 0)
         if state == "success" and total is not None:
             completed = total
-        self._bar.update(self._task, total=total, completed=completed, paid=paid)
+        self._bar.update(self._line, total=total, completed=completed, paid=paid)
 
     def _paid(self) -> int:
         import sqlalchemy as sa

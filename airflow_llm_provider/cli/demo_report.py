@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from airflow_llm_provider.cli.demo_endpoint import Endpoint
 
 _ROWS = 12
-_COLUMNS = {"document": 28, "SPDX id": 14, "copyleft": 8, "patents": 7, "attribution": 16, "a quote": 60}
+_SHORTEST_QUOTE = 15
+_COLUMNS = {
+    "document": 26,
+    "SPDX id": 12,
+    "copyleft": 8,
+    "patents": 7,
+    "must carry": 16,
+}  # and the quote, if it fits
 
 
 def print_report(
@@ -33,24 +40,31 @@ def print_report(
     from rich.text import Text
 
     table = Table(box=box.SIMPLE)
-    for name, most in _COLUMNS.items():
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=most)
+    for name, width in _COLUMNS.items():
+        table.add_column(name, no_wrap=True, overflow="ellipsis", width=width)
+    room = console.width - sum(_COLUMNS.values()) - 3 * len(_COLUMNS) - 4
+    if room >= _SHORTEST_QUOTE:
+        table.add_column("a quote", no_wrap=True, overflow="ellipsis", width=room)
     with Path(manifest["output"]).open(encoding="utf-8") as rows:
         for row in map(json.loads, islice(rows, _ROWS)):
             data = row["data"]
             quote = next((data[name] for name in _QUOTES if data[name]), "")
-            cells = (
+            cells = [
                 shown(row["document_id"]),
                 data["spdx_id"],
                 data["copyleft"],
                 "granted" if data["patent_grant"] else "-",
-                data["attribution"].replace("_and_", " + "),
+                {"notice_and_changes": "notice, changes"}.get(data["attribution"], data["attribution"]),
                 shown(quote, 120),
-            )
-            table.add_row(*map(Text, cells))
+            ]
+            table.add_row(*map(Text, cells[: len(table.columns)]))
     console.print(table)
     lines = [f"… {manifest['rows'] - _ROWS} more rows."] if manifest["rows"] > _ROWS else []
-    lines += [_outcome(told), _cost(told, manifest, endpoint), _comparison(compared)]
+    lines += [
+        _outcome(told, manifest["outcomes"]["pending"]),
+        _cost(told, manifest, endpoint),
+        _comparison(compared),
+    ]
     lines.append(f"Rows: {manifest['output']}")
     if manifest["dead_letters"]:
         lines.append(f"Dead letters: airflow-llm dead-letters list {manifest['dead_letters']}")
@@ -61,10 +75,10 @@ def print_report(
 _QUOTES = ("patent_quote", "copyleft_quote", "spdx_quote", "attribution_quote")
 
 
-def _outcome(told: dict[str, Any]) -> str:
+def _outcome(told: dict[str, Any], pending: int) -> str:
     return (
         f"{told['documents']} documents: {told['answered']} answered, {told['reused']} reused, "
-        f"{told['dead_letters']} dead letters."
+        f"{told['dead_letters']} dead letters{f', {pending} not asked about' if pending else ''}."
     )
 
 

@@ -85,7 +85,7 @@ def find_ledger(ledger_url: str | None, conn_id: str | None) -> str:
         url = claude_hook(conn_id).settings.ledger_url
     else:
         read_airflow()
-        from airflow_llm_provider.hooks.claude import default_ledger_url
+        from airflow_llm_provider.hooks.settings import default_ledger_url
 
         url = default_ledger_url()
     try:

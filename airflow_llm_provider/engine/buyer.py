@@ -7,7 +7,7 @@ import dataclasses
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from airflow_llm_provider.engine.client import Client
@@ -46,7 +46,7 @@ class Buyer:
     client: Client
     ledger: Ledger
     pace: Pace = field(default_factory=Pace)
-    other_clients: Mapping[str, Client] = field(default_factory=dict)
+    other_clients: dict[str, Client] = field(default_factory=dict)
     timeout_s: float = 300.0
     deadline_s: float = 900.0
     policies: Policies = field(default_factory=lambda: DEFAULT_POLICIES)
@@ -63,8 +63,12 @@ class Buyer:
         purpose: str = "answer",
         parent: str | None = None,
         item_id: str | None = None,
+        policies: Policies | None = None,
     ) -> Purchase:
-        """Return the settled reply to one request: from the ledger, or bought now."""
+        """Return the settled reply to one request: from the ledger, or bought now.
+
+        policies: instead of the buyer's own.
+        """
         if answer := await self.ledger.answered(request.fingerprint, scope, reuse):
             return Purchase.from_ledger(answer, purpose=purpose)
         entry = Entry(
@@ -78,9 +82,8 @@ class Buyer:
             ceiling_micro_usd=ceiling_micro_usd(request),
         )
         async with self.warmth.of(request):
-            return await retrying(deadline_s=self.deadline_s, policies=self.policies, sleep=self.sleep)(
-                self._send, request, entry, _Sends()
-            )
+            loop = retrying(deadline_s=self.deadline_s, policies=policies or self.policies, sleep=self.sleep)
+            return await loop(self._send, request, entry, _Sends())
 
     def keep_prompt(self, request: Request, bought: Purchase) -> None:
         """Keep the prompt of an answer that turned out to be none, where the payload policy has it."""

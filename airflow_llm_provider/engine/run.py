@@ -13,30 +13,13 @@ from airflow_llm_provider.engine.flow import for_each
 from airflow_llm_provider.engine.purchase import Purchase, add_up
 from airflow_llm_provider.engine.reply import Message, Reply, require_complete
 from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.retry import Policies
 from airflow_llm_provider.engine.validate import OutputType, Validator
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, LLMError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Reuse, Sighting
 
 TEXT = OutputType()
 _MOST_TOKENS = 64_000  # what any current model can answer at the most
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Terms:
-    """The terms a question is asked on.
-
-    scope: who asks. reuse: whose answers may be taken: `run` (the DAG run's), `always` (any) or `never`.
-    output: what an answer must be; validators: what it must satisfy besides.
-    max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
-    item_id: which document or row it is about.
-    """
-
-    scope: CallScope
-    reuse: Reuse = "run"
-    output: OutputType = TEXT
-    validators: Sequence[Validator] = ()
-    max_repairs: int = 0
-    item_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +35,34 @@ class Route:
     min_confidence: float | None = None
     fallbacks: Sequence[tuple[str, str | None]] = ()
     fall_back_on: frozenset[str] = frozenset({"network", "overloaded", "server"})
+
+    def is_unsure(self, value: Any) -> bool:
+        """Tell whether an answer states a confidence below the bar."""
+        if self.min_confidence is None:
+            return False
+        stated = value.get("confidence") if isinstance(value, dict) else getattr(value, "confidence", None)
+        return stated is not None and stated < self.min_confidence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """The terms a question is asked on.
+
+    scope: who asks. reuse: whose answers may be taken: `run` (the DAG run's), `always` (any) or `never`.
+    output: what an answer must be; validators: what it must satisfy besides.
+    max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
+    item_id: which document or row it is about.
+    policies, route: instead of the engine's own.
+    """
+
+    scope: CallScope
+    reuse: Reuse = "run"
+    output: OutputType = TEXT
+    validators: Sequence[Validator] = ()
+    max_repairs: int = 0
+    item_id: str | None = None
+    policies: Policies | None = None
+    route: Route | None = None
 
 
 @dataclass(kw_only=True)
@@ -101,7 +112,8 @@ class Engine(Buyer):
                 error.fingerprints, error.reused = (answer.fingerprint,), True
                 raise
             return None
-        if self._is_unsure(value) and self.route.escalate:
+        route = asked.route or self.route
+        if route.escalate and route.is_unsure(value):
             return None
         return add_up(value, [bought], trace_id=asked.scope.trace_id)
 
@@ -137,7 +149,8 @@ class Engine(Buyer):
     async def _escalated(self, request: Request, terms: Terms) -> Reply:
         """Ask the cheap model first; where its answer won't do, the next."""
         chain: list[Purchase] = []
-        models = (request.model, *self.route.escalate)
+        route = terms.route or self.route
+        models = (request.model, *route.escalate)
         for number, model in enumerate(models):
             is_last = number + 1 == len(models)
             try:
@@ -146,17 +159,18 @@ class Engine(Buyer):
                 if is_last:
                     raise
                 continue
-            if is_last or not self._is_unsure(value):
+            if is_last or not route.is_unsure(value):
                 return add_up(value, chain, trace_id=terms.scope.trace_id)
         raise AssertionError("the last model answers or raises")
 
     async def _available(self, request: Request, terms: Terms, chain: list[Purchase]) -> Any:
         """Ask the model, or a fallback where it can't be had."""
-        for model, endpoint in self.route.fallbacks:
+        route = terms.route or self.route
+        for model, endpoint in route.fallbacks:
             try:
                 return await self._chain(request, terms, chain)
             except LLMError as error:
-                if error.kind not in self.route.fall_back_on:
+                if error.kind not in route.fall_back_on:
                     raise
                 request = dataclasses.replace(
                     request, model=model, endpoint=request.endpoint if endpoint is None else endpoint
@@ -177,6 +191,7 @@ class Engine(Buyer):
                 purpose="repair" if len(asked) > 1 else "escalation" if chain else "answer",
                 parent=chain[-1].attempt_id if chain else None,
                 item_id=terms.item_id,
+                policies=terms.policies,
             )
             chain.append(bought)
             try:
@@ -194,12 +209,6 @@ class Engine(Buyer):
         return (
             terms.max_repairs + 1 if isinstance(error, InvalidOutput) else self.policies[error.kind].attempts
         )
-
-    def _is_unsure(self, value: Any) -> bool:
-        if self.route.min_confidence is None:
-            return False
-        stated = value.get("confidence") if isinstance(value, dict) else getattr(value, "confidence", None)
-        return stated is not None and stated < self.route.min_confidence
 
 
 _REPAIR = """Your answer was not valid:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
+import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import orjson
 
@@ -75,6 +77,11 @@ class OutputType:
             error.reply_text = text
             raise
 
+    @cached_property
+    def is_importable(self) -> bool:
+        """Whether the values are plain, or of classes that another process can import by name."""
+        return all(_is_importable(model) for model in _classes(self.output_type))
+
     def wrap(self, data: Any) -> Any:
         """Return plain data as an answer carries it: in its field, where it is no object itself."""
         return data if self._field is None else {self._field: data}
@@ -128,6 +135,25 @@ class OutputType:
         if self.is_text or inner.get("type") == "object" or "$ref" in inner:
             return None
         return _LIST_FIELD if self.is_list else _VALUE_FIELD
+
+
+def _classes(annotation: Any) -> list[type]:
+    """List the classes a type annotation is made of."""
+    if arguments := get_args(annotation):
+        return [found for argument in arguments for found in _classes(argument)]
+    return [annotation] if isinstance(annotation, type) else []
+
+
+def _is_importable(cls: type) -> bool:
+    """Tell whether a class is found under its own name; a DAG file's module has a name of its own making."""
+    if issubclass(cls, enum.Enum):
+        return False  # Airflow's XComs know no enums
+    found: Any = sys.modules.get(cls.__module__) if cls.__module__ != "__main__" else None
+    if cls.__module__.startswith("unusual_prefix_"):
+        return False
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is cls
 
 
 def _complaint(problems: Any, most: int = 10) -> str:

@@ -6,49 +6,26 @@ import asyncio
 import datetime as dt
 import hashlib
 import json
-import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk.bases.hook import BaseHook
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_llm_provider.errors import LLMError, TerminalError
+from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_llm_provider.engine.client import AnthropicClient
-    from airflow_llm_provider.engine.pace import Limits
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.ledger.records import CallScope
 
 T = TypeVar("T")
 
-DEFAULT_CONNECTION = "claude_default"
-TIERS = {"fast": "claude-haiku-5-5", "balanced": "claude-sonnet-5-5", "strong": "claude-opus-5-5"}
 _RETIRES_SOON = dt.timedelta(days=90)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a connection of type `claude` says."""
-
-    client: AnthropicClient
-    limits: Limits
-    tiers: dict[str, str]
-    default_tier: str
-    fallbacks: tuple[str, ...]
-    timeout_s: float
-    deadline_s: float
-    ledger_url: str
-
-    def model(self, name: str | None) -> str:
-        """Return the model id of a tier; an id, and what else it may be, is returned as it is."""
-        name = name or self.default_tier
-        return self.tiers.get(name, name)
 
 
 class ClaudeHook(BaseHook):
@@ -68,6 +45,7 @@ class ClaudeHook(BaseHook):
         self.claude_conn_id = claude_conn_id
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._stray: BaseException | None = None
 
     def get_conn(self) -> AnthropicClient:
         """Return the client of the connection."""
@@ -76,36 +54,7 @@ class ClaudeHook(BaseHook):
     @cached_property
     def settings(self) -> Settings:
         """The connection, read; raises AirflowFailException naming the field that is wrong."""
-        from airflow_llm_provider.engine.client import DEFAULT_BASE_URL, AnthropicClient
-        from airflow_llm_provider.engine.pace import Limits
-
-        connection = self.get_connection(self.claude_conn_id)
-        extra = connection.extra_dejson
-        try:
-            fallbacks = extra.get("fallbacks") or ""
-            names = fallbacks.split(",") if isinstance(fallbacks, str) else fallbacks
-            return Settings(
-                client=AnthropicClient(
-                    api_key=connection.password or "",
-                    base_url=_base_url(connection) or DEFAULT_BASE_URL,
-                    proxy=extra.get("proxy") or None,
-                    ca_bundle=extra.get("ca_bundle") or None,
-                ),
-                limits=Limits(
-                    **{name: int(extra[name]) for name in ("rpm", "itpm", "otpm") if extra.get(name)}
-                ),
-                tiers={tier: extra.get(tier) or model for tier, model in TIERS.items()},
-                default_tier=extra.get("default_tier") or "balanced",
-                fallbacks=tuple(name.strip() for name in names if name.strip()),
-                timeout_s=float(extra.get("timeout_s") or 300),
-                deadline_s=float(extra.get("deadline_s") or 900),
-                ledger_url=extra.get("ledger_url") or default_ledger_url(),
-            )
-        except (TypeError, ValueError) as error:
-            raise AirflowFailException(
-                f"Connection {self.claude_conn_id!r} has a field that can't be read: {error}. "
-                "Correct it under Admin, Connections."
-            ) from error
+        return Settings.of(self.get_connection(self.claude_conn_id), self.claude_conn_id)
 
     def run(self, work: Callable[[Engine], Awaitable[T]], *, context: Context | None = None) -> T:
         """Run `work` on an engine of its own, in a new event loop, until it ends or is cancelled.
@@ -115,7 +64,8 @@ class ClaudeHook(BaseHook):
 
         async def main() -> T:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            engine = await asyncio.to_thread(self.engine)
+            self._loop.set_exception_handler(self._heard)
+            engine = await asyncio.to_thread(self.settings.engine)
             try:
                 return await work(engine)
             finally:
@@ -124,44 +74,40 @@ class ClaudeHook(BaseHook):
         try:
             return asyncio.run(main())
         except BaseExceptionGroup as group:
-            raise self._for_airflow(_first(group), context) from group
+            error = _first(group)
+            raise self._for_airflow(error, context) from (None if isinstance(error, LLMError) else group)
         except LLMError as error:
-            raise self._for_airflow(error, context) from error
+            # Its message says it all; the hundred lines of how it came through the loop would bury it.
+            raise self._for_airflow(error, context) from None
+        except asyncio.CancelledError:
+            if self._stray:
+                raise self._stray from None
+            raise AirflowException(
+                f"{_where(context)}stopped before it was done. What is paid is in the ledger; the next try "
+                "continues from it."
+            ) from None
         finally:
-            self._loop = self._task = None
+            self._loop = self._task = self._stray = None
+            self._forget()
 
     def cancel(self) -> None:
         """Cancel what `run` is doing, from another thread or a signal handler; calls in flight are dropped."""
         if self._loop and self._task:
             self._loop.call_soon_threadsafe(self._task.cancel)
 
-    def engine(self) -> Engine:
-        """Return a new engine; make it in the process and loop that use it."""
-        from airflow.sdk.configuration import conf
+    def _heard(self, loop: asyncio.AbstractEventLoop, happened: dict[str, Any]) -> None:
+        """Take an error that struck in one of the loop's callbacks, where nobody else would see it.
 
-        from airflow_llm_provider.engine.pace import Pace
-        from airflow_llm_provider.engine.run import Engine, Route
-        from airflow_llm_provider.ledger.store import Ledger
-
-        # The SDK's transport logs every request at INFO, which is Airflow's level: a line a document.
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
-        settings = self.settings
-        lease_s = conf.getfloat("llm", "lease_s", fallback=45.0)
-        ledger = Ledger(
-            settings.ledger_url,
-            payload=conf.get("llm", "payload", fallback="errors"),
-            synchronous=conf.get("llm", "synchronous", fallback="FULL"),
-            lease_s=lease_s,
-            beat_s=lease_s / 4.5,  # three renewals may fail or come late
-        )
-        return Engine(
-            client=settings.client,
-            ledger=ledger,
-            pace=Pace(settings.limits),
-            timeout_s=settings.timeout_s,
-            deadline_s=settings.deadline_s,
-            route=Route(fallbacks=tuple((settings.model(name), None) for name in settings.fallbacks)),
-        )
+        Airflow's task timeout is raised by a signal handler, wherever the code happens to be just then; asyncio
+        would log it there, and the task would run on.
+        """
+        error = happened.get("exception")
+        if error is None or isinstance(error, Exception):
+            loop.default_exception_handler(happened)
+            return
+        self._stray = error
+        if self._task:
+            self._task.cancel()
 
     def scope(self, context: Context, tags: tuple[str, ...] = ()) -> CallScope:
         """Return who asks: the task instance of `context`, with the trace id of its run."""
@@ -191,7 +137,7 @@ class ClaudeHook(BaseHook):
         """Ask for the list of models, which costs nothing, and say which tiers the key can use."""
         try:
             models = {model.id: model for model in asyncio.run(self._list_models())}
-        except (LLMError, AirflowFailException) as error:
+        except (LLMError, AirflowException) as error:  # AirflowNotFoundException, too
             return False, str(error)
         lines = []
         for tier, model in self.settings.tiers.items():
@@ -208,46 +154,28 @@ class ClaudeHook(BaseHook):
             return await client.models()
         finally:
             await client.close()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let the next use read the connection anew: the client's sockets belonged to a loop that has ended."""
+        self.__dict__.pop("settings", None)
 
     def _for_airflow(self, error: BaseException, context: Context | None) -> BaseException:
         if not isinstance(error, LLMError):
             return error
-        where = f"{context['ti'].dag_id}.{context['ti'].task_id}: " if context else ""
         if isinstance(error, TerminalError):
-            return AirflowFailException(f"{where}{type(error).__name__}: {error}")
-        error.args = (f"{where}{error}",)
+            return AirflowFailException(f"{_where(context)}{type(error).__name__}: {error}")
+        error.args = (f"{_where(context)}{error}",)
         return error
+
+
+def _where(context: Context | None) -> str:
+    return f"{context['ti'].dag_id}.{context['ti'].task_id}: " if context else ""
 
 
 def trace_id(deployment: str, dag_id: str, run_id: str) -> str:
     """Return the 32 hex digits that every call of a DAG run carries, through retries and clears."""
     return hashlib.sha256(f"{deployment}\0{dag_id}\0{run_id}".encode()).digest()[:16].hex()
-
-
-def default_ledger_url() -> str:
-    """Return the ledger's URL from [llm] ledger_url; by default SQLite in AIRFLOW_HOME."""
-    from airflow.sdk.configuration import conf
-
-    configured: str = conf.get("llm", "ledger_url", fallback="")
-    if configured:
-        return configured
-    import os
-    from pathlib import Path
-
-    home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
-    return f"sqlite:///{home / 'llm_ledger.db'}"
-
-
-def _base_url(connection: Any) -> str | None:
-    """Read the host field, which may be a URL or a bare host with schema and port beside it."""
-    host = (connection.host or "").strip().rstrip("/")
-    if not host:
-        return None
-    if "://" not in host:
-        host = f"{connection.schema or 'https'}://{host}"
-        if connection.port:
-            host += f":{connection.port}"
-    return host
 
 
 def _listed(model: str, models: dict[str, Any]) -> bool:

@@ -105,6 +105,8 @@ class Batch(Generic[Item, Result]):
         outcomes: Sequence[Result | BaseException]
         try:
             outcomes = self._work([item for item, _ in batch])
+            if len(outcomes) != len(batch):
+                raise RuntimeError(f"{len(outcomes)} results for {len(batch)} items")
         except Exception as error:  # noqa: BLE001  # whatever it is, every submitter must hear of it
             outcomes = [error] * len(batch)
         # One wake-up a batch and loop, not one an item: waking the loop costs more than resolving a future.

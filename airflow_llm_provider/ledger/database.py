@@ -20,7 +20,9 @@ from airflow_llm_provider.ledger.turns import Turns
 _NOW_MS = {
     # SQLite before 3.42 has no sub-second unixepoch(); 2440587.5 is the Julian day of 1970-01-01.
     "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
-    "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)",
+    # The setting rides along: a process stopped within a transaction must not keep its rows locked for ever.
+    "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT),"
+    " set_config('idle_in_transaction_session_timeout', '30s', true)",
 }
 _DRIVERS = {"sqlite": "sqlite", "postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 # A server that is gone without a word is noticed within a minute; libpq itself would wait for hours.
@@ -80,7 +82,7 @@ class Database:
 
     def now_ms(self, connection: sa.Connection) -> int:
         """Return the database's clock in milliseconds since 1970, UTC."""
-        return int(connection.execute(self._now).scalar_one())
+        return int(connection.execute(self._now).one()[0])
 
     def migrate(self, migrations: Sequence[schema.Migration] = schema.MIGRATIONS) -> None:
         """Create or upgrade the tables; safe when many processes do it at once."""
@@ -159,7 +161,7 @@ def _sqlite_engine(url: sa.URL, begin: str, synchronous: str, **pool: Any) -> sa
             "journal_mode = WAL",
             f"synchronous = {'NORMAL' if synchronous.upper() == 'NORMAL' else 'FULL'}",
             "cache_size = -16000",  # KiB
-            "journal_size_limit = 67108864",  # a long reader lets the log grow; this is where it shrinks to
+            "journal_size_limit = 33554432",  # a long reader lets the log grow; this is where it shrinks to
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -68,11 +69,11 @@ class Ledger:
         self._deadline_s = deadline_s
         self.holder = uuid.uuid4().hex
         self.database = Database(url, synchronous=synchronous, patience_s=deadline_s)
-        try:
-            self._retried(self.database.migrate)
-        except Exception as error:
-            self.database.close()
-            raise self._translated(error) from error
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self.database.close)
+            with self._in_our_words():
+                self._retried(self.database.migrate)
+            on_failure.pop_all()
         self._writes = Writes(
             dialect=self.database.dialect, holder=self.holder, lease_ms=int(lease_s * 1000), policy=policy
         )
@@ -111,11 +112,14 @@ class Ledger:
     # -- in the writer's thread ----------------------------------------------------------------------
 
     def _write(self, batch: list[Write]) -> list[Any]:
-        try:
-            return self._retried(self._write_once, batch)
-        except Exception as error:
-            if len(batch) == 1 or isinstance(error, _PASSING):
-                raise self._translated(error) from error
+        with self._in_our_words():
+            try:
+                return self._retried(self._write_once, batch)
+            except _PASSING:
+                raise
+            except Exception:
+                if len(batch) == 1:
+                    raise
         # One row the database won't take must not cost the others theirs.
         return [self._alone(write) for write in batch]
 
@@ -132,20 +136,16 @@ class Ledger:
     def _beat(self) -> None:
         """Renew the leases of what this engine has in flight."""
         try:
-            with self.database.write() as connection:
+            with self._in_our_words(), self.database.write() as connection:
                 self._writes.renew(connection, self.database.now_ms(connection))
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            log.warning(
-                "The ledger's leases could not be renewed, will try again. %s", self._translated(error)
-            )
+        except LLMError as error:
+            log.warning("The ledger's leases could not be renewed, will try again. %s", error)
 
     # -- in the reader's thread ----------------------------------------------------------------------
 
     def _read(self, batch: list[Lookup]) -> list[Answer | None]:
-        try:
+        with self._in_our_words():
             return self._retried(self._read_once, batch)
-        except Exception as error:
-            raise self._translated(error) from error
 
     def _read_once(self, batch: list[Lookup]) -> list[Answer | None]:
         with self.database.read() as connection:
@@ -163,25 +163,25 @@ class Ledger:
         )
         return retrying(work, *arguments)
 
-    def _translated(self, error: Exception) -> Exception:
-        """Turn what the database raised into our errors, without a word of password or payload."""
-        if isinstance(error, LLMError):
-            return error
-        where = f"The ledger at {self.database.url.render_as_string(hide_password=True)}"
-        if isinstance(error, _PASSING):
-            said = str(error.orig if isinstance(error, sa.exc.DBAPIError) else error).strip()
-            return LedgerUnavailable(
-                f"{where} can't be reached: {said}. Nothing is sent without it, so nothing is paid; "
-                "check [llm] ledger_url and the database, then retry."
-            )
-        if type(error) is sa.exc.DatabaseError:  # SQLite's word for a file it can't make sense of
-            return LedgerUnusable(
-                f"{where} is damaged, or no ledger at all: {error.orig}. Restore the file from a backup, or "
-                "move it away to begin a new one, which buys every answer anew."
-            )
-        if isinstance(error, sa.exc.SQLAlchemyError):
-            return LedgerUnusable(f"{where} does not take this: {getattr(error, 'orig', None) or error}")
-        return error
+    @contextlib.contextmanager
+    def _in_our_words(self) -> Iterator[None]:
+        """Turn what the database raises into our errors, without a word of password or payload."""
+        try:
+            yield
+        except (sa.exc.SQLAlchemyError, OSError) as error:
+            where = f"The ledger at {self.database.url.render_as_string(hide_password=True)}"
+            said = str((error.orig if isinstance(error, sa.exc.DBAPIError) else None) or error).strip()
+            if isinstance(error, _PASSING):
+                raise LedgerUnavailable(
+                    f"{where} can't be reached: {said}. Nothing is sent without it, so nothing is paid; "
+                    "check [llm] ledger_url and the database, then retry."
+                ) from error
+            if type(error) is sa.exc.DatabaseError:  # SQLite's word for a file it can't make sense of
+                raise LedgerUnusable(
+                    f"{where} is damaged, or no ledger at all: {said}. Restore the file from a backup, or "
+                    "move it away to begin a new one, which buys every answer anew."
+                ) from error
+            raise LedgerUnusable(f"{where} does not take this: {said}") from error
 
 
 def _log_failure(future: Any) -> None:

@@ -13,7 +13,8 @@ from airflow.sdk import BaseOperator, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_llm_provider.hooks.claude import DEFAULT_CONNECTION, ClaudeHook
+from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

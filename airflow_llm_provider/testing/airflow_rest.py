@@ -137,6 +137,11 @@ class RunningAirflow:
         }
         self._ask("POST", f"dags/{_quoted(dag_id)}/clearTaskInstances", json=body)
 
+    def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Set a task's state by hand, "failed" or "success"; a running task is told to stop."""
+        path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}"
+        self._ask("PATCH", path, json={"new_state": state})
+
     def disconnect(self) -> None:
         """Close the connections to the API server; the next question opens them again."""
         if client := self.__dict__.pop("_http", None):

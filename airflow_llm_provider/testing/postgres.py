@@ -110,7 +110,7 @@ class LocalPostgres:
         if not (data / "PG_VERSION").exists():
             options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
             self._run(["initdb", f"--pgdata={data}", *options])
-        self.port = free_port()
+        self.port = free_port(self.port)  # the same again after a restart
         settings = [f"port={self.port}", "listen_addresses=127.0.0.1", "max_connections=200"]
         settings += [f"unix_socket_directories={self._folder}"]
         settings += [] if self._durable else _FAST_NOT_DURABLE

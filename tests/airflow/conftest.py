@@ -141,7 +141,14 @@ class Deployment:
     def output(self) -> str:
         return str(self.folder / "out" / "rows.jsonl")
 
-    def connect(self, conn_id: str = "claude_default", *, key: str | None = None, host: str | None = None, **fields: Any) -> None:
+    def connect(
+        self,
+        conn_id: str = "claude_default",
+        *,
+        key: str | None = None,
+        host: str | None = None,
+        **fields: Any,
+    ) -> None:
         """Set the connection; `fields` are those of its form."""
         connection = {
             "conn_type": "claude",
@@ -152,7 +159,10 @@ class Deployment:
         self.monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
 
     def texts(self, count: int, *, start: int = 0) -> list[dict[str, str]]:
-        return [{"id": f"doc-{n}", "text": f"Letter {n}: we owe you ${n}.00."} for n in range(start, start + count)]
+        return [
+            {"id": f"doc-{n}", "text": f"Letter {n}: we owe you ${n}.00."}
+            for n in range(start, start + count)
+        ]
 
     def files(self, count: int) -> Path:
         """Write so many text files and return their folder."""
@@ -160,7 +170,9 @@ class Deployment:
             (self.inbox / f"doc-{n:04}.txt").write_text(f"Letter {n}: we owe you ${n}.00.")
         return self.inbox
 
-    def dag(self, name: str = "nightly", *, retries: int = 0, tags: tuple[str, ...] = (), **asking: Any) -> Any:
+    def dag(
+        self, name: str = "nightly", *, retries: int = 0, tags: tuple[str, ...] = (), **asking: Any
+    ) -> Any:
         """Return a DAG whose one task, `read`, asks; `asking` goes to the operator."""
         from airflow.sdk import DAG
 
@@ -237,7 +249,10 @@ class Deployment:
         engine = sa.create_engine(self.ledger_url, poolclass=sa.NullPool)
         try:
             with engine.connect() as connection:
-                return [dict(row) for row in connection.execute(sa.select(call).order_by(call.c.opened_ms)).mappings()]
+                return [
+                    dict(row)
+                    for row in connection.execute(sa.select(call).order_by(call.c.opened_ms)).mappings()
+                ]
         finally:
             engine.dispose()
 

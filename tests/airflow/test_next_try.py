@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import threading
 import time
@@ -11,8 +12,9 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
-
-OVERLOADED_FOR_GOOD = {"kind": "error", "status": 500}
+from airflow_llm_provider.testing.books import balance
+from airflow_llm_provider.testing.invoice import Invoice
+from airflow_llm_provider.testing.standin import StandIn
 
 
 def paid_items(deployment) -> list[str]:
@@ -29,7 +31,8 @@ def one_attempt(deployment):
 
 
 @pytest.mark.parametrize(
-    ("max_failed", "state"), [(0, "failed"), (2, "failed"), (3, "success"), (0.14, "failed"), (0.15, "success")]
+    ("max_failed", "state"),
+    [(0, "failed"), (2, "failed"), (3, "success"), (0.14, "failed"), (0.15, "success")],
 )
 def test_the_task_fails_when_more_than_max_failed_are_dead_letters(deployment, max_failed, state):
     deployment.server.fail(kind="refusal", matching=lambda question: int(question.text.split("$")[1][0]) < 3)
@@ -46,7 +49,9 @@ def test_a_task_that_fails_has_finished_the_others_first(deployment):
     assert ran.state == "failed"
     assert len(ran.rows) == 29
     assert Path(deployment.output).exists()
-    assert [(letter["document_id"], letter["reason"]) for letter in ran.dead_letters] == [("doc-0", "refused")]
+    assert [(letter["document_id"], letter["reason"]) for letter in ran.dead_letters] == [
+        ("doc-0", "refused")
+    ]
     assert "1 of 30 documents are dead letters" in ran.log
     assert "max_failed=0 allows 0" in ran.log
     assert ran.manifest["dead_letters"] in ran.log
@@ -87,13 +92,14 @@ def test_three_in_a_hundred_fail_then_heal_and_a_retry_asks_exactly_those(deploy
     assert first.state == "failed"
     failed = first.outcomes["dead_letter"]
     assert 1 <= failed <= 30
+    letters = first.dead_letters
     server.heal()
     seen = server.seen
     second = deployment.ask(deployment.texts(300))
     assert second.outcomes == {"answered": failed, "reused": 300 - failed}
     assert server.seen - seen == failed
     assert {row["document_id"] for row in second.rows if row["outcome"] == "answered"} == {
-        letter["document_id"] for letter in first.dead_letters
+        letter["document_id"] for letter in letters
     }
 
 
@@ -111,7 +117,9 @@ def test_what_fails_for_all_alike_fails_the_task_at_once(deployment, status, cur
     ran = deployment.ask(deployment.texts(500), retries=2, max_in_flight=4)
     assert (ran.state, ran.ti().try_number) == ("failed", 1)
     assert deployment.server.seen <= 8
-    (message,) = {line for line in ran.log.splitlines() if line.startswith("airflow.sdk.exceptions.AirflowFail")}
+    (message,) = {
+        line for line in ran.log.splitlines() if line.startswith("airflow.sdk.exceptions.AirflowFail")
+    }
     assert f"HTTP {status}" in message
     assert cure in message
     assert "nightly.read" in message
@@ -196,8 +204,6 @@ def test_another_question_is_asked_anew(deployment, change):
 
 
 def test_another_server_gives_another_answer(deployment):
-    from airflow_llm_provider.testing.standin import StandIn
-
     deployment.ask(deployment.texts(2))
     with StandIn() as other:
         deployment.connect(host=other.url)
@@ -329,7 +335,9 @@ def test_a_dry_run_sends_nothing_and_says_what_it_could_cost(deployment):
 
 def test_on_kill_drops_the_calls_in_flight_and_the_next_try_finishes(deployment):
     server = deployment.server
-    server.fail(kind="hang", matching=lambda question: int(question.text.split("Letter ")[1].split(":")[0]) >= 20)
+    server.fail(
+        kind="hang", matching=lambda question: int(question.text.split("Letter ")[1].split(":")[0]) >= 20
+    )
     running, killed = [], []
 
     def kill_when_it_hangs():
@@ -351,13 +359,12 @@ def test_on_kill_drops_the_calls_in_flight_and_the_next_try_finishes(deployment)
     assert killed[1] - killed[0] < 3
     assert (ran.state, ran.ti().try_number) == ("success", 2)
     assert ran.outcomes == {"answered": 10, "reused": 20}
+    assert "nightly.read: stopped before it was done" in ran.log
     states = [call["state"] for call in deployment.calls]
     assert (states.count("settled"), states.count("unproven")) == (30, 10)
 
 
 def test_a_task_timeout_keeps_what_is_paid(deployment):
-    import datetime as dt
-
     deployment.ask([], version="warm")  # so that imports don't count
     deployment.server.fail(kind="hang", matching="Letter 3:", times=1)
     ran = deployment.ask(deployment.texts(5), retries=1, execution_timeout=dt.timedelta(seconds=1))
@@ -407,4 +414,6 @@ def test_the_form_of_the_connection_may_name_another_ledger_and_airflow_cfg_name
     assert deployment.ask(deployment.texts(1)).outcomes == {"answered": 1}
     deployment.connect(ledger_url=f"sqlite:///{elsewhere}")
     assert deployment.ask(deployment.texts(1)).outcomes == {"reused": 1}
-    deployment.server.invoice.lines.pop(0)
+    elsewhere_line, *here = deployment.server.invoice.lines
+    assert balance(f"sqlite:///{elsewhere}", [elsewhere_line]).paid == 1
+    deployment.server.invoice = Invoice(here)

@@ -98,7 +98,9 @@ def test_an_object_store_is_read_and_written(deployment):
     landed = ObjectStoragePath(ran.manifest["output"])
     assert str(landed).startswith("memory://")
     assert len(landed.read_text().splitlines()) == 3
-    assert deployment.ask("memory://bucket/inbox/", output="memory://bucket/out/rows.jsonl").outcomes == {"reused": 3}
+    assert deployment.ask("memory://bucket/inbox/", output="memory://bucket/out/rows.jsonl").outcomes == {
+        "reused": 3
+    }
 
 
 def test_an_object_storage_path_is_taken_as_it_is(deployment):
@@ -110,7 +112,9 @@ def test_an_object_storage_path_is_taken_as_it_is(deployment):
 def test_paths_that_the_author_has_typed_need_no_roots(deployment):
     folder = deployment.files(3)
     assert deployment.ask(ObjectStoragePath(f"file://{folder}")).outcomes == {"answered": 3}
-    assert deployment.ask([folder / "doc-0000.txt", f"{folder}/doc-0001.txt"], strings="path").outcomes == {"reused": 2}
+    assert deployment.ask([folder / "doc-0000.txt", f"{folder}/doc-0001.txt"], strings="path").outcomes == {
+        "reused": 2
+    }
 
 
 def test_a_list_with_a_tasks_output_in_it_is_refused_when_the_dag_is_parsed(deployment):
@@ -264,13 +268,20 @@ def test_paths_from_a_task_need_roots(deployment):
             task_id="many", documents=choose(), strings="path", output=deployment.output, **ASKING
         )
         ClaudeDocumentsOperator(task_id="one", documents=choose_one(), output=deployment.output, **ASKING)
-        ClaudeDocumentsOperator.partial(task_id="mapped", output=f"{deployment.folder}/parts/", **ASKING).expand(
-            documents=choose()
-        )
+        ClaudeDocumentsOperator.partial(
+            task_id="mapped", output=f"{deployment.folder}/parts/", **ASKING
+        ).expand(documents=choose())
     ran = deployment.run(dag)
     assert ran.state == "failed"
-    states = {(ti.task_id, ti.map_index): ti.state for ti in ran.instances.values() if "choose" not in ti.task_id}
-    assert states == {("many", -1): "failed", ("one", -1): "failed", ("mapped", 0): "failed", ("mapped", 1): "failed"}
+    states = {
+        (ti.task_id, ti.map_index): ti.state for ti in ran.instances.values() if "choose" not in ti.task_id
+    }
+    assert states == {
+        ("many", -1): "failed",
+        ("one", -1): "failed",
+        ("mapped", 0): "failed",
+        ("mapped", 1): "failed",
+    }
     assert ran.log.count("must be said where files may be read") >= 4
     assert deployment.server.seen == 0
 

@@ -64,7 +64,13 @@ def test_the_manifest_in_xcom_is_small_and_complete(deployment):
     ran = deployment.ask(deployment.texts(20), max_failed=1, limit=15)
     manifest = ran.xcom()
     assert len(json.dumps(manifest)) < 4096
-    assert manifest["outcomes"] == {"answered": 14, "reused": 0, "repaired": 0, "dead_letter": 1, "pending": 5}
+    assert manifest["outcomes"] == {
+        "answered": 14,
+        "reused": 0,
+        "repaired": 0,
+        "dead_letter": 1,
+        "pending": 5,
+    }
     assert sum(manifest["outcomes"].values()) == manifest["documents"] == 20
     assert manifest["dead_letter_reasons"] == {"refused": 1}
     invoice = deployment.server.invoice
@@ -132,7 +138,11 @@ def test_without_an_output_type_a_row_holds_text(deployment):
 
 @pytest.mark.parametrize(
     ("output", "says"),
-    [("rows.jsonl", "is relative"), ("/tmp/rows.xlsx", "can't be written as 'xlsx'"), ("{inbox}/rows.jsonl", "among")],
+    [
+        ("rows.jsonl", "is relative"),
+        ("/tmp/rows.xlsx", "can't be written as 'xlsx'"),
+        ("{inbox}/rows.jsonl", "among"),
+    ],
 )
 def test_an_output_that_cannot_work_fails_at_once_and_before_anything_is_paid(deployment, output, says):
     folder = deployment.files(2)
@@ -188,7 +198,11 @@ def test_mapped_shards_write_parts_and_share_the_ledger(deployment, source, form
         assert [json.loads(line)["document_id"] for line in path.read_text().splitlines()] == [
             f"{shard}-{n}" for n in range(4)
         ]
-    assert {(call["map_index"], call["item_id"][0]) for call in deployment.calls} == {(0, "0"), (1, "1"), (2, "2")}
+    assert {(call["map_index"], call["item_id"][0]) for call in deployment.calls} == {
+        (0, "0"),
+        (1, "1"),
+        (2, "2"),
+    }
     assert deployment.server.invoice.paid == 12
 
 
@@ -199,7 +213,10 @@ def test_shards_that_hold_the_same_document_pay_for_it_once(deployment):
             task_id="read", output=f"{deployment.folder}/parts/", **ASKING
         ).expand(documents=[same, same])
     ran = deployment.run(dag)
-    assert [Path(ran.xcom(map_index=shard)["output"]).name for shard in (0, 1)] == ["part-0.jsonl", "part-1.jsonl"]
+    assert [Path(ran.xcom(map_index=shard)["output"]).name for shard in (0, 1)] == [
+        "part-0.jsonl",
+        "part-1.jsonl",
+    ]
     assert deployment.server.invoice.paid == 1
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from conftest import SCOPE, Wire, message, question
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
+from airflow_llm_provider.cli.demo_endpoint import open_endpoint
 from airflow_llm_provider.cli.output import shown
 from airflow_llm_provider.cli.stand_in import read_fault
 from airflow_llm_provider.engine.run import Engine
@@ -163,6 +165,33 @@ async def test_a_reopened_letter_is_asked_and_paid_anew(
     assert told["unproven_usd_at_most"] == "0.000000"
     shown_to_people = await asyncio.to_thread(run, "ledger", "show", "--ledger-url", ledger_url)
     assert f"paid ${told['paid_usd']}" in shown_to_people.stdout
+
+
+def test_the_demos_stand_in_keeps_its_address_and_says_so_when_it_can_not(tmp_path: Path) -> None:
+    with ExitStack() as running:
+        first = open_endpoint(None, "", tmp_path, running)
+        first.remember()
+        assert "not Claude" in first.told[0]
+    with ExitStack() as running:
+        again = open_endpoint(None, "", tmp_path, running)
+        assert again.base_url == first.base_url
+        taken = open_endpoint(None, "", tmp_path, running)
+        assert taken.base_url != first.base_url
+        assert "is taken" in taken.told[-1]
+        assert "asked anew" in taken.told[-1]
+
+
+def test_a_key_asks_claude_and_is_sent_to_no_stand_in(tmp_path: Path) -> None:
+    key = "sk-ant-a-key-that-must-not-show"
+    with ExitStack() as running:
+        claude = open_endpoint(None, key, tmp_path, running)
+        assert (claude.costs_money, claude.connection) == (True, {"conn_type": "claude", "password": key})
+        assert "spends money" in claude.told[0]
+        assert key not in "".join(claude.told)
+        stand_in = open_endpoint(None, "", tmp_path, running)
+        assert stand_in.base_url is not None
+        other = open_endpoint(stand_in.base_url + "/", key, tmp_path, running)
+        assert (other.is_stand_in, other.costs_money, other.api_key) == (True, False, "stand-in")
 
 
 def test_a_fault_is_read_from_one_word() -> None:

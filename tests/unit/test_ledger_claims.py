@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -261,7 +262,14 @@ async def test_nul_and_lone_surrogates_are_stored_as_replacement_characters(ledg
     again = await ledger.open(entry(item_id=odd, scope=scope))
     await ledger.record(settlement(again, stop_reason=odd))
     first, second = rows(ledger)
-    assert first.item_id == first.error == first.dag_id == first.owner == first.model == "a\N{REPLACEMENT CHARACTER}b?c"
+    assert (
+        first.item_id
+        == first.error
+        == first.dag_id
+        == first.owner
+        == first.model
+        == "a\N{REPLACEMENT CHARACTER}b?c"
+    )
     assert second.stop_reason == first.error
 
 
@@ -273,7 +281,9 @@ async def test_one_bad_row_does_not_cost_the_batch(ledger: Ledger) -> None:
     assert all(isinstance(outcome, Opened) for outcome in outcomes)
 
 
-async def test_a_prompt_that_can_not_be_written_out_costs_only_itself(ledger_of: Callable[..., Ledger]) -> None:
+async def test_a_prompt_that_can_not_be_written_out_costs_only_itself(
+    ledger_of: Callable[..., Ledger],
+) -> None:
     ledger = ledger_of(payload="full")
 
     def broken() -> bytes:
@@ -296,10 +306,7 @@ async def test_an_error_of_the_database_shows_nothing_of_what_was_stored(
     secret = dataclasses.replace(NIGHTLY, trace_id="the patient's name" * 10, map_index=2**70)
     with caplog.at_level(logging.DEBUG), pytest.raises(Exception) as caught:  # noqa: PT011
         await ledger.open(entry(item_id="the patient's name", scope=secret))
-    error: BaseException | None = caught.value
-    while error is not None:
-        assert "patient" not in str(error)
-        error = error.__cause__ or error.__context__
+    assert "patient" not in "".join(traceback.format_exception(caught.value, limit=0))
     assert "patient" not in caplog.text
 
 
@@ -424,7 +431,9 @@ async def test_a_sample_holds_the_same_documents_at_every_run(ledger_of: Callabl
     assert 20 <= len(monday) <= 60
 
 
-@pytest.mark.parametrize("policy", ["", "everything", "sampled", "sampled:2", "sampled:-1", "sampled:nan", "full:1"])
+@pytest.mark.parametrize(
+    "policy", ["", "everything", "sampled", "sampled:2", "sampled:-1", "sampled:nan", "full:1"]
+)
 def test_a_payload_policy_that_can_not_be_read_is_named(ledger_url: str, policy: str) -> None:
     with pytest.raises(LedgerUnusable, match="use full, errors, none or sampled") as caught:
         Ledger(ledger_url, payload=policy)
@@ -437,7 +446,7 @@ def test_a_payload_policy_that_can_not_be_read_is_named(ledger_url: str, policy:
 def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger, ledger_url: str) -> None:
     with ledger.database.write() as connection:
         connection.execute(schema.version.insert().values(version=99))
-    with pytest.raises(schema.LedgerTooNew, match="version 99.*Upgrade the package"):
+    with pytest.raises(schema.LedgerTooNew, match=r"version 99.*Upgrade the package"):
         Ledger(ledger_url)
 
 

@@ -1,0 +1,121 @@
+"""The settings of a connection, and the engine they make."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from airflow.sdk.exceptions import AirflowFailException
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.engine.client import AnthropicClient
+    from airflow_llm_provider.engine.pace import Limits
+    from airflow_llm_provider.engine.run import Engine
+
+DEFAULT_CONNECTION = "claude_default"
+TIERS = {"fast": "claude-haiku-5-5", "balanced": "claude-sonnet-5-5", "strong": "claude-opus-5-5"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a connection of type `claude` says."""
+
+    client: AnthropicClient
+    limits: Limits
+    tiers: dict[str, str]
+    default_tier: str
+    fallbacks: tuple[str, ...]
+    timeout_s: float
+    deadline_s: float
+    ledger_url: str
+
+    def model(self, name: str | None) -> str:
+        """Return the model id of a tier; an id, and what else it may be, is returned as it is."""
+        name = name or self.default_tier
+        return self.tiers.get(name, name)
+
+    @classmethod
+    def of(cls, connection: Any, conn_id: str) -> Self:
+        """Read an Airflow connection; raises AirflowFailException naming the field that is wrong."""
+        from airflow_llm_provider.engine.client import DEFAULT_BASE_URL, AnthropicClient
+        from airflow_llm_provider.engine.pace import Limits
+
+        extra = connection.extra_dejson
+        try:
+            fallbacks = extra.get("fallbacks") or ""
+            names = fallbacks.split(",") if isinstance(fallbacks, str) else fallbacks
+            return cls(
+                client=AnthropicClient(
+                    api_key=connection.password or "",
+                    base_url=_base_url(connection) or DEFAULT_BASE_URL,
+                    proxy=extra.get("proxy") or None,
+                    ca_bundle=extra.get("ca_bundle") or None,
+                ),
+                limits=Limits(
+                    **{name: int(extra[name]) for name in ("rpm", "itpm", "otpm") if extra.get(name)}
+                ),
+                tiers={tier: extra.get(tier) or model for tier, model in TIERS.items()},
+                default_tier=extra.get("default_tier") or "balanced",
+                fallbacks=tuple(name.strip() for name in names if name.strip()),
+                timeout_s=float(extra.get("timeout_s") or 300),
+                deadline_s=float(extra.get("deadline_s") or 900),
+                ledger_url=extra.get("ledger_url") or default_ledger_url(),
+            )
+        except (TypeError, ValueError) as error:
+            raise AirflowFailException(
+                f"Connection {conn_id!r} has a field that can't be read: {error}. "
+                "Correct it under Admin, Connections."
+            ) from error
+
+    def engine(self) -> Engine:
+        """Return a new engine; make it in the process and loop that use it."""
+        from airflow.sdk.configuration import conf
+
+        from airflow_llm_provider.engine.pace import Pace
+        from airflow_llm_provider.engine.run import Engine, Route
+        from airflow_llm_provider.ledger.store import Ledger
+
+        # The SDK's transport logs every request at INFO, which is Airflow's level: a line a document.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        lease_s = conf.getfloat("llm", "lease_s", fallback=45.0)
+        ledger = Ledger(
+            self.ledger_url,
+            payload=conf.get("llm", "payload", fallback="errors"),
+            synchronous=conf.get("llm", "synchronous", fallback="FULL"),
+            lease_s=lease_s,
+            beat_s=lease_s / 4.5,  # three renewals may fail or come late
+        )
+        return Engine(
+            client=self.client,
+            ledger=ledger,
+            pace=Pace(self.limits),
+            timeout_s=self.timeout_s,
+            deadline_s=self.deadline_s,
+            route=Route(fallbacks=tuple((self.model(name), None) for name in self.fallbacks)),
+        )
+
+
+def default_ledger_url() -> str:
+    """Return the ledger's URL from [llm] ledger_url; by default SQLite in AIRFLOW_HOME."""
+    from airflow.sdk.configuration import conf
+
+    configured: str = conf.get("llm", "ledger_url", fallback="")
+    if configured:
+        return configured
+    home = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser()
+    return f"sqlite:///{home / 'llm_ledger.db'}"
+
+
+def _base_url(connection: Any) -> str | None:
+    """Read the host field, which may be a URL or a bare host with schema and port beside it."""
+    host = (connection.host or "").strip().rstrip("/")
+    if not host:
+        return None
+    if "://" not in host:
+        host = f"{connection.schema or 'https'}://{host}"
+        if connection.port:
+            host += f":{connection.port}"
+    return host

@@ -1,0 +1,208 @@
+"""ClaudeOperator: one question to Claude, in one task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.sdk import BaseOperator
+
+from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
+from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.hooks.call import Call
+
+
+class Inputs(Mapping[str, Any]):
+    """Upstream data by name: Airflow does not show it under Rendered Templates."""
+
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self._inputs = dict(inputs)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._inputs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inputs)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __repr__(self) -> str:
+        return f"<inputs: {', '.join(self)}>"
+
+
+class ClaudeOperator(BaseOperator):
+    """Ask Claude one question; a retry, a clear or another task of the run asks nothing that was answered.
+
+    prompt: the question, typed by the DAG author; Airflow templates work here.
+    inputs: data from upstream by name: text, content blocks (PDF, image), or anything JSON can hold, from
+        XComs or as literals. It goes in as data, one document block each titled with its name, before the
+        prompt; what comes from an XCom is never rendered.
+    messages: earlier turns of a conversation, as the Messages API takes them; they come before all else.
+    system: the system prompt; templates work here too.
+    model: a tier (`fast`, `balanced`, `strong`) or a model id, None for the connection's default tier; or a
+        list to escalate through: the first answers, the next is asked where the answer is invalid or refused,
+        or states a `confidence` below `min_confidence`.
+    output_type: None or `str` for text; a pydantic model, enum, list, union or any other type pydantic knows;
+        or a JSON schema as a dict.
+    max_tokens: the longest answer; a long one streams under the hood.
+    effort, thinking, stop_sequences, metadata, extra_body: as the Messages API takes them.
+    validators: functions of the validated value that return None or a complaint, which is sent back to the
+        model; they may raise BusinessError where asking again is no use.
+    max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
+    retry: policies by class of error, such as `{"rate_limit": {"attempts": 3}}`; see engine.retry.
+    fallbacks: tiers, model ids or `conn:ID` (another connection), asked in turn on the errors that
+        `fall_back_on` names; None: the connection's own.
+    too_long, max_input_tokens: what to do with an input that can't be read at once: `fail`, `truncate` or
+        `map_reduce`; see engine.long.
+    output: an absolute path or object storage URL that the answer is written to, text as it is and data as
+        JSON; the task then returns the path. Needed for answers over 1 MB.
+    reuse: whose answers may be taken: `run` (this DAG run's), `always` (any run's) or `never`.
+    version: change it to ask anew.
+    tags: kept with the call, beside the DAG's own.
+
+    Returns the text or the validated data. A pydantic model from an importable module arrives downstream as
+    that type, one defined in the DAG file as a dict. What the call took is a second XCom, `llm_usage`.
+    Raises AirflowFailException for what no retry can mend.
+    """
+
+    template_fields: Sequence[str] = (
+        "prompt",
+        "inputs",
+        "messages",
+        "system",
+        "model",
+        "output_path",
+        "version",
+        "claude_conn_id",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
+    deserialization_allowed_class_fields = ("output_type",)
+    ui_color = "#f0e4d8"
+
+    def __init__(
+        self,
+        *,
+        prompt: str,
+        inputs: Mapping[str, Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        system: str | None = None,
+        model: str | Sequence[str] | None = None,
+        output_type: Any = None,
+        max_tokens: int = 4096,
+        effort: str | None = None,
+        thinking: Mapping[str, Any] | None = None,
+        stop_sequences: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        validators: Sequence[Any] = (),
+        max_repairs: int = 3,
+        min_confidence: float | None = None,
+        retry: Mapping[str, Any] | None = None,
+        fallbacks: Sequence[str] | None = None,
+        fall_back_on: Sequence[str] = ("network", "overloaded", "server"),
+        too_long: Literal["fail", "truncate", "map_reduce"] = "fail",
+        max_input_tokens: int | None = None,
+        output: str | None = None,
+        reuse: Literal["always", "run", "never"] = "run",
+        version: str = "",
+        tags: Sequence[str] = (),
+        claude_conn_id: str = DEFAULT_CONNECTION,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
+        super().__init__(**kwargs)
+        self.prompt = prompt
+        self._inputs: Any = inputs or {}
+        self.messages = messages or []
+        self.system = system
+        self.model = model
+        self.output_type = output_type
+        self.max_tokens = max_tokens
+        self.effort = effort
+        self.thinking = thinking
+        self.stop_sequences = stop_sequences
+        self.metadata = metadata
+        self.extra_body = extra_body
+        self.validators = validators
+        self.max_repairs = max_repairs
+        self.min_confidence = min_confidence
+        self.retry = retry
+        self.fallbacks = fallbacks
+        self.fall_back_on = fall_back_on
+        self.too_long = too_long
+        self.max_input_tokens = max_input_tokens
+        self.output_path = output  # BaseOperator.output is the XCom
+        self.reuse = reuse
+        self.version = version
+        self.tags = tags
+        self.claude_conn_id = claude_conn_id
+
+    @property
+    def inputs(self) -> Any:
+        """Data from upstream, by name."""
+        return self._inputs
+
+    @inputs.setter
+    def inputs(self, inputs: Mapping[str, Any]) -> None:
+        # The constructor sets `_inputs`, so that Airflow sees what to resolve; once resolved, it is data.
+        self._inputs = Inputs(inputs)
+
+    @cached_property
+    def hook(self) -> ClaudeHook:
+        """The hook of the connection."""
+        return ClaudeHook(self.claude_conn_id)
+
+    def execute(self, context: Context) -> Any:
+        """Ask, and return the answer."""
+        call = self._call()
+        settings = {None: self.hook.settings} | {name: ClaudeHook(name).settings for name in call.connections}
+        scope = self.hook.scope(context, tuple(self.tags))
+
+        async def work(engine: Engine) -> Any:
+            reply = await call.ask(engine, settings, scope)
+            return reply.usage_record(), await asyncio.to_thread(call.delivered, reply)
+
+        usage, answer = self.hook.run(work, context=context)
+        context["ti"].xcom_push(key="llm_usage", value=usage)
+        return answer
+
+    def on_kill(self) -> None:
+        """Drop the call in flight."""
+        self.hook.cancel()
+
+    def _call(self) -> Call:
+        from airflow_llm_provider.hooks.call import Call
+
+        extra = {"thinking": self.thinking, "stop_sequences": self.stop_sequences, "metadata": self.metadata}
+        return Call(
+            prompt=self.prompt,
+            output_type=self.output_type,
+            inputs=self.inputs,
+            messages=self.messages,
+            system=self.system,
+            model=self.model,
+            max_tokens=self.max_tokens,
+            effort=self.effort,
+            extra={name: value for name, value in extra.items() if value is not None}
+            | dict(self.extra_body or {}),
+            validators=self.validators,
+            max_repairs=self.max_repairs,
+            min_confidence=self.min_confidence,
+            fallbacks=self.fallbacks,
+            fall_back_on=self.fall_back_on,
+            retry=self.retry,
+            too_long=self.too_long,
+            max_input_tokens=self.max_input_tokens,
+            reuse=self.reuse,
+            version=self.version,
+            output_path=self.output_path,
+        )

@@ -1,0 +1,349 @@
+"""The ledger in a file: who may read it, what happens when it is not there, and how its writers queue."""
+
+import asyncio
+import dataclasses
+import os
+import re
+import sqlite3
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from conftest import Wire, question
+from test_ledger_claims import KEY, NIGHTLY, REPLY, bought, entry, settlement, states
+
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.errors import LedgerUnavailable, LedgerUnusable
+from airflow_llm_provider.ledger.database import Database
+from airflow_llm_provider.ledger.records import Busy, Opened, Reopening, Sighting
+from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.ledger.turns import Turns
+
+
+def url_of(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def move(path: Path, to: Path) -> None:
+    path.rename(to)
+
+
+def put_an_empty_one_in_place_of(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(url_of(path), deadline_s=0.3)
+    yield ledger
+    ledger.close()
+
+
+# Its address.
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///:memory:", "sqlite:///ledger.db", "sqlite:///../l.db"]
+)
+def test_a_ledger_that_would_forget_is_refused(url: str) -> None:
+    with pytest.raises(LedgerUnusable, match="absolute path of a file, with four slashes"):
+        Ledger(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://ledger:s3cret@host/db",
+        "ledger:s3cret@host/db",
+        "postgresql://ledger:s3cret@host:54x/db",
+        "s3cret",
+        "",
+    ],
+)
+def test_an_address_that_can_not_be_used_is_refused_without_repeating_the_password(url: str) -> None:
+    with pytest.raises(LedgerUnusable, match="ledger_url") as caught:
+        Ledger(url)
+    assert not re.search("s3cret|cret@", "".join(traceback.format_exception(caught.value, limit=0)))
+
+
+def test_an_unreachable_server_is_named_without_the_password() -> None:
+    with pytest.raises(LedgerUnavailable, match=r"ledger:\*\*\*@127.0.0.1:1/db can't be reached") as caught:
+        Ledger("postgresql://ledger:s3cret@127.0.0.1:1/db", deadline_s=0.2)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value, limit=0))
+
+
+@pytest.mark.parametrize("driver", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"])
+def test_airflows_own_database_url_is_understood_whatever_its_driver(driver: str) -> None:
+    assert Database(f"{driver}://ledger@host/db").url.drivername == "postgresql+psycopg"
+
+
+# Its file.
+
+
+def test_replies_are_for_the_ledgers_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        ledger = Ledger(url_of(tmp_path / "ledger.db"))
+        files = sorted(tmp_path.iterdir())
+        assert [file.name for file in files] == [
+            "ledger.db",
+            "ledger.db-shm",
+            "ledger.db-wal",
+            "ledger.db.lock",
+        ]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+        ledger.close()
+    finally:
+        os.umask(before)
+
+
+def test_a_mode_chosen_by_the_owner_is_kept_and_holds_for_the_lock_too(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.touch()
+    path.chmod(0o660)
+    Ledger(url_of(path)).close()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o660}
+
+
+def test_a_missing_folder_is_named_and_not_made(tmp_path: Path) -> None:
+    with pytest.raises(
+        LedgerUnavailable, match=r"the folder .*/not-mounted does not exist: make it, or mount it"
+    ):
+        Ledger(url_of(tmp_path / "not-mounted" / "ledger.db"), deadline_s=0.2)
+    assert not (tmp_path / "not-mounted").exists()
+
+
+def test_a_folder_that_is_mounted_within_the_deadline_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "slow"
+    threading.Timer(0.3, folder.mkdir).start()
+    Ledger(url_of(folder / "ledger.db"), deadline_s=20).close()
+
+
+def test_a_file_that_is_no_ledger_is_named_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"not a database " * 1000)
+    with pytest.raises(
+        LedgerUnusable, match=r"ledger.db is damaged, or no ledger at all: file is not a database"
+    ):
+        Ledger(url_of(path))
+    assert path.read_bytes() == b"not a database " * 1000
+
+
+def test_reading_a_ledger_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    database = Database(url_of(tmp_path / "ledger.db"))
+    with pytest.raises(FileNotFoundError, match="there is no ledger"), database.read():
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+async def test_nothing_is_opened_or_settled_in_a_file_that_was_deleted(
+    ledger: Ledger, path: Path, tmp_path: Path
+) -> None:
+    move(path, tmp_path / "elsewhere.db")
+    started = time.monotonic()
+    with pytest.raises(
+        LedgerUnavailable, match=r"was moved or deleted while in use.*Nothing is sent without it"
+    ):
+        await ledger.open(entry())
+    assert time.monotonic() - started < 3
+    move(tmp_path / "elsewhere.db", path)
+    await bought(ledger)  # it goes on where it was
+    put_an_empty_one_in_place_of(path)
+    with pytest.raises(LedgerUnavailable, match="replaced by another file"):
+        await ledger.open(entry("f" * 64))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not write")
+def test_a_folder_one_may_not_write_to_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    program = """
+        import os, sqlite3, sys, tempfile
+        import sqlalchemy.dialects.sqlite.pysqlite
+        from airflow_llm_provider.errors import LedgerUnavailable
+        from airflow_llm_provider.ledger.store import Ledger
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+            os.chmod(folder, 0o555)
+            Ledger(f"sqlite:///{folder}/ledger.db").close() if sys.argv[1] == "existing" else None
+            os.seteuid(65534)
+            try:
+                Ledger(f"sqlite:///{folder}/ledger.db", deadline_s=0.2)
+            except LedgerUnavailable as error:
+                print(error)
+            finally:
+                os.seteuid(0)
+    """
+    for case in ("missing", "existing"):
+        command = [sys.executable, "-c", textwrap.dedent(program), case]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert re.search("ledger.db can't be reached: .*(unable to open|Permission denied)", done.stdout), (
+            done
+        )
+
+
+async def test_the_engine_sends_nothing_while_the_ledger_is_away(
+    wire: Wire, ledger: Ledger, path: Path
+) -> None:
+    engine = Engine(client=wire, ledger=ledger)
+    move(path, path.with_name("elsewhere.db"))
+    with pytest.raises(LedgerUnavailable):
+        await engine.ask(question(), scope=NIGHTLY)
+    assert wire.sent == []
+    move(path.with_name("elsewhere.db"), path)
+    assert (await engine.ask(question(), scope=NIGHTLY)).value == "Fine."
+
+
+# Its queue.
+
+
+def test_turns_are_taken_between_threads_and_between_ledgers(tmp_path: Path) -> None:
+    turns = [Turns(tmp_path / "lock", patience_s=10) for _ in range(2)]
+    inside, most = 0, 0
+
+    def work(mine: Turns) -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with mine.turn():
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.0005)
+                inside -= 1
+
+    threads = [threading.Thread(target=work, args=(turns[i % 2],)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_patience_ends_when_the_holder_is_stopped_and_a_turn_given_up_is_passed_on(tmp_path: Path) -> None:
+    mine, others = (Turns(tmp_path / "lock", patience_s=0.1) for _ in range(2))
+    with others.turn():
+        for _ in range(3):
+            with pytest.raises(TimeoutError, match=r"for 0.1 s; is one stopped or hung"), mine.turn():
+                pass
+    for _ in range(5):
+        with mine.turn(), pytest.raises(TimeoutError), others.turn():
+            pass
+
+
+def test_a_child_forked_during_a_turn_does_not_keep_it(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "lock", patience_s=1)
+    with turns.turn():
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+    try:
+        with turns.turn():
+            pass
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
+async def test_a_writer_that_hangs_is_an_error_at_the_deadline(ledger: Ledger, tmp_path: Path) -> None:
+    hung = Turns(tmp_path / "ledger.db.lock", patience_s=1)
+    with hung.turn(), pytest.raises(LedgerUnavailable, match="another process has been writing to it"):
+        await ledger.open(entry())
+    assert isinstance(await ledger.open(entry()), Opened)
+
+
+async def test_threads_of_one_process_may_read_and_write_beside_the_engine(ledger: Ledger) -> None:
+    errors: list[Exception] = []
+
+    def beside() -> None:
+        try:
+            for _ in range(30):
+                with ledger.database.read() as connection:
+                    connection.execute(sa.text("SELECT count(*) FROM call")).scalar_one()
+                with ledger.database.write() as connection:
+                    connection.execute(sa.text("UPDATE call SET owner = 'me'"))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=beside) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for i in range(30):
+        await bought(ledger, f"{i:064x}")
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    assert errors == []
+
+
+# Its size.
+
+
+async def test_no_question_reads_the_whole_table(ledger: Ledger) -> None:
+    heard: list[tuple[str, object]] = []
+
+    def note(_c: object, _cursor: object, statement: str, parameters: object, _x: object, many: bool) -> None:
+        if "call" in statement:
+            heard.append((statement, parameters[0] if many else parameters))
+
+    for engine in (ledger.database._reader, ledger.database._writer):
+        sa.event.listen(engine, "before_cursor_execute", note)
+    await bought(ledger)
+    await ledger.open(entry())
+    for reuse in ("always", "run", "never"):
+        await ledger.answered(KEY, NIGHTLY, reuse)
+    await ledger.record(Sighting("a" * 64, KEY))
+    await ledger.recall("a" * 64, NIGHTLY, "run")
+    await ledger.record(Reopening(KEY, dataclasses.replace(NIGHTLY, run_id="another")))
+    await asyncio.to_thread(ledger._beat)
+    asked = heard.copy()  # asking for the plans is asking too
+    assert len(asked) > 10
+    with ledger.database.read() as connection:
+        for statement, parameters in asked:
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            whole = [
+                row.detail for row in plan if re.match(r"SCAN call(?!.*USING.*INDEX call_open)", row.detail)
+            ]
+            assert not whole, (statement, plan)
+            assert not any("call_run" in row.detail for row in plan), (statement, plan)
+
+
+async def test_a_reader_that_stays_lets_the_log_grow_only_while_it_stays(
+    ledger: Ledger, path: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "ledger.db-wal"
+    stays = sqlite3.connect(path, isolation_level=None)
+    stays.execute("BEGIN")
+    stays.execute("SELECT count(*) FROM call").fetchall()
+
+    async def write(name: str, megabytes: int) -> None:
+        for i in range(megabytes // 8):
+            key = f"{name}{i:063x}"
+            opened = await ledger.open(entry(key))
+            await ledger.record(settlement(opened, key, reply=bytes(8 * 2**20)))
+
+    await write("a", 48)
+    assert log.stat().st_size > 40 * 2**20
+    stays.close()
+    await write("b", 16)
+    assert log.stat().st_size <= 33 * 2**20
+
+
+async def test_two_ledgers_in_one_process_share_the_file(tmp_path: Path) -> None:
+    first, second = (Ledger(url_of(tmp_path / "ledger.db")) for _ in range(2))
+    assert isinstance(await first.open(entry()), Opened)
+    assert await second.open(entry()) == Busy(first.holder)
+    first.close()
+    await bought(second, "f" * 64)
+    assert (await second.answered("f" * 64, NIGHTLY, "run")).reply == REPLY
+    assert states(second) == ["open", "settled"]
+    second.close()
