@@ -23,7 +23,8 @@ LLMError
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class LLMError(Exception):
@@ -153,9 +154,20 @@ class BusinessError(AnswerError):
     kind = "business"
 
 
-def _kinds(error: type[LLMError]) -> list[str]:
-    return [error.kind, *(kind for child in error.__subclasses__() for kind in _kinds(child))]
+def _by_kind(error: type[LLMError]) -> dict[str, type[LLMError]]:
+    kinds = {error.kind: error}
+    for child in error.__subclasses__():
+        kinds |= {kind: cls for kind, cls in _by_kind(child).items() if kind not in kinds}
+    return kinds
 
 
-KINDS = frozenset(_kinds(LLMError))
-"""The names of all classes of error, as retry policies use them."""
+BY_KIND = _by_kind(LLMError)
+"""All classes of error by their names, as retry policies use them."""
+
+
+def error_of(record: Mapping[str, Any]) -> LLMError:
+    """Return the error of a record of its `kind`, `message` and `retry_after_s`."""
+    cls = BY_KIND[record["kind"]]
+    if issubclass(cls, RetryableError):
+        return cls(record["message"], retry_after_s=record["retry_after_s"])
+    return cls(record["message"])

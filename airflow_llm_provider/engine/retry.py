@@ -10,7 +10,7 @@ from typing import Any
 
 import tenacity
 
-from airflow_llm_provider.errors import KINDS, AnswerError, LLMError, RetryableError
+from airflow_llm_provider.errors import BY_KIND, AnswerError, LLMError, RetryableError
 
 Policies = Mapping[str, "RetryPolicy"]
 
@@ -34,7 +34,7 @@ class RetryPolicy:
 # What waiting mends is tried often, what only another request mends not at all. A refused or truncated answer
 # is one that was paid for: trying again is asking again, so it is the author's to switch on.
 DEFAULT_POLICIES: Policies = {
-    **{kind: RetryPolicy() for kind in KINDS},
+    **{kind: RetryPolicy() for kind in BY_KIND},
     "network": RetryPolicy(attempts=5),
     "rate_limit": RetryPolicy(attempts=50, first_wait_s=1, max_wait_s=60),
     "overloaded": RetryPolicy(attempts=20, first_wait_s=1, max_wait_s=60),

@@ -80,7 +80,10 @@ class OutputType:
     @cached_property
     def is_importable(self) -> bool:
         """Whether the values are plain, or of classes that another process can import by name."""
-        return all(_is_importable(model) for model in _classes(self.output_type))
+        classes = _classes(self.output_type)
+        return all(
+            is_importable(cls) and not issubclass(cls, enum.Enum) for cls in classes
+        )  # XComs know no enums
 
     def wrap(self, data: Any) -> Any:
         """Return plain data as an answer carries it: in its field, where it is no object itself."""
@@ -144,10 +147,8 @@ def _classes(annotation: Any) -> list[type]:
     return [annotation] if isinstance(annotation, type) else []
 
 
-def _is_importable(cls: type) -> bool:
+def is_importable(cls: type) -> bool:
     """Tell whether a class is found under its own name; a DAG file's module has a name of its own making."""
-    if issubclass(cls, enum.Enum):
-        return False  # Airflow's XComs know no enums
     found: Any = sys.modules.get(cls.__module__) if cls.__module__ != "__main__" else None
     if cls.__module__.startswith("unusual_prefix_"):
         return False

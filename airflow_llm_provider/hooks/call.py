@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from airflow_llm_provider.engine.long import LongInput, TooLongMode, ask_about
 from airflow_llm_provider.engine.reply import Reply
@@ -23,6 +23,14 @@ _CONNECTION = "conn:"  # a fallback that is another connection rather than a mod
 
 # XComs are rows of Airflow's database, read whole by every page that shows them.
 MAX_XCOM_BYTES = 1_000_000
+
+
+_IN_BODY = ("thinking", "stop_sequences", "metadata")
+_SAME_NAME = (
+    *("prompt", "output_type", "inputs", "messages", "system", "model", "max_tokens", "effort", "validators"),
+    *("max_repairs", "min_confidence", "fallbacks", "fall_back_on", "retry", "too_long", "max_input_tokens"),
+    *("reuse", "version"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,17 @@ class Call:
     reuse: Literal["always", "run", "never"] = "run"
     version: str = ""
     output_path: str | None = None
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the call that ClaudeOperator's arguments make."""
+        ours = {name: arguments[name] for name in _SAME_NAME if arguments.get(name) is not None}
+        extra = {name: arguments[name] for name in _IN_BODY if arguments.get(name) is not None}
+        return cls(
+            **ours,
+            extra={**extra, **(arguments.get("extra_body") or {})},
+            output_path=arguments.get("output"),
+        )
 
     @property
     def connections(self) -> list[str]:

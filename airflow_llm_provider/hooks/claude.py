@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
-import json
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +12,7 @@ from airflow.sdk.bases.hook import BaseHook
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_llm_provider.errors import LLMError, TerminalError
+from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
 
 if TYPE_CHECKING:
@@ -75,10 +74,10 @@ class ClaudeHook(BaseHook):
             return asyncio.run(main())
         except BaseExceptionGroup as group:
             error = _first(group)
-            raise self._for_airflow(error, context) from (None if isinstance(error, LLMError) else group)
+            raise self.for_airflow(error, context) from (None if isinstance(error, LLMError) else group)
         except LLMError as error:
             # Its message says it all; the hundred lines of how it came through the loop would bury it.
-            raise self._for_airflow(error, context) from None
+            raise self.for_airflow(error, context) from None
         except asyncio.CancelledError:
             if self._stray:
                 raise self._stray from None
@@ -111,27 +110,7 @@ class ClaudeHook(BaseHook):
 
     def scope(self, context: Context, tags: tuple[str, ...] = ()) -> CallScope:
         """Return who asks: the task instance of `context`, with the trace id of its run."""
-        from airflow.sdk.configuration import conf
-
-        from airflow_llm_provider.ledger.records import CallScope
-
-        ti, task = context["ti"], context["task"]
-        retries = getattr(task, "retries", 0) or 0
-        deployment = conf.get("llm", "deployment", fallback="airflow")
-        all_tags = sorted({*tags, *(getattr(task.dag, "tags", None) or ())})
-        return CallScope(
-            dag_id=ti.dag_id,
-            run_id=ti.run_id,
-            task_id=ti.task_id,
-            map_index=-1 if ti.map_index is None else ti.map_index,
-            try_number=ti.try_number,
-            # Airflow raises max_tries by the retries when a task is cleared, so this counts the clears too.
-            first_try=max(1, ti.max_tries - retries + 1),
-            connection_id=self.claude_conn_id,
-            owner=task.owner,
-            tags=json.dumps(all_tags) if all_tags else None,
-            trace_id=trace_id(deployment, ti.dag_id, ti.run_id),
-        )
+        return scope_of(context["ti"], context["task"], self.claude_conn_id, tags)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for the list of models, which costs nothing, and say which tiers the key can use."""
@@ -160,7 +139,8 @@ class ClaudeHook(BaseHook):
         """Let the next use read the connection anew: the client's sockets belonged to a loop that has ended."""
         self.__dict__.pop("settings", None)
 
-    def _for_airflow(self, error: BaseException, context: Context | None) -> BaseException:
+    def for_airflow(self, error: BaseException, context: Context | None) -> BaseException:
+        """Return the error as Airflow should see it: what no retry can mend as AirflowFailException."""
         if not isinstance(error, LLMError):
             return error
         if isinstance(error, TerminalError):
@@ -171,11 +151,6 @@ class ClaudeHook(BaseHook):
 
 def _where(context: Context | None) -> str:
     return f"{context['ti'].dag_id}.{context['ti'].task_id}: " if context else ""
-
-
-def trace_id(deployment: str, dag_id: str, run_id: str) -> str:
-    """Return the 32 hex digits that every call of a DAG run carries, through retries and clears."""
-    return hashlib.sha256(f"{deployment}\0{dag_id}\0{run_id}".encode()).digest()[:16].hex()
 
 
 def _listed(model: str, models: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,7 +25,7 @@ class Settings:
 
     client: AnthropicClient
     limits: Limits
-    tiers: dict[str, str]
+    tiers: dict[str, str] = field(hash=False)
     default_tier: str
     fallbacks: tuple[str, ...]
     timeout_s: float

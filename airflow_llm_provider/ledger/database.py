@@ -22,7 +22,7 @@ _NOW_MS = {
     "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     # The setting rides along: a process stopped within a transaction must not keep its rows locked for ever.
     "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT),"
-    " set_config('idle_in_transaction_session_timeout', '30s', true)",
+    " set_config('idle_in_transaction_session_timeout', '10s', true)",
 }
 _DRIVERS = {"sqlite": "sqlite", "postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
 # A server that is gone without a word is noticed within a minute; libpq itself would wait for hours.

@@ -170,15 +170,16 @@ class Ledger:
             yield
         except (sa.exc.SQLAlchemyError, OSError) as error:
             where = f"The ledger at {self.database.url.render_as_string(hide_password=True)}"
-            said = str((error.orig if isinstance(error, sa.exc.DBAPIError) else None) or error).strip()
+            cause = (error.orig if isinstance(error, sa.exc.DBAPIError) else None) or error
+            said = " ".join(str(cause).split())
             if isinstance(error, _PASSING):
                 raise LedgerUnavailable(
-                    f"{where} can't be reached: {said}. Nothing is sent without it, so nothing is paid; "
+                    f"{where} can't be reached ({said}). Nothing is sent without it, so nothing is paid; "
                     "check [llm] ledger_url and the database, then retry."
                 ) from error
             if type(error) is sa.exc.DatabaseError:  # SQLite's word for a file it can't make sense of
                 raise LedgerUnusable(
-                    f"{where} is damaged, or no ledger at all: {said}. Restore the file from a backup, or "
+                    f"{where} is damaged, or no ledger at all ({said}). Restore the file from a backup, or "
                     "move it away to begin a new one, which buys every answer anew."
                 ) from error
             raise LedgerUnusable(f"{where} does not take this: {said}") from error

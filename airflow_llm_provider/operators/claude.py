@@ -9,15 +9,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 
+from airflow_llm_provider.errors import error_of
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
+from airflow_llm_provider.triggers.lane import LanePartial, place
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import MappedOperator
 
     from airflow_llm_provider.engine.run import Engine
-    from airflow_llm_provider.hooks.call import Call
+
+
+CALL_ARGUMENTS = (
+    *("prompt", "inputs", "messages", "system", "model", "output_type", "max_tokens", "effort", "thinking"),
+    *("stop_sequences", "metadata", "extra_body", "validators", "max_repairs", "min_confidence", "retry"),
+    *("fallbacks", "fall_back_on", "too_long", "max_input_tokens", "output", "reuse", "version", "tags"),
+    "claude_conn_id",
+)
+_ATTRIBUTES = {"output": "output_path"}  # BaseOperator.output is the XCom
 
 
 class Inputs(Mapping[str, Any]):
@@ -68,6 +79,9 @@ class ClaudeOperator(BaseOperator):
     reuse: whose answers may be taken: `run` (this DAG run's), `always` (any run's) or `never`.
     version: change it to ask anew.
     tags: kept with the call, beside the DAG's own.
+    deferrable: wait in the triggerer, from start to end, and hold no worker. What needs Python of the DAG file
+        (validators, an output_type defined in it) or of a worker (outlets, callbacks) runs in a worker, and
+        says so when the DAG is parsed.
 
     Returns the text or the validated data. A pydantic model from an importable module arrives downstream as
     that type, one defined in the DAG file as a dict. What the call took is a second XCom, `llm_usage`.
@@ -87,6 +101,7 @@ class ClaudeOperator(BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
     deserialization_allowed_class_fields = ("output_type",)
     ui_color = "#f0e4d8"
+    starts_in_worker: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -115,6 +130,7 @@ class ClaudeOperator(BaseOperator):
         reuse: Literal["always", "run", "never"] = "run",
         version: str = "",
         tags: Sequence[str] = (),
+        deferrable: bool = False,
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
@@ -144,7 +160,30 @@ class ClaudeOperator(BaseOperator):
         self.reuse = reuse
         self.version = version
         self.tags = tags
+        self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
+        is_mapped = getattr(
+            self, "_BaseOperator__from_mapped", False
+        )  # then `place_mapped` has chosen the lane
+        if deferrable and not self.starts_in_worker and not is_mapped:
+            place(self, self.arguments(), push=self.do_xcom_push, call_arguments=CALL_ARGUMENTS)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make the call."""
+        return {name: getattr(self, _ATTRIBUTES.get(name, name)) for name in CALL_ARGUMENTS}
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> LanePartial:
+        """Return a partial whose `.expand()` chooses the lane."""
+        return LanePartial.of(super().partial(**kwargs))
+
+    @classmethod
+    def place_mapped(cls, task: MappedOperator) -> None:
+        """Choose the lane of a mapped task."""
+        given = {**(task.dag.default_args if task.dag else {}), **task.partial_kwargs}
+        if given.get("deferrable") and not cls.starts_in_worker:
+            arguments = {name: value for name, value in given.items() if name in CALL_ARGUMENTS}
+            place(task, arguments, push=given.get("do_xcom_push", True), call_arguments=CALL_ARGUMENTS)
 
     @property
     def inputs(self) -> Any:
@@ -162,8 +201,10 @@ class ClaudeOperator(BaseOperator):
         return ClaudeHook(self.claude_conn_id)
 
     def execute(self, context: Context) -> Any:
-        """Ask, and return the answer."""
-        call = self._call()
+        """Ask in this worker, and return the answer."""
+        from airflow_llm_provider.hooks.call import Call
+
+        call = Call.of(self.arguments())
         settings = {None: self.hook.settings} | {name: ClaudeHook(name).settings for name in call.connections}
         scope = self.hook.scope(context, tuple(self.tags))
 
@@ -175,34 +216,13 @@ class ClaudeOperator(BaseOperator):
         context["ti"].xcom_push(key="llm_usage", value=usage)
         return answer
 
+    def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Go on where the trigger could not: raise what it met, or make the call here."""
+        if reason := event.get("needs_worker"):
+            self.log.warning("Runs in a worker although deferrable=True: %s.", reason)
+            return ClaudeOperator.execute(self, context)
+        raise self.hook.for_airflow(error_of(event), context)
+
     def on_kill(self) -> None:
         """Drop the call in flight."""
         self.hook.cancel()
-
-    def _call(self) -> Call:
-        from airflow_llm_provider.hooks.call import Call
-
-        extra = {"thinking": self.thinking, "stop_sequences": self.stop_sequences, "metadata": self.metadata}
-        return Call(
-            prompt=self.prompt,
-            output_type=self.output_type,
-            inputs=self.inputs,
-            messages=self.messages,
-            system=self.system,
-            model=self.model,
-            max_tokens=self.max_tokens,
-            effort=self.effort,
-            extra={name: value for name, value in extra.items() if value is not None}
-            | dict(self.extra_body or {}),
-            validators=self.validators,
-            max_repairs=self.max_repairs,
-            min_confidence=self.min_confidence,
-            fallbacks=self.fallbacks,
-            fall_back_on=self.fall_back_on,
-            retry=self.retry,
-            too_long=self.too_long,
-            max_input_tokens=self.max_input_tokens,
-            reuse=self.reuse,
-            version=self.version,
-            output_path=self.output_path,
-        )

@@ -12,11 +12,16 @@ from airflow_llm_provider.testing.books import balance
 
 
 def change(deployment, **values) -> None:
+    """Falsify the first row."""
+    first = first_row(deployment)["id"]
     engine = sa.create_engine(deployment.ledger_url, poolclass=sa.NullPool)
     with engine.begin() as connection:
-        one = sa.select(call.c.id).order_by(call.c.id).limit(1).scalar_subquery()
-        connection.execute(call.update().where(call.c.id == one).values(**values))
+        connection.execute(call.update().where(call.c.id == first).values(**values))
     engine.dispose()
+
+
+def first_row(deployment) -> dict:
+    return min(deployment.calls, key=lambda row: row["id"])
 
 
 @pytest.fixture
@@ -56,11 +61,11 @@ def test_one_token_more_is_found(deployment, lines, field):
 
 
 def test_one_micro_usd_more_is_found(deployment, lines):
-    with_cost = deployment.calls[0]["cost_micro_usd"]
-    change(deployment, cost_micro_usd=with_cost + 1)
-    with pytest.raises(AssertionError, match="micro-USD|µUSD"):
+    cost = first_row(deployment)["cost_micro_usd"]
+    change(deployment, cost_micro_usd=cost + 1)
+    with pytest.raises(AssertionError, match=f"1 x .* {cost + 1} µUSD"):
         deployment.balance()
-    change(deployment, cost_micro_usd=with_cost)
+    change(deployment, cost_micro_usd=cost)
 
 
 @pytest.mark.parametrize("state", ["unproven", "open"])
@@ -69,7 +74,7 @@ def test_a_lost_reply_is_explained_by_a_row_that_was_booked_at_no_less(deploymen
     books = deployment.balance()
     assert (books.paid, books.unproven, books.lost) == (4, 1, 1)
     assert 0 < books.lost_micro_usd <= books.ceiling_micro_usd
-    ceiling = deployment.calls[0]["ceiling_micro_usd"]
+    ceiling = first_row(deployment)["ceiling_micro_usd"]
     change(deployment, ceiling_micro_usd=1)
     with pytest.raises(AssertionError, match="it was booked at 1 at most"):
         deployment.balance()

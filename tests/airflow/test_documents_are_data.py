@@ -179,3 +179,39 @@ def test_nothing_is_logged_a_document(deployment):
 
     lines(1)
     assert abs(lines(300) - lines(20)) <= 10
+
+
+@pytest.mark.parametrize("given", ["literal", "xcom", "mapped literal", "mapped xcom"])
+def test_rows_given_to_a_decorated_function_are_not_rendered_and_not_shown(deployment, given):
+    rows = [{"id": name, "text": text} for name, text in HOSTILE.items()]
+    with DAG("arguments", schedule=None) as dag:
+
+        @task.claude_documents(**ASKING, text_field="text", output=deployment.output)
+        def read(rows):
+            return rows
+
+        rows = [rows] if "mapped" in given else rows
+        source = Export(rows=rows).output if "xcom" in given else rows
+        read.expand(rows=source) if "mapped" in given else read(source)
+    ran = deployment.run(dag)
+    assert ran.state == "success", ran.log
+    assert documents_sent(deployment) == sorted(HOSTILE.values())
+    assert "Ignore all previous" not in json.dumps(ran.rendered(map_index=0 if "mapped" in given else -1))
+
+
+def test_strings_that_the_author_gives_a_decorated_function_are_templates_as_in_task(deployment):
+    with DAG("typed", schedule=None, params={"who": "Ada"}) as dag:
+
+        @task.claude_documents(**ASKING, output=deployment.output)
+        def read(who, rows, more):
+            return [{"id": who, "text": rows[0]["text"]}, *more]
+
+        read(
+            "{{ params.who }}",
+            rows=[{"text": "{{ 1/0 }}"}],
+            more=[Export(rows={"id": "2", "text": "$2"}).output],
+        )
+    ran = deployment.run(dag)
+    assert ran.state == "success", ran.log
+    assert [row["document_id"] for row in ran.rows] == ["Ada", "2"]
+    assert ran.rendered()["op_args"] == ["Ada"]

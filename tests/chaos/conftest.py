@@ -37,9 +37,6 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
             # A task whose supervisor was killed is missed after seconds, not after five minutes.
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(HEARTBEAT_TIMEOUT_S),
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
-            # So is one whose supervisor was killed before it had reported to the API server: ten minutes.
-            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "15",
-            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "1",
         }
         connections = {name: job.connection() for name, job in jobs.items()}
         try:

@@ -105,6 +105,10 @@ def wait_for(chaos: Chaos, job: Job, run: str, kill: Kill) -> TaskProcess | None
         if task is None and chaos.airflow.get(f"dags/{job.name}/dagRuns/{run}")["state"] == "success":
             return None
     assert task is not None
+    if "supervisor" in kill.victims:
+        # Killed before it has told the API server that the task runs, LocalExecutor leaves it queued for ever.
+        for _ in looks(lambda: is_reported(chaos, job, run) or not is_running(task)):
+            pass
     if kill.settled < job.documents:
         for _ in looks(lambda: job.settled() >= kill.settled or not is_running(task)):
             pass
@@ -130,6 +134,10 @@ def strike(job: Job, task: TaskProcess, kill: Kill, counted: set[str]) -> dict[s
     for _ in looks(lambda: not any(psutil.pid_exists(pid) and is_alive(psutil.Process(pid)) for pid in pids)):
         pass
     return in_flight
+
+
+def is_reported(chaos: Chaos, job: Job, run: str) -> bool:
+    return bool(chaos.airflow.task_instances(job.name, run)[0]["state"] == "running")
 
 
 def settle(job: Job) -> None:

@@ -15,7 +15,8 @@ from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LedgerUnavailable
-from airflow_llm_provider.ledger.records import Busy, Opened, Sighting
+from airflow_llm_provider.ledger.database import Database
+from airflow_llm_provider.ledger.records import Opened, Sighting
 from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.postgres import LocalPostgres
@@ -150,7 +151,7 @@ async def test_nothing_is_sent_while_the_server_is_down_and_all_goes_on_when_it_
     ledger = await asyncio.to_thread(lambda: Ledger(own_server.url, deadline_s=1))
     engine = Engine(client=client, ledger=ledger)
     await asyncio.to_thread(own_server.close)
-    with pytest.raises(LedgerUnavailable, match="can't be reached.*Nothing is sent without it"):
+    with pytest.raises(LedgerUnavailable, match=r"can't be reached.*Nothing is sent without it"):
         await engine.ask(question(1), scope=NIGHTLY)
     with pytest.raises(LedgerUnavailable, match="can't be reached"):
         await asyncio.to_thread(lambda: Ledger(own_server.url, deadline_s=0.5))
@@ -161,13 +162,11 @@ async def test_nothing_is_sent_while_the_server_is_down_and_all_goes_on_when_it_
     await engine.close()
 
 
-async def test_a_process_stopped_within_its_transaction_is_passed_over(ledger_url: str) -> None:
-    holder, other = Ledger(ledger_url, lease_s=0.1, beat_s=3600), Ledger(ledger_url)
-    await holder.open(entry())
-    await asyncio.sleep(0.2)
-    with holder.database.write() as connection:
-        connection.execute(sa.text("UPDATE call SET owner = 'a transaction that is not over'"))
-        assert isinstance(await asyncio.wait_for(other.open(entry()), 10), Busy)
-    assert isinstance(await other.open(entry()), Opened)
-    holder.close()
-    other.close()
+def test_a_process_stopped_within_its_transaction_is_thrown_out_of_it(ledger_url: str) -> None:
+    database = Database(ledger_url)
+    with database.write() as connection:
+        database.now_ms(connection)
+        assert connection.execute(sa.text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "10s"
+    with database.read() as connection:
+        assert connection.execute(sa.text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "0"
+    database.close()
