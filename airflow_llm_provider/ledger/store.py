@@ -130,8 +130,12 @@ class Ledger:
             return error
 
     def _write_once(self, batch: list[Write]) -> list[Any]:
-        with self.database.write() as connection:
-            return self._writes.apply(connection, self.database.now_ms(connection), batch)
+        outcomes: dict[int, Any] = {}
+        for part in self._writes.transactions(batch):
+            with self.database.write() as connection:
+                done = self._writes.apply(connection, self.database.now_ms(connection), part)
+            outcomes |= {id(write): outcome for write, outcome in zip(part, done, strict=True)}
+        return [outcomes[id(write)] for write in batch]
 
     def _beat(self) -> None:
         """Renew the leases of what this engine has in flight."""

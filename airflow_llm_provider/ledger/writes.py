@@ -30,15 +30,22 @@ class Writes:
 
     holder: the engine's id, in the rows of its live attempts; lease_ms: how long they are its own.
 
-    Rows are locked in one order (own attempts, then what others may want too, sorted by key), and whatever
-    somebody else is at work on is passed over, so that writers on PostgreSQL do not wait in a circle.
+    So that writers on PostgreSQL never wait in a circle: opening waits for those who hold a key, and holds
+    nothing meanwhile but the keys before it; all else waits for nobody who could be waiting.
     """
 
     def __init__(self, *, dialect: str, holder: str, lease_ms: int, policy: PayloadPolicy) -> None:
-        self._holder, self._lease_ms, self._policy = holder, lease_ms, policy
+        self._dialect, self._holder, self._lease_ms, self._policy = dialect, holder, lease_ms, policy
         self._insert_call = sql.insert_call(dialect)
         self._upsert_payload = sql.upsert_payload(dialect)
         self._upsert_sighting = sql.upsert_sighting(dialect)
+
+    def transactions(self, batch: Sequence[Write]) -> list[Sequence[Write]]:
+        """Split a batch: on PostgreSQL opening is a transaction of its own, on SQLite it shares the sync."""
+        if self._dialect == "sqlite":
+            return [batch]
+        parts = [w for w in batch if not isinstance(w, Entry)], [w for w in batch if isinstance(w, Entry)]
+        return [part for part in parts if part]
 
     def apply(self, connection: sa.Connection, now: int, batch: Sequence[Write]) -> list[Any]:
         """Do what `batch` says; return an outcome for each Entry and None for the others."""

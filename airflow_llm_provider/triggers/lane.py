@@ -129,11 +129,8 @@ def _require_plain(task: Any) -> None:
     dag = task.get_dag()
     if dag is None:
         return
-    own = (
-        [name for name, param in task.params.items() if dag.params.get_param(name) != param]
-        if task.params
-        else []
-    )
+    shared = {name: _as_data(param) for name, param in dag.params.items()}
+    own = [name for name, param in task.params.items() if shared.get(name) != _as_data(param)]
     if own:  # params that don't validate would end the whole triggerer, again and again
         raise NeedsWorker(f"it has params of its own ({', '.join(own)})")
     if (
@@ -159,3 +156,8 @@ def _require_plain_expansion(task: MappedOperator, call_arguments: set[str]) -> 
         if unknown := set(row) - call_arguments:
             raise NeedsWorker(f"it is mapped over {', '.join(sorted(unknown))}")
         encode(row)
+
+
+def _as_data(param: Any) -> tuple[Any, Any]:
+    """Return value and schema of a Param, or of the plain value that stands for one."""
+    return getattr(param, "value", param), getattr(param, "schema", None) or {}

@@ -60,7 +60,7 @@ async def test_writers_of_the_same_keys_in_any_order_never_wait_in_a_circle(
     ledger_url: str, postgres: LocalPostgres
 ) -> None:
     dice = random.Random(7)  # seeded: what fails once fails again
-    ledgers = [Ledger(ledger_url, lease_s=0.05, beat_s=0.02) for _ in range(6)]
+    ledgers = [Ledger(ledger_url, lease_s=0.1, beat_s=0.05) for _ in range(6)]
 
     async def one(ledger: Ledger, key: str) -> None:
         for _ in range(3):
@@ -85,7 +85,7 @@ async def test_writers_of_the_same_keys_in_any_order_never_wait_in_a_circle(
         assert connection.execute(counted).scalar_one() == 0
         assert connection.execute(twice).all() == []
     for ledger in ledgers:
-        ledger.close()
+        await asyncio.to_thread(ledger.close)
 
 
 async def test_connections_that_break_cost_nobody_anything(ledger_url: str, postgres: LocalPostgres) -> None:
@@ -121,16 +121,17 @@ async def test_a_server_restarted_in_the_middle_of_work_is_not_noticed(
     client = AnthropicClient(api_key="sk-ant-any", base_url=claude_server.url)
     engine = Engine(client=client, ledger=await asyncio.to_thread(Ledger, own_server.url))
     outcomes: list[object] = []
+    in_the_middle = asyncio.Event()
+
+    def told(_: int, outcome: object) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 100:
+            in_the_middle.set()
+
     asking = asyncio.create_task(
-        engine.map(
-            (question(i) for i in range(300)),
-            lambda _, o: outcomes.append(o),
-            scope=NIGHTLY,
-            max_in_flight=20,
-        )
+        engine.map((question(i) for i in range(300)), told, scope=NIGHTLY, max_in_flight=20)
     )
-    while len(outcomes) < 100:
-        await asyncio.sleep(0.01)
+    await in_the_middle.wait()
     await asyncio.to_thread(own_server.close)
     was_done = len(outcomes)
     await asyncio.sleep(1)
