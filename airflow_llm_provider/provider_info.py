@@ -47,7 +47,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "name": "claude_documents",
                 "class-name": "airflow_llm_provider.decorators.documents.claude_documents_task",
-            }
+            },
         ],
         "config": {
             "llm": {"description": "How calls to language models are kept and bounded.", "options": _OPTIONS}

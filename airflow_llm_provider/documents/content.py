@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from airflow_llm_provider.documents.document import Reason
 
@@ -47,6 +48,10 @@ class Content:
     content_hash: str
     parts: tuple[Part, ...]
     pages: int = 0
+
+    def with_text(self, text: str) -> Self:
+        """Return the content with another text in place of its own."""
+        return dataclasses.replace(self, parts=(Part(kind="text", data=text),))
 
     @property
     def text(self) -> str | None:

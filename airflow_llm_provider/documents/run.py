@@ -7,7 +7,7 @@ import collections
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.reader import read
 from airflow_llm_provider.documents.rows import RowDoesNotFit
 from airflow_llm_provider.engine.flow import calm_collector, for_each
+from airflow_llm_provider.engine.long import LongInput, ask_about
 from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd, to_json
 from airflow_llm_provider.engine.validate import OutputType
@@ -118,19 +119,21 @@ class Question:
 class Run:
     """One task's work over its documents.
 
-    max_repairs: how often an answer of the wrong shape is sent back.
     retry_dead: ask dead letters of earlier runs anew.
     limit: ask about so many documents at most; the rest are `pending`.
+    long: what to do with a text that can't be read at once.
+    terms: further terms of the engine's: `validators`, `max_repairs`, `policies`, `route`.
     """
 
     engine: Engine
     scope: CallScope
     question: Question
     reuse: Reuse = "always"
-    max_repairs: int = 3
     retry_dead: bool = False
     max_in_flight: int = 256
     limit: int | None = None
+    long: LongInput = field(default_factory=LongInput)
+    terms: Mapping[str, Any] = field(default_factory=dict)
     log: Any = field(default_factory=lambda: logging.getLogger(__name__))
     log_every_s: float = 5.0
 
@@ -143,6 +146,21 @@ class Run:
         self._listed_all = False
         self._failures_in_a_row = 0
         self._started = time.monotonic()
+        self._terms: dict[str, Any] = {
+            "scope": self.scope,
+            "reuse": self.reuse,
+            "output": self.question.output,
+            **self.terms,
+        }
+        route = self.terms.get("route")
+        # What the ledger holds of a dead document is final where nothing else would be asked.
+        self._is_final = not (
+            self.retry_dead
+            or self.terms.get("max_repairs")
+            or self.terms.get("policies")
+            or (route and route.escalate)
+        )
+        self.cascade: collections.Counter[str] = collections.Counter()
 
     async def run(self, documents: Iterable[Document | Rejected], sink: RowSink) -> dict[str, Any]:
         """Ask about every document, hand rows and dead letters to the sink, and return the counts.
@@ -231,6 +249,16 @@ class Run:
             "unproven_calls": tally.unproven,
             "seconds": round(time.monotonic() - self._started, 3),
             "trace_id": self.scope.trace_id,
+            **({"cascade": self._cascaded()} if self.cascade else {}),
+        }
+
+    def _cascaded(self) -> dict[str, Any]:
+        """Return how many answers the cheap model gave, what all cost, and about what the strong one alone would."""
+        return {
+            "answers": self.cascade["answers"],
+            "stayed_cheap": self.cascade["stayed_cheap"],
+            "cost_usd": usd(self.cascade["cost_micro_usd"]),
+            "strong_alone_usd_about": usd(self.cascade["strong_alone_micro_usd"]),
         }
 
     def _taken(self, documents: Iterable[Document | Rejected]) -> Iterator[tuple[int, Document | Rejected]]:
@@ -268,26 +296,20 @@ class Run:
         question = self.question
         sighting = question.sighting(document)
         if sighting is not None:
-            known = await self.engine.recall(
-                sighting,
-                scope=self.scope,
-                reuse=self.reuse,
-                output=question.output,
-                final=self.max_repairs == 0 and not self.retry_dead,
-            )
+            known = await self.engine.recall(sighting, final=self._is_final, **self._terms)
             if known is not None:
                 return known
-        request = question.request(await self._read(document))
+        content = await self._read(document)
+        request = question.request(content)
         if sighting is not None:
             self.engine.sight(sighting, request)
-        return await self.engine.ask(
-            request,
-            scope=self.scope,
-            reuse=self.reuse,
-            output=question.output,
-            max_repairs=self.max_repairs,
-            item_id=document.id,
-            retry_dead=self.retry_dead,
+        terms = {**self._terms, "item_id": document.id, "retry_dead": self.retry_dead}
+        # One text can be cut or read in parts; pages and images go as they are.
+        text = content.text if len(content.parts) == 1 else None
+        if text is None or self.long.surely_fits(request):
+            return await self.engine.ask(request, **terms)
+        return await ask_about(
+            self.engine, text, lambda part: question.request(content.with_text(part)), long=self.long, **terms
         )
 
     def _land(self, sink: RowSink, index: int, document: Document, reply: Reply) -> None:
@@ -301,6 +323,11 @@ class Run:
         self.outcomes[outcome] += 1
         if reply.reused:
             self.saved_micro_usd += reply.cost_micro_usd or 0
+        if reply.strong_alone_micro_usd is not None:
+            self.cascade["answers"] += 1
+            self.cascade["stayed_cheap"] += not reply.escalations
+            self.cascade["cost_micro_usd"] += reply.cost_micro_usd or 0
+            self.cascade["strong_alone_micro_usd"] += reply.strong_alone_micro_usd
         if self.outcomes.total() == _A_LONG_RUN:
             calm_collector()
 

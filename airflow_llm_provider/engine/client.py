@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,7 +138,7 @@ class AnthropicClient:
             # Kept alive longer than the SDK's five seconds: a run's lulls should not cost new handshakes.
             limits=httpx2.Limits(max_connections=self.max_connections, keepalive_expiry=30.0),
             proxy=self.proxy,
-            verify=self.ca_bundle or True,
+            verify=ssl.create_default_context(cafile=self.ca_bundle) if self.ca_bundle else True,
         )
         return anthropic.AsyncAnthropic(
             api_key=self.api_key, base_url=self.base_url, max_retries=0, http_client=http

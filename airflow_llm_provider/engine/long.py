@@ -38,6 +38,12 @@ class LongInput:
     too_long: TooLongMode = "fail"
     max_input_tokens: int | None = None
 
+    def surely_fits(self, request: Request) -> bool:
+        """Tell whether a request can be read at once even if every byte were a token."""
+        window = context_window(request.model) or _USUAL_WINDOW
+        limit = min(window - request.max_tokens, self.max_input_tokens or window)
+        return request.input_ceiling_tokens < limit
+
 
 async def ask_about(
     engine: Engine, text: str, request: Callable[[str], Request], *, long: LongInput, **terms: Any

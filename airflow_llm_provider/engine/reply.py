@@ -53,6 +53,9 @@ class Reply:
     reused: nothing was sent; all of it came from the ledger.
     attempts: requests sent for it just now; repairs: how many of its calls were repairs.
     latency_s: seconds the API took, added up over its calls.
+    escalations: how many stronger models were asked after the first.
+    strong_alone_micro_usd: about what the strongest model of the route would have cost by itself: the first
+        call's tokens at its rates; None without a route, or without a price.
     """
 
     value: Any
@@ -67,6 +70,8 @@ class Reply:
     latency_s: float
     trace_id: str
     attempt_id: str
+    escalations: int = 0
+    strong_alone_micro_usd: int | None = None
 
     @classmethod
     def of_parts(cls, parts: Sequence[Reply], value: Any) -> Reply:

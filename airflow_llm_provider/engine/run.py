@@ -17,6 +17,7 @@ from airflow_llm_provider.engine.retry import Policies
 from airflow_llm_provider.engine.validate import OutputType, Validator
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, LLMError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Reuse, Sighting
+from airflow_llm_provider.pricing import rate_card
 
 TEXT = OutputType()
 _MOST_TOKENS = 64_000  # what any current model can answer at the most
@@ -35,6 +36,11 @@ class Route:
     min_confidence: float | None = None
     fallbacks: Sequence[tuple[str, str | None]] = ()
     fall_back_on: frozenset[str] = frozenset({"network", "overloaded", "server"})
+
+    def alone(self, first: Purchase) -> int | None:
+        """Return about what the last model would have cost by itself, in micro-USD."""
+        card = rate_card(self.escalate[-1]) if self.escalate else None
+        return card.price_micro_usd(first.message.usage) if card else None
 
     def is_unsure(self, value: Any) -> bool:
         """Tell whether an answer states a confidence below the bar."""
@@ -115,7 +121,8 @@ class Engine(Buyer):
         route = asked.route or self.route
         if route.escalate and route.is_unsure(value):
             return None
-        return add_up(value, [bought], trace_id=asked.scope.trace_id)
+        reply = add_up(value, [bought], trace_id=asked.scope.trace_id)
+        return dataclasses.replace(reply, strong_alone_micro_usd=route.alone(bought))
 
     def sight(self, sighting: str, request: Request) -> None:
         """Remember what a document in this state is asked."""
@@ -160,7 +167,12 @@ class Engine(Buyer):
                     raise
                 continue
             if is_last or not route.is_unsure(value):
-                return add_up(value, chain, trace_id=terms.scope.trace_id)
+                reply = add_up(value, chain, trace_id=terms.scope.trace_id)
+                if not route.escalate:
+                    return reply
+                return dataclasses.replace(
+                    reply, escalations=number, strong_alone_micro_usd=route.alone(chain[0])
+                )
         raise AssertionError("the last model answers or raises")
 
     async def _available(self, request: Request, terms: Terms, chain: list[Purchase]) -> Any:

@@ -9,27 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from airflow_llm_provider.engine.long import LongInput, TooLongMode, ask_about
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request, to_json
-from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.run import Engine, Route
+from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType, Validator
 from airflow_llm_provider.errors import TerminalError
+from airflow_llm_provider.hooks.routing import Routing
 from airflow_llm_provider.hooks.storage import object_storage
 
 if TYPE_CHECKING:
     from airflow_llm_provider.hooks.settings import Settings
     from airflow_llm_provider.ledger.records import CallScope
 
-_CONNECTION = "conn:"  # a fallback that is another connection rather than a model
-
 # XComs are rows of Airflow's database, read whole by every page that shows them.
 MAX_XCOM_BYTES = 1_000_000
 
 
 _IN_BODY = ("thinking", "stop_sequences", "metadata")
-_SAME_NAME = (
-    *("prompt", "output_type", "inputs", "messages", "system", "model", "max_tokens", "effort", "validators"),
-    *("max_repairs", "min_confidence", "fallbacks", "fall_back_on", "retry", "too_long", "max_input_tokens"),
-    *("reuse", "version"),
+_OF_ROUTING = ("model", "min_confidence", "fallbacks", "fall_back_on", "retry", "max_repairs")
+_OF_CALL = (
+    *("prompt", "output_type", "inputs", "messages", "system", "max_tokens", "effort", "validators"),
+    *("too_long", "max_input_tokens", "reuse", "version"),
 )
 
 
@@ -42,16 +40,11 @@ class Call:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     messages: Sequence[Mapping[str, Any]] = ()
     system: str | None = None
-    model: str | Sequence[str] | None = None
     max_tokens: int = 4096
     effort: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     validators: Sequence[Validator] = ()
-    max_repairs: int = 3
-    min_confidence: float | None = None
-    fallbacks: Sequence[str] | None = None
-    fall_back_on: Sequence[str] = ("network", "overloaded", "server")
-    retry: Mapping[str, Any] | None = None
+    routing: Routing = field(default_factory=Routing)
     too_long: TooLongMode = "fail"
     max_input_tokens: int | None = None
     reuse: Literal["always", "run", "never"] = "run"
@@ -61,62 +54,34 @@ class Call:
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """Return the call that ClaudeOperator's arguments make."""
-        ours = {name: arguments[name] for name in _SAME_NAME if arguments.get(name) is not None}
-        extra = {name: arguments[name] for name in _IN_BODY if arguments.get(name) is not None}
+        given = {name: value for name, value in arguments.items() if value is not None}
+        extra = {name: given[name] for name in _IN_BODY if name in given} | dict(given.get("extra_body", {}))
         return cls(
-            **ours,
-            extra={**extra, **(arguments.get("extra_body") or {})},
-            output_path=arguments.get("output"),
+            **{name: given[name] for name in _OF_CALL if name in given},
+            routing=Routing(**{name: given[name] for name in _OF_ROUTING if name in given}),
+            extra=extra,
+            output_path=given.get("output"),
         )
-
-    @property
-    def connections(self) -> list[str]:
-        """The other connections that fallbacks name, as `conn:ID`."""
-        return [
-            name.removeprefix(_CONNECTION) for name in self.fallbacks or () if name.startswith(_CONNECTION)
-        ]
 
     async def ask(self, engine: Engine, settings: Mapping[str | None, Settings], scope: CallScope) -> Reply:
         """Ask, and return the valid answer; raises LLMError.
 
-        settings: of the call's own connection under None, and of `connections` under their ids.
+        settings: of the call's own connection under None, and of `routing.connections` under their ids.
         """
         own = settings[None]
-        models = [self.model] if self.model is None or isinstance(self.model, str) else list(self.model)
-        overrides = policies(self.retry)
-        repairs = (
-            overrides["invalid_output"].attempts - 1
-            if "invalid_output" in (self.retry or {})
-            else self.max_repairs
-        )
-        fallbacks: list[tuple[str, str | None]] = []
-        for name in own.fallbacks if self.fallbacks is None else self.fallbacks:
-            if name.startswith(_CONNECTION):
-                other = settings[name.removeprefix(_CONNECTION)]
-                engine.other_clients.setdefault(other.client.endpoint, other.client)
-                fallbacks.append((other.model(models[0]), other.client.endpoint))
-            else:
-                fallbacks.append((own.model(name), None))
         longest, text = self._longest_text()
         return await ask_about(
             engine,
             text,
             lambda part: self._request(
-                own, {**self.inputs, longest: part} if longest else self.inputs, own.model(models[0])
+                own, {**self.inputs, longest: part} if longest else self.inputs, self.routing.first_model(own)
             ),
             long=LongInput(too_long=self.too_long, max_input_tokens=self.max_input_tokens),
             scope=scope,
             reuse=self.reuse,
             output=OutputType(self.output_type),
             validators=self.validators,
-            max_repairs=repairs,
-            policies=overrides,
-            route=Route(
-                escalate=[own.model(model) for model in models[1:]],
-                min_confidence=self.min_confidence,
-                fallbacks=fallbacks,
-                fall_back_on=frozenset(self.fall_back_on),
-            ),
+            **self.routing.terms(engine, settings),
         )
 
     def delivered(self, reply: Reply) -> Any:

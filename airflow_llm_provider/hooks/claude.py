@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,6 +54,10 @@ class ClaudeHook(BaseHook):
     def settings(self) -> Settings:
         """The connection, read; raises AirflowFailException naming the field that is wrong."""
         return Settings.of(self.get_connection(self.claude_conn_id), self.claude_conn_id)
+
+    def all_settings(self, others: Sequence[str]) -> dict[str | None, Settings]:
+        """Return the settings of this connection under None, and of others under their ids."""
+        return {None: self.settings} | {name: ClaudeHook(name).settings for name in others}
 
     def run(self, work: Callable[[Engine], Awaitable[T]], *, context: Context | None = None) -> T:
         """Run `work` on an engine of its own, in a new event loop, until it ends or is cancelled.

@@ -147,7 +147,14 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
             "A ledger on PostgreSQL needs psycopg: pip install 'airflow-provider-llm[postgres]'."
         ) from None
     url = url.set(query={**_PATIENCE, **url.query})
-    return sa.create_engine(url, pool_size=2, max_overflow=2, pool_pre_ping=True, hide_parameters=True)
+    return sa.create_engine(
+        url,
+        pool_size=2,
+        max_overflow=2,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        use_native_hstore=False,  # looking for that type is a query a connection
+    )
 
 
 def _sqlite_engine(url: sa.URL, begin: str, synchronous: str, **pool: Any) -> sa.Engine:

@@ -205,7 +205,7 @@ class ClaudeOperator(BaseOperator):
         from airflow_llm_provider.hooks.call import Call
 
         call = Call.of(self.arguments())
-        settings = {None: self.hook.settings} | {name: ClaudeHook(name).settings for name in call.connections}
+        settings = self.hook.all_settings(call.routing.connections)
         scope = self.hook.scope(context, tuple(self.tags))
 
         async def work(engine: Engine) -> Any:

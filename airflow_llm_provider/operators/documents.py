@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,6 +14,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
+    from airflow_llm_provider.hooks.routing import Routing
+    from airflow_llm_provider.hooks.settings import Settings
 
 # Template variables that differ at every run: in a prompt they make every document a new question.
 _RUN_VALUES = re.compile(
@@ -68,7 +71,9 @@ class ClaudeDocumentsOperator(BaseOperator):
         letters, schema and manifest land beside it.
     output_type: a pydantic model or any type pydantic knows; a JSON schema as a dict; None for text. A list
         type lands one row an item.
-    model: a tier (`fast`, `balanced`, `strong`) or a model id; None: the connection's default tier.
+    model: a tier (`fast`, `balanced`, `strong`) or a model id; None: the connection's default tier; or a list to
+        escalate through, the cheapest first, as far as answers are invalid, refused, or state a `confidence`
+        below `min_confidence`.
     roots: folders or URL prefixes below which files may be read. By default [llm] roots, and, if `documents` is
         a path without a template in it, that path.
     strings: whether strings in a list are `text` or `path`s.
@@ -78,7 +83,9 @@ class ClaudeDocumentsOperator(BaseOperator):
     framing: `document` (the API's document blocks) or `tag`, for compatible servers that lack them.
     max_bytes: larger documents are dead letters; 32 MB by default.
     max_tokens, effort, extra_body: as the Messages API takes them.
+    validators: functions of the validated value that return None or a complaint, which is sent back.
     max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
+    retry, fallbacks, fall_back_on, too_long, max_input_tokens: as for ClaudeOperator.
     max_failed: dead letters that are tolerated: an int is a count, a float a share of the documents. Beyond it
         the task fails, after all others are done and written.
     max_in_flight: requests at once.
@@ -116,7 +123,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         output: str,
         output_type: Any = None,
         system: str | None = None,
-        model: str | None = None,
+        model: str | Sequence[str] | None = None,
         roots: Sequence[str] | str | None = None,
         strings: Literal["text", "path"] = "text",
         id_field: str = "id",
@@ -129,7 +136,14 @@ class ClaudeDocumentsOperator(BaseOperator):
         max_tokens: int = 4096,
         effort: str | None = None,
         extra_body: dict[str, Any] | None = None,
+        validators: Sequence[Any] = (),
         max_repairs: int = 3,
+        min_confidence: float | None = None,
+        retry: Mapping[str, Any] | None = None,
+        fallbacks: Sequence[str] | None = None,
+        fall_back_on: Sequence[str] = ("network", "overloaded", "server"),
+        too_long: Literal["fail", "truncate", "map_reduce"] = "fail",
+        max_input_tokens: int | None = None,
         max_failed: float = 0,
         max_in_flight: int = 256,
         reuse: Literal["always", "run", "never"] = "always",
@@ -141,6 +155,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
+        kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
         self.documents = documents
         self.prompt = prompt
@@ -160,7 +175,14 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.max_tokens = max_tokens
         self.effort = effort
         self.extra_body = extra_body
+        self.validators = validators
         self.max_repairs = max_repairs
+        self.min_confidence = min_confidence
+        self.retry = retry
+        self.fallbacks = fallbacks
+        self.fall_back_on = fall_back_on
+        self.too_long = too_long
+        self.max_input_tokens = max_input_tokens
         self.max_failed = max_failed
         self.max_in_flight = max_in_flight
         self.reuse = reuse
@@ -203,7 +225,10 @@ class ClaudeDocumentsOperator(BaseOperator):
                 "If the answer does not depend on it, take it out.",
                 ", ".join(self._run_values),
             )
-        manifest, retryable = self.hook.run(lambda engine: self._work(engine, context), context=context)
+        settings = self.hook.all_settings(self._routing.connections)
+        manifest, retryable = self.hook.run(
+            lambda engine: self._work(engine, settings, context), context=context
+        )
         self._require_few_dead_letters(manifest, retryable, context)
         return manifest
 
@@ -211,11 +236,27 @@ class ClaudeDocumentsOperator(BaseOperator):
         """Drop the calls in flight; what is settled stays in the ledger."""
         self.hook.cancel()
 
-    async def _work(self, engine: Engine, context: Context) -> tuple[dict[str, Any], bool]:
+    @property
+    def _routing(self) -> Routing:
+        from airflow_llm_provider.hooks.routing import Routing
+
+        return Routing(
+            model=self.model,
+            min_confidence=self.min_confidence,
+            fallbacks=self.fallbacks,
+            fall_back_on=self.fall_back_on,
+            retry=self.retry,
+            max_repairs=self.max_repairs,
+        )
+
+    async def _work(
+        self, engine: Engine, settings: Mapping[str | None, Settings], context: Context
+    ) -> tuple[dict[str, Any], bool]:
         """Do the work; also say whether some dead letter may come to life at the next try."""
         from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
         from airflow_llm_provider.documents.roots import OutsideRoots
         from airflow_llm_provider.documents.run import Run
+        from airflow_llm_provider.engine.long import LongInput
         from airflow_llm_provider.engine.validate import OutputType
 
         output_type = OutputType(self.output_type)
@@ -224,10 +265,11 @@ class ClaudeDocumentsOperator(BaseOperator):
             scope=self.hook.scope(context, tuple(self.tags)),
             question=self._question(output_type),
             reuse=self.reuse,
-            max_repairs=self.max_repairs,
             retry_dead=self.retry_dead,
             max_in_flight=self.max_in_flight,
             limit=_number(self.limit),
+            long=LongInput(too_long=self.too_long, max_input_tokens=self.max_input_tokens),
+            terms={"validators": self.validators, **self._routing.terms(engine, settings)},
             log=self.log,
         )
         try:
@@ -274,7 +316,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         return Question(
             prompt=self.prompt,
             system=self.system,
-            model=settings.model(self.model),
+            model=self._routing.first_model(settings),
             output=output_type,
             endpoint=settings.client.endpoint,
             max_tokens=self.max_tokens,

@@ -84,7 +84,7 @@ class ClaudeTrigger(BaseTrigger):
         conn_id = arguments.get("claude_conn_id") or DEFAULT_CONNECTION
         asked = Call.of({**arguments, "output_type": found(arguments.get("output_type"))})
         settings = {None: await _settings(conn_id)} | {
-            name: await _settings(name) for name in asked.connections
+            name: await _settings(name) for name in asked.routing.connections
         }
         who = self._scope(conn_id, arguments, scope)
         async with shared_engine(settings[None]) as engine:

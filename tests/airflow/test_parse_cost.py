@@ -30,7 +30,7 @@ after = resource.getrusage(resource.RUSAGE_SELF)
 print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 """
 # The thin layers of ours that a DAG file needs; what sends, prices, reads and keeps comes with the first call.
-LIGHT = ("operators", "decorators", "sensors", "hooks", "errors")
+LIGHT = ("operators", "decorators", "sensors", "hooks", "triggers.lane", "errors")
 
 
 def run(code: str) -> str:
@@ -59,7 +59,7 @@ def test_importing_the_operators_imports_nothing_but_thin_layers_and_airflows_ow
         for name in loaded
         if not name.startswith("airflow.sdk.")
         and name.partition(".")[0] not in sys.stdlib_module_names
-        and name != "airflow_llm_provider"
+        and name not in ("airflow_llm_provider", "airflow_llm_provider.triggers")
         and not name.startswith(tuple(f"airflow_llm_provider.{layer}" for layer in LIGHT))
     ]
     assert heavy == []
@@ -80,5 +80,4 @@ with DAG("nightly", schedule=None):
     read()
 """
     code = CPU.format(first=AIRFLOW, then=dag)
-    run(code)
     assert statistics.median(float(run(code)) for _ in range(RUNS)) <= 2 * MOST_CPU_S
