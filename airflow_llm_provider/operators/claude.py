@@ -134,6 +134,7 @@ class ClaudeOperator(BaseOperator):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
+        _require_known(retry)
         kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
         self.prompt = prompt
@@ -175,6 +176,7 @@ class ClaudeOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> LanePartial:
         """Return a partial whose `.expand()` chooses the lane."""
+        _require_known(kwargs.get("retry"))
         return LanePartial.of(super().partial(**kwargs))
 
     @classmethod
@@ -226,3 +228,11 @@ class ClaudeOperator(BaseOperator):
     def on_kill(self) -> None:
         """Drop the call in flight."""
         self.hook.cancel()
+
+
+def _require_known(retry: Mapping[str, Any] | None) -> None:
+    """Raise ValueError, when the DAG is parsed, for a class of error or a setting that does not exist."""
+    if retry:
+        from airflow_llm_provider.engine.retry import policies
+
+        policies(retry)
