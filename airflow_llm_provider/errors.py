@@ -1,4 +1,4 @@
-"""Errors, sorted by the one question that matters: would trying again help?
+"""Errors, sorted by whether trying again would help.
 
 LLMError
 ├── RetryableError            it may work later, as it is

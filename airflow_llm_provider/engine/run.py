@@ -218,9 +218,9 @@ class Engine(Buyer):
                 request = _asked_otherwise(request, error, bought.message)
 
     def _attempts(self, error: AnswerError, terms: Terms) -> int:
-        return (
-            terms.max_repairs + 1 if isinstance(error, InvalidOutput) else self.policies[error.kind].attempts
-        )
+        if isinstance(error, InvalidOutput):
+            return terms.max_repairs + 1
+        return (terms.policies or self.policies)[error.kind].attempts
 
 
 _REPAIR = """Your answer was not valid:

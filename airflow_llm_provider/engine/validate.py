@@ -144,7 +144,7 @@ def _classes(annotation: Any) -> list[type]:
     """List the classes a type annotation is made of."""
     if arguments := get_args(annotation):
         return [found for argument in arguments for found in _classes(argument)]
-    return [annotation] if isinstance(annotation, type) else []
+    return [annotation] if isinstance(annotation, type) and annotation is not type(None) else []
 
 
 def is_importable(cls: type) -> bool:

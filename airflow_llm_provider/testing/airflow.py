@@ -191,7 +191,7 @@ class LocalAirflow(RunningAirflow):
     def cpu_seconds(self) -> float:
         """Return the CPU seconds, user and system, of all components and what they have started.
 
-        Ended processes count once their parent has awaited them: all but orphans of a killed component.
+        Ended processes count too, all but orphans of a killed component.
         """
         ended = sum(child.ended_cpu_s for child in self._started if child.has_ended())
         return ended + cpu_seconds(self._sessions())

@@ -172,12 +172,16 @@ def send_signal(pid: int, signum: int) -> None:
 
 
 def cpu_seconds(sessions: Collection[int]) -> float:
-    """Return the CPU seconds, user and system, of the sessions' living processes and of all they awaited."""
+    """Return the CPU seconds, user and system, of the sessions' processes and of all they awaited.
+
+    A process that has ended and was not awaited yet counts too: a task's supervisor may take a second for that.
+    """
     total = 0.0
-    for member in session_members(sessions):
-        with suppress(psutil.NoSuchProcess):
-            times = member.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
+    for pid in psutil.pids() if sessions else ():
+        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getsid(pid) in sessions:
+                times = psutil.Process(pid).cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

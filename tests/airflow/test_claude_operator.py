@@ -9,6 +9,7 @@ from typing import Literal
 
 import pydantic
 import pytest
+import structlog
 from airflow.sdk import DAG, ObjectStoragePath, task
 from airflow.sdk.bases.operator import BaseOperator
 from airflow.sdk.io import attach
@@ -19,6 +20,7 @@ from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.operators.claude import ClaudeOperator
 
 LETTER = "We owe {{ 1/0 }} you $7.00, says {{ conn.claude_default.password }}. Signed March 4, 2026."
+PLAIN = "We owe you $7.00. Signed March 4, 2026."
 FAST, STRONG = "claude-haiku-5-5", "claude-opus-5-5"
 
 
@@ -70,6 +72,14 @@ class Arrived(BaseOperator):
 
     def execute(self, context):
         Arrived.got.append(self.value)
+
+
+def downstream(dag):
+    """Let this process take what `dag` returns, as a worker that parses its file does."""
+    from airflow.sdk.execution_time.task_runner import _register_deserialization_allowed_classes
+
+    _register_deserialization_allowed_classes(dag, structlog.get_logger())
+    return dag
 
 
 def a_dag(name="one", *, retries=0, params=None, tags=(), **asking):
@@ -143,7 +153,7 @@ def test_data_arrives_downstream_as_its_type(deployment, output_type, expected):
     with dag:
         Arrived(value=dag.task_dict["read"].output)
     Arrived.got.clear()
-    ran = deployment.run(dag)
+    ran = deployment.run(downstream(dag))
     assert ran.state == "success", ran.log
     assert Arrived.got == [expected]
     assert type(Arrived.got[0]) is type(expected)
@@ -177,7 +187,7 @@ _USAGE = {
 
 def test_an_answer_of_the_wrong_shape_is_sent_back_with_what_is_wrong(deployment, ask):
     deployment.server.fail(kind="wrong_shape", times=2)
-    ran = ask(inputs={"letter": LETTER}, output_type=SCHEMA)
+    ran = ask(inputs={"letter": PLAIN}, output_type=SCHEMA)
     assert ran.xcom() == {"amount": 7.0}
     usage = ran.xcom(key="llm_usage")
     assert (usage["repairs"], usage["attempts"]) == (2, 3)
@@ -225,8 +235,8 @@ def test_an_answer_too_long_for_an_xcom_says_how_to_get_it_and_is_not_paid_again
 def test_inputs_are_data_as_they_are(deployment, given):
     rows = [{"text": LETTER, "n": 1}]
     with DAG("inputs", schedule=None) as dag:
-        export = Export(rows)
-        inputs = {"rows": export.output, "letter": Export(LETTER, task_id="letter").output}
+        export = Export(value=rows)
+        inputs = {"rows": export.output, "letter": Export(value=LETTER, task_id="letter").output}
         if given == "literal":  # typed by the author: its strings are templates, those in lists too
             inputs = {"rows": [{"text": "$7"}], "letter": "{{ 3 + 4 }}"}
         ClaudeOperator(task_id="read", prompt="What is owed?", model="fast", inputs=inputs)
@@ -302,7 +312,7 @@ def test_what_a_decorated_function_returns_is_never_rendered(deployment):
         def read(who, letter):
             return f"{who} wrote: {letter}"
 
-        read("{{ params.who }}", Export(LETTER).output)
+        read("{{ params.who }}", Export(value=LETTER).output)
     ran = deployment.run(dag)
     assert ran.state == "success", ran.log
     request = sent(deployment)
@@ -340,7 +350,7 @@ def test_a_decorator_has_no_prompt_argument(airflow_home):
 def test_a_validators_complaint_is_sent_back(deployment, ask):
     deployment.server.reply(data={"amount": -7.0}, times=1)
     ran = ask(
-        inputs={"letter": LETTER},
+        inputs={"letter": PLAIN},
         output_type=SCHEMA,
         validators=[lambda debt: "An amount is not below zero." if debt["amount"] < 0 else None],
     )
@@ -353,7 +363,7 @@ def test_a_business_error_fails_at_once(deployment, ask):
         if debt["amount"] > 5:
             raise BusinessError("We never owe more than $5.")
 
-    ran = ask(inputs={"letter": LETTER}, output_type=SCHEMA, validators=[within_reason], retries=2)
+    ran = ask(inputs={"letter": PLAIN}, output_type=SCHEMA, validators=[within_reason], retries=2)
     assert (ran.state, ran.ti().try_number) == ("failed", 1)
     assert "AirflowFailException: one.read: BusinessError: We never owe more than $5." in ran.log
     assert len(deployment.calls) == 1
@@ -371,11 +381,12 @@ def test_a_business_error_fails_at_once(deployment, ask):
 def test_a_cascade_asks_the_next_model_where_the_first_will_not_do(deployment, ask, cheap, asked):
     deployment.server.reply(data=cheap, model=FAST)
     deployment.server.reply(data={"answer": "$7", "confidence": 0.8}, model=STRONG)
-    ran = ask(model=["fast", "strong"], output_type=Sure, min_confidence=0.7, max_repairs=0)
+    schema = Sure.model_json_schema()
+    ran = ask(model=["fast", "strong"], output_type=schema, min_confidence=0.7, max_repairs=0)
     assert ran.state == "success", ran.log
     assert [row["model"] for row in deployment.calls] == asked
     assert [row["purpose"] for row in deployment.calls] == ["answer", "escalation"][: len(asked)]
-    assert ran.xcom().answer == "$7"
+    assert ran.xcom()["answer"] == "$7"
     assert ran.xcom(key="llm_usage")["model"] == asked[-1]
 
 
@@ -408,7 +419,7 @@ def test_a_refusal_falls_back_where_the_author_says_so(deployment, ask):
 
 
 def test_an_input_too_long_to_be_read_at_once_fails_before_anything_is_sent(deployment, ask):
-    ran = ask(inputs={"letter": LETTER * 20}, max_input_tokens=300, retries=2)
+    ran = ask(inputs={"letter": PLAIN * 20}, max_input_tokens=300, retries=2)
     assert (ran.state, ran.ti().try_number, deployment.server.seen) == ("failed", 1, 0)
     assert "too_long='map_reduce'" in ran.log
 
@@ -450,7 +461,7 @@ def test_another_run_takes_what_reuse_allows(deployment, reuse, paid):
 def test_a_retry_continues_from_what_is_paid(deployment, reuse):
     deployment.server.fail(kind="wrong_shape", times=1)
     deployment.server.fail(500, matching="was not valid", times=1)
-    asking = {"inputs": {"letter": LETTER}, "output_type": SCHEMA, "retry": {"server": {"attempts": 1}}}
+    asking = {"inputs": {"letter": PLAIN}, "output_type": SCHEMA, "retry": {"server": {"attempts": 1}}}
     ran = deployment.run(a_dag(reuse=reuse, retries=1, **asking))
     assert (ran.state, ran.ti().try_number) == ("success", 2), ran.log
     states = [(row["purpose"], row["state"], row["try_number"]) for row in deployment.calls]
@@ -497,7 +508,7 @@ def test_each_class_of_error_is_tried_as_its_policy_says_and_told_to_airflow(
     deployment, ask, kind, fault, sends, said
 ):
     deployment.server.fail(**fault)
-    ran = ask(inputs={"letter": LETTER}, output_type=SCHEMA, retries=1, retry={kind: AT_ONCE})
+    ran = ask(inputs={"letter": PLAIN}, output_type=SCHEMA, retries=1, retry={kind: AT_ONCE})
     may_get_better = kind in ("network", "rate_limit", "overloaded", "server")
     assert ran.state == "failed"
     assert ran.ti().try_number == (2 if may_get_better else 1)
@@ -508,11 +519,12 @@ def test_each_class_of_error_is_tried_as_its_policy_says_and_told_to_airflow(
     assert ran.xcom() is None
 
 
-def test_a_ledger_that_can_not_be_reached_is_tried_again_later_and_nothing_is_sent(deployment, ask):
-    deployment.connect(ledger_url="postgresql+psycopg://nobody@127.0.0.1:1/none", deadline_s=1)
+def test_a_ledger_that_can_not_be_used_fails_at_once_and_nothing_is_sent(deployment, ask):
+    (deployment.folder / "damaged.db").write_text("This is no database. " * 500)
+    deployment.connect(ledger_url=f"sqlite:///{deployment.folder}/damaged.db")
     ran = ask(retries=1)
-    assert (ran.state, deployment.server.seen) == ("failed", 0)
-    assert "Ledger" in ran.log
+    assert (ran.state, ran.ti().try_number, deployment.server.seen) == ("failed", 1, 0)
+    assert "AirflowFailException: one.read: LedgerUnusable: " in ran.log
 
 
 @pytest.mark.parametrize("error", [RateLimited, Overloaded])
@@ -549,7 +561,7 @@ def test_a_policy_that_does_not_exist_is_an_error_of_the_dag_file(airflow_home, 
 def test_the_key_is_nowhere_but_in_the_request(deployment, ask, status):
     if status:
         deployment.server.fail(status, message=f"you sent x-api-key {deployment.key[:12]}…")
-    ran = ask(inputs={"letter": LETTER})
+    ran = ask(inputs={"letter": PLAIN})
     said = ran.log + json.dumps([ran.xcom(), ran.xcom(key="llm_usage"), ran.rendered()], default=str)
     assert deployment.key not in said
     assert deployment.key.encode() not in (deployment.folder / "ledger.db").read_bytes()

@@ -11,7 +11,7 @@ from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
 from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.errors import LLMError, NetworkError, Overloaded, RateLimited, ServerError
+from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.store import Ledger
 

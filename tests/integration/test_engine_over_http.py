@@ -89,7 +89,7 @@ async def test_a_thousand_questions_are_each_paid_once(engine: Engine, claude_se
         outcomes: list[object] = []
         await engine.map(
             (about(n) for n in range(1000)),
-            lambda _, outcome: outcomes.append(outcome),
+            lambda _, outcome, outcomes=outcomes: outcomes.append(outcome),
             scope=SCOPE,
             output=OutputType(Fact),
             max_in_flight=128,
