@@ -6,9 +6,11 @@ LLMError
 │   ├── RateLimited           429
 │   ├── Overloaded            529
 │   ├── ServerError           5xx
+│   ├── KeyBusy               somebody else is asking the same
 │   └── LedgerUnavailable     nothing was sent
 └── TerminalError             it will not, until somebody changes something
-    ├── BadRequest            400, 404, 413, 422
+    ├── BadRequest            400, 422
+    │   └── UnknownModel      404
     ├── AuthenticationFailed  401, 403
     ├── SpendLimitReached     the account's own limit
     ├── BudgetExceeded        ours
@@ -23,7 +25,7 @@ LLMError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 
@@ -70,6 +72,12 @@ class ServerError(RetryableError):
     kind = "server"
 
 
+class KeyBusy(RetryableError):
+    """Somebody else has been asking the same for longer than the deadline; nothing was sent."""
+
+    kind = "busy"
+
+
 class LedgerUnavailable(RetryableError):
     """The ledger can't be reached, so nothing was sent and nothing paid."""
 
@@ -84,6 +92,12 @@ class BadRequest(TerminalError):
     """The API does not accept this request."""
 
     kind = "bad_request"
+
+
+class UnknownModel(BadRequest):
+    """The API knows no such model, or not for this key."""
+
+    kind = "unknown_model"
 
 
 class AuthenticationFailed(TerminalError):
@@ -165,9 +179,28 @@ BY_KIND = _by_kind(LLMError)
 """All classes of error by their names, as retry policies use them."""
 
 
+def require_kinds(argument: str, kinds: Iterable[str]) -> None:
+    """Raise ValueError unless every one of `kinds` names a class of error."""
+    if unknown := sorted(set(kinds) - BY_KIND.keys()):
+        raise ValueError(
+            f"{argument}= knows no class of error {unknown[0]!r}; there are {', '.join(sorted(BY_KIND))}."
+        )
+
+
+def record_of(error: LLMError) -> dict[str, Any]:
+    """Return an error as plain data."""
+    retry_after_s = error.retry_after_s if isinstance(error, RetryableError) else None
+    return {"error": type(error).__name__, "message": str(error), "retry_after_s": retry_after_s}
+
+
 def error_of(record: Mapping[str, Any]) -> LLMError:
-    """Return the error of a record of its `kind`, `message` and `retry_after_s`."""
-    cls = BY_KIND[record["kind"]]
+    """Return the error that `record_of` wrote down."""
+    # A class that this process has not loaded is one of those that only come up where nothing can be mended.
+    cls = {cls.__name__: cls for cls in _all(LLMError)}.get(record["error"], TerminalError)
     if issubclass(cls, RetryableError):
         return cls(record["message"], retry_after_s=record["retry_after_s"])
     return cls(record["message"])
+
+
+def _all(error: type[LLMError]) -> list[type[LLMError]]:
+    return [error, *(cls for child in error.__subclasses__() for cls in _all(child))]

@@ -26,6 +26,9 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": [{"integration-name": "Claude", "python-modules": ["airflow_llm_provider.hooks.claude"]}],
+        "triggers": [
+            {"integration-name": "Claude", "python-modules": ["airflow_llm_provider.triggers.claude"]}
+        ],
         "connection-types": [
             {
                 "hook-class-name": "airflow_llm_provider.hooks.claude.ClaudeHook",
@@ -88,7 +91,7 @@ _CONNECTION_FIELDS = {
     "otpm": _field(
         "Output tokens a minute", "integer", "The account's limit; empty: as fast as the API allows"
     ),
-    "proxy": _field("Proxy", "string", "URL of an HTTP proxy"),
+    "proxy": _field("Proxy", "string", "URL of an HTTP proxy, which may hold a password", format="password"),
     "ca_bundle": _field(
         "CA bundle", "string", "Path of a PEM file, for a proxy or server with its own certificates"
     ),

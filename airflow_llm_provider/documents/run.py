@@ -25,6 +25,7 @@ from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AnswerError,
     AuthenticationFailed,
+    BadRequest,
     BudgetExceeded,
     InvalidOutput,
     LedgerUnavailable,
@@ -34,6 +35,7 @@ from airflow_llm_provider.errors import (
     SpendLimitReached,
     TooLong,
     Truncated,
+    UnknownModel,
 )
 from airflow_llm_provider.pricing import usd
 
@@ -48,7 +50,7 @@ OUTCOMES = ("answered", "reused", "repaired", "dead_letter", "pending")
 _A_LONG_RUN = 100  # documents from which calming the garbage collector pays
 
 # What fails one document here would fail them all, so the run stops and keeps what it has.
-_HOPELESS = (AuthenticationFailed, SpendLimitReached, BudgetExceeded, LedgerUnavailable)
+_HOPELESS = (AuthenticationFailed, SpendLimitReached, BudgetExceeded, UnknownModel, LedgerUnavailable)
 _REASONS: dict[type[LLMError], str] = {
     Refused: "refused",
     Truncated: "truncated",
@@ -141,7 +143,7 @@ class Run:
         self.outcomes = collections.Counter(dict.fromkeys(OUTCOMES, 0))
         self.reasons: collections.Counter[str] = collections.Counter()
         self.saved_micro_usd = 0
-        self.retryable = False  # some dead letter may come to life by itself
+        self.may_heal: Exception | None = None  # why some dead letter may come to life by itself
         self.found = 0
         self._listed_all = False
         self._failures_in_a_row = 0
@@ -336,7 +338,8 @@ class Run:
     ) -> None:
         self.outcomes["dead_letter"] += 1
         self.reasons[reason] += 1
-        self.retryable = self.retryable or isinstance(error, (RetryableError, OSError))
+        if isinstance(error, (RetryableError, OSError)):
+            self.may_heal = _later(self.may_heal, error)
         letter: dict[str, Any] = {
             "document_id": document.id,
             "uri": document.uri,
@@ -352,9 +355,10 @@ class Run:
         """Raise `error` when the documents that follow would fail alike."""
         if isinstance(error, _HOPELESS):
             raise error
-        # A server that is down fails every document after minutes of retries: as many in a row as are in
-        # flight, with not one success between them, and the rest is better left to Airflow's next try.
-        self._failures_in_a_row = self._failures_in_a_row + 1 if isinstance(error, RetryableError) else 0
+        # A server that is down, or takes no request of this kind, fails every document: as many in a row as are
+        # in flight, with not one success between them, and the rest is better left alone.
+        is_general = isinstance(error, (RetryableError, BadRequest))
+        self._failures_in_a_row = self._failures_in_a_row + 1 if is_general else 0
         if self._failures_in_a_row >= max(self.max_in_flight, 8):
             raise error
 
@@ -374,6 +378,15 @@ class Run:
         total = f"{self.found}" if self._listed_all else f"{self.found}+"
         cost = usd(self.engine.tally.paid_micro_usd)
         return f"{done}/{total} documents at {rate:.1f}/s: {counts or 'none yet'}; ${cost} paid{eta}"
+
+
+def _later(one: Exception | None, other: Exception) -> Exception:
+    """Return the error that asks for the longer wait."""
+    return one if one is not None and _asked_wait_s(one) >= _asked_wait_s(other) else other
+
+
+def _asked_wait_s(error: Exception) -> float:
+    return (error.retry_after_s or 0.0) if isinstance(error, RetryableError) else 0.0
 
 
 def _reason(error: LLMError) -> str:

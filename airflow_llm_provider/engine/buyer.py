@@ -17,7 +17,7 @@ from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
 from airflow_llm_provider.engine.warm import Warmth
-from airflow_llm_provider.errors import LLMError, NetworkError, RetryableError
+from airflow_llm_provider.errors import KeyBusy, LLMError, NetworkError, RetryableError
 from airflow_llm_provider.ledger.records import (
     Answer,
     Busy,
@@ -37,7 +37,7 @@ class Buyer:
     """Looks a request up, and buys it where nobody has.
 
     client: the wire. ledger: what was paid. pace: when to send.
-    other_clients: wires of further endpoints, by their identity, for requests that name one of them.
+    other_clients: wires of other connections, that fallbacks may use.
     timeout_s: for one send; deadline_s: for a request with all its retries, from its first send.
 
     Belongs to one event loop; never make one before a fork.
@@ -46,7 +46,7 @@ class Buyer:
     client: Client
     ledger: Ledger
     pace: Pace = field(default_factory=Pace)
-    other_clients: dict[str, Client] = field(default_factory=dict)
+    other_clients: list[Client] = field(default_factory=list)
     timeout_s: float = 300.0
     deadline_s: float = 900.0
     policies: Policies = field(default_factory=lambda: DEFAULT_POLICIES)
@@ -64,10 +64,11 @@ class Buyer:
         parent: str | None = None,
         item_id: str | None = None,
         policies: Policies | None = None,
+        client: Client | None = None,
     ) -> Purchase:
         """Return the settled reply to one request: from the ledger, or bought now.
 
-        policies: instead of the buyer's own.
+        policies, client: instead of the buyer's own.
         """
         if answer := await self.ledger.answered(request.fingerprint, scope, reuse):
             return Purchase.from_ledger(answer, purpose=purpose)
@@ -83,7 +84,15 @@ class Buyer:
         )
         async with self.warmth.of(request):
             loop = retrying(deadline_s=self.deadline_s, policies=policies or self.policies, sleep=self.sleep)
-            return await loop(self._send, request, entry, _Sends())
+            return await loop(self._send, request, entry, client or self.client, _Sends())
+
+    def adopt(self, client: Client) -> Client:
+        """Return the client like this one that is in use already, or take it in, to be closed with the others."""
+        for known in (self.client, *self.other_clients):
+            if known == client:
+                return known
+        self.other_clients.append(client)
+        return client
 
     def keep_prompt(self, request: Request, bought: Purchase) -> None:
         """Keep the prompt of an answer that turned out to be none, where the payload policy has it."""
@@ -93,19 +102,18 @@ class Buyer:
     async def close(self) -> None:
         """Commit what is pending and close the connections."""
         try:
-            for client in (self.client, *self.other_clients.values()):
+            for client in (self.client, *self.other_clients):
                 await client.close()
         finally:
             await asyncio.to_thread(self.ledger.close)
 
-    async def _send(self, request: Request, entry: Entry, sends: _Sends) -> Purchase:
+    async def _send(self, request: Request, entry: Entry, client: Client, sends: _Sends) -> Purchase:
         """Open an attempt, send it, settle it."""
         opened = await self._open(request, entry)
         if isinstance(opened, Answer):
             return Purchase.from_ledger(opened, purpose=entry.purpose)
         entry = opened
         sends.count += 1
-        client = self.other_clients.get(request.endpoint, self.client)
         started = time.monotonic()
         try:
             raw = await client.send(request, timeout_s=self.timeout_s)
@@ -113,10 +121,12 @@ class Buyer:
         except LLMError as error:
             if isinstance(error, RetryableError) and error.retry_after_s:
                 self.pace.heard(error.retry_after_s)
-            await self.ledger.record(self._failure(request, entry, error))
+            self.tally.unproven += _may_be_billed(error)
+            await self.ledger.record(_failure(request, entry, error))
             raise
         except asyncio.CancelledError:
-            self.ledger.note(self._failure(request, entry, NetworkError("Cancelled in flight.", billed=True)))
+            self.tally.unproven += 1
+            self.ledger.note(_failure(request, entry, NetworkError("Cancelled in flight.", billed=True)))
             raise
         latency_s = time.monotonic() - started
         card = rate_card(request.model)
@@ -147,8 +157,8 @@ class Buyer:
     async def _open(self, request: Request, entry: Entry) -> Entry | Answer:
         """Claim the request's key, waiting while somebody else holds it."""
         patience_s = self.deadline_s
+        await self.pace.permit(request)
         while True:
-            await self.pace.permit(request)
             entry = dataclasses.replace(entry, id=uuid.uuid4().hex)
             opened = await self.ledger.open(entry)
             if isinstance(opened, Answer):
@@ -159,20 +169,11 @@ class Buyer:
             wait_s = 0.2 + random.random() * 0.3
             patience_s -= wait_s
             if patience_s < 0:
-                raise NetworkError("Another task has been asking the same for longer than the deadline.")
+                raise KeyBusy(
+                    f"Another task has been asking the same for {self.deadline_s:g} s, the total deadline. Its answer "
+                    "will serve the next try; raise deadline_s in the connection if calls take that long."
+                )
             await self.sleep(wait_s)
-
-    def _failure(self, request: Request, entry: Entry, error: LLMError) -> Failure:
-        billed = isinstance(error, RetryableError) and error.billed
-        self.tally.unproven += billed
-        return Failure(
-            attempt_id=entry.id,
-            fingerprint=request.fingerprint,
-            billed=billed,
-            error_class=type(error).__name__,
-            error=str(error),
-            prompt=_prompt(request),
-        )
 
 
 @dataclass(slots=True)
@@ -184,3 +185,18 @@ class _Sends:
 
 def _prompt(request: Request) -> Callable[[], bytes]:
     return lambda: request.body(request.schema)
+
+
+def _failure(request: Request, entry: Entry, error: LLMError) -> Failure:
+    return Failure(
+        attempt_id=entry.id,
+        fingerprint=request.fingerprint,
+        billed=_may_be_billed(error),
+        error_class=type(error).__name__,
+        error=str(error),
+        prompt=_prompt(request),
+    )
+
+
+def _may_be_billed(error: LLMError) -> bool:
+    return isinstance(error, RetryableError) and error.billed

@@ -21,6 +21,7 @@ from airflow_llm_provider.errors import (
     ServerError,
     SpendLimitReached,
     TooLong,
+    UnknownModel,
 )
 
 if TYPE_CHECKING:
@@ -202,6 +203,8 @@ def _status_error(error: anthropic.APIStatusError) -> LLMError:
         return RateLimited(said, retry_after_s=retry_after_s)
     if status == 529:
         return Overloaded(said, retry_after_s=retry_after_s)
+    if status == 404:
+        return UnknownModel(f"{said}. `airflow-llm test-connection` says which models the key can use.")
     if status == 413 or "prompt is too long" in said:
         return TooLong(said)
     if status in (408, 409) or status >= 500:

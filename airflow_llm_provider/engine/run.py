@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_llm_provider.engine.buyer import Buyer
+from airflow_llm_provider.engine.client import Client
 from airflow_llm_provider.engine.flow import for_each
 from airflow_llm_provider.engine.purchase import Purchase, add_up
 from airflow_llm_provider.engine.reply import Message, Reply, require_complete
@@ -24,17 +25,27 @@ _MOST_TOKENS = 64_000  # what any current model can answer at the most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Fallback:
+    """A model to ask instead; of another connection, where client, endpoint and connection_id say so."""
+
+    model: str
+    client: Client | None = None
+    endpoint: str | None = None
+    connection_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
     """Which models are asked.
 
     escalate: asked in turn after the request's own model, while an answer is none, or unsure.
     min_confidence: below it, an answer that states its `confidence` (a field, 0 to 1) is unsure.
-    fallbacks: models, with the endpoint of their server, asked in turn on errors of the kinds `fall_back_on`.
+    fallbacks: asked in turn on errors of the kinds `fall_back_on`.
     """
 
     escalate: Sequence[str] = ()
     min_confidence: float | None = None
-    fallbacks: Sequence[tuple[str, str | None]] = ()
+    fallbacks: Sequence[Fallback] = ()
     fall_back_on: frozenset[str] = frozenset({"network", "overloaded", "server"})
 
     def alone(self, first: Purchase) -> int | None:
@@ -92,13 +103,13 @@ class Engine(Buyer):
         """
         asked = Terms(**terms)
         try:
-            return await self._escalated(request, asked)
+            return await self._ask_models(request, asked)
         except AnswerError as error:
             if not (retry_dead and error.reused):
                 raise
             for fingerprint in error.fingerprints:
                 await self.ledger.record(Reopening(fingerprint, asked.scope))
-        return await self._escalated(request, asked)
+        return await self._ask_models(request, asked)
 
     async def recall(self, sighting: str, *, final: bool, **terms: Any) -> Reply | None:
         """Return the valid answer an unchanged document got, without reading it; None when there is none.
@@ -153,7 +164,7 @@ class Engine(Buyer):
 
         await for_each(enumerate(requests), one, limit=max_in_flight)
 
-    async def _escalated(self, request: Request, terms: Terms) -> Reply:
+    async def _ask_models(self, request: Request, terms: Terms) -> Reply:
         """Ask the cheap model first; where its answer won't do, the next."""
         chain: list[Purchase] = []
         route = terms.route or self.route
@@ -161,7 +172,7 @@ class Engine(Buyer):
         for number, model in enumerate(models):
             is_last = number + 1 == len(models)
             try:
-                value = await self._available(dataclasses.replace(request, model=model), terms, chain)
+                value = await self._ask_or_fall_back(_sent_to(request, model, request.endpoint), terms, chain)
             except AnswerError:
                 if is_last:
                     raise
@@ -175,22 +186,26 @@ class Engine(Buyer):
                 )
         raise AssertionError("the last model answers or raises")
 
-    async def _available(self, request: Request, terms: Terms, chain: list[Purchase]) -> Any:
-        """Ask the model, or a fallback where it can't be had."""
+    async def _ask_or_fall_back(self, request: Request, terms: Terms, chain: list[Purchase]) -> Any:
+        """Ask the model, or the first fallback that can be had."""
         route = terms.route or self.route
-        for model, endpoint in route.fallbacks:
+        *others, last = (Fallback(model=request.model), *route.fallbacks)
+        for fallback in others:
             try:
-                return await self._chain(request, terms, chain)
+                return await self._ask_until_valid(request, terms, chain, fallback)
             except LLMError as error:
                 if error.kind not in route.fall_back_on:
                     raise
-                request = dataclasses.replace(
-                    request, model=model, endpoint=request.endpoint if endpoint is None else endpoint
-                )
-        return await self._chain(request, terms, chain)
+        return await self._ask_until_valid(request, terms, chain, last)
 
-    async def _chain(self, request: Request, terms: Terms, chain: list[Purchase]) -> Any:
+    async def _ask_until_valid(
+        self, request: Request, terms: Terms, chain: list[Purchase], target: Fallback
+    ) -> Any:
         """Ask one model until its answer is valid or its attempts are spent; what was bought joins `chain`."""
+        scope = terms.scope
+        request = _sent_to(request, target.model, target.endpoint or request.endpoint)
+        if target.connection_id is not None:
+            scope = dataclasses.replace(scope, connection_id=target.connection_id)
         asked: list[str] = []
         failed: Counter[str] = Counter()
         first = len(chain)
@@ -198,7 +213,8 @@ class Engine(Buyer):
             asked.append(request.fingerprint)
             bought = await self.obtain(
                 request,
-                scope=terms.scope,
+                client=target.client,
+                scope=scope,
                 reuse=terms.reuse,
                 purpose="repair" if len(asked) > 1 else "escalation" if chain else "answer",
                 parent=chain[-1].attempt_id if chain else None,
@@ -211,11 +227,12 @@ class Engine(Buyer):
             except AnswerError as error:
                 self.keep_prompt(request, bought)
                 failed[error.kind] += 1
-                if failed[error.kind] >= self._attempts(error, terms):
+                otherwise = _asked_otherwise(request, error, bought.message)
+                if otherwise is None or failed[error.kind] >= self._attempts(error, terms):
                     error.fingerprints = tuple(asked)
                     error.reused = not any(purchase.sends for purchase in chain[first:])
                     raise
-                request = _asked_otherwise(request, error, bought.message)
+                request = otherwise
 
     def _attempts(self, error: AnswerError, terms: Terms) -> int:
         if isinstance(error, InvalidOutput):
@@ -230,8 +247,14 @@ _REPAIR = """Your answer was not valid:
 Answer again, in full, with this put right and everything else kept."""
 
 
-def _asked_otherwise(request: Request, error: AnswerError, message: Message) -> Request:
-    """Return the request that may get what this one did not."""
+def _sent_to(request: Request, model: str, endpoint: str) -> Request:
+    if (request.model, request.endpoint) == (model, endpoint):
+        return request  # with the fingerprint it has worked out already
+    return dataclasses.replace(request, model=model, endpoint=endpoint)
+
+
+def _asked_otherwise(request: Request, error: AnswerError, message: Message) -> Request | None:
+    """Return the request that may get what this one did not; None where there is none."""
     match error.kind:
         case "invalid_output":
             return request.followed_by(
@@ -239,6 +262,8 @@ def _asked_otherwise(request: Request, error: AnswerError, message: Message) -> 
                 {"role": "user", "content": _REPAIR.format(complaint=error)},
             )
         case "truncation":
+            if request.max_tokens >= _MOST_TOKENS:
+                return None
             return dataclasses.replace(request, max_tokens=min(2 * request.max_tokens, _MOST_TOKENS))
         case _:  # an independent answer to the same question
             return dataclasses.replace(request, sample=request.sample + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.engine.client import AnthropicClient
     from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.hooks.routing import Routing
     from airflow_llm_provider.ledger.records import CallScope
 
 T = TypeVar("T")
@@ -55,8 +56,9 @@ class ClaudeHook(BaseHook):
         """The connection, read; raises AirflowFailException naming the field that is wrong."""
         return Settings.of(self.get_connection(self.claude_conn_id), self.claude_conn_id)
 
-    def all_settings(self, others: Sequence[str]) -> dict[str | None, Settings]:
-        """Return the settings of this connection under None, and of others under their ids."""
+    def all_settings(self, routing: Routing) -> dict[str | None, Settings]:
+        """Return the settings of this connection under None, and of others that are fallbacks under their ids."""
+        others = routing.connections(self.settings)
         return {None: self.settings} | {name: ClaudeHook(name).settings for name in others}
 
     def run(self, work: Callable[[Engine], Awaitable[T]], *, context: Context | None = None) -> T:

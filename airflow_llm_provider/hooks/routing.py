@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.run import Engine, Route
+from airflow_llm_provider.engine.run import Engine, Fallback, Route
 
 if TYPE_CHECKING:
     from airflow_llm_provider.hooks.settings import Settings
@@ -26,12 +26,10 @@ class Routing:
     retry: Mapping[str, Any] | None = None
     max_repairs: int = 3
 
-    @property
-    def connections(self) -> list[str]:
-        """The other connections that fallbacks name."""
-        return [
-            name.removeprefix(_CONNECTION) for name in self.fallbacks or () if name.startswith(_CONNECTION)
-        ]
+    def connections(self, settings: Settings) -> list[str]:
+        """Return the ids of the other connections that fallbacks name."""
+        names = self._fallbacks(settings)
+        return [name.removeprefix(_CONNECTION) for name in names if name.startswith(_CONNECTION)]
 
     def first_model(self, settings: Settings) -> str:
         """Return the id of the model that is asked first."""
@@ -44,14 +42,21 @@ class Routing:
         gets their clients.
         """
         own = settings[None]
-        fallbacks: list[tuple[str, str | None]] = []
-        for name in own.fallbacks if self.fallbacks is None else self.fallbacks:
-            if name.startswith(_CONNECTION):
-                other = settings[name.removeprefix(_CONNECTION)]
-                engine.other_clients.setdefault(other.client.endpoint, other.client)
-                fallbacks.append((other.model(self._models[0]), other.client.endpoint))
-            else:
-                fallbacks.append((own.model(name), None))
+        fallbacks: list[Fallback] = []
+        for name in self._fallbacks(own):
+            if not name.startswith(_CONNECTION):
+                fallbacks.append(Fallback(model=own.model(name)))
+                continue
+            conn_id = name.removeprefix(_CONNECTION)
+            other = settings[conn_id]
+            fallbacks.append(
+                Fallback(
+                    model=other.model(self._models[0]),
+                    client=engine.adopt(other.client),
+                    endpoint=other.client.endpoint,
+                    connection_id=conn_id,
+                )
+            )
         terms: dict[str, Any] = {
             "max_repairs": self.max_repairs,
             "route": Route(
@@ -66,6 +71,9 @@ class Routing:
             if "invalid_output" in self.retry:
                 terms["max_repairs"] = terms["policies"]["invalid_output"].attempts - 1
         return terms
+
+    def _fallbacks(self, settings: Settings) -> Sequence[str]:
+        return settings.fallbacks if self.fallbacks is None else self.fallbacks
 
     @property
     def _models(self) -> Sequence[str | None]:

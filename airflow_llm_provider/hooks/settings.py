@@ -44,38 +44,40 @@ class Settings:
         from airflow_llm_provider.engine.pace import Limits
 
         extra = connection.extra_dejson
-        try:
-            fallbacks = extra.get("fallbacks") or ""
-            names = fallbacks.split(",") if isinstance(fallbacks, str) else fallbacks
-            return cls(
-                client=AnthropicClient(
-                    api_key=connection.password or "",
-                    base_url=_base_url(connection) or DEFAULT_BASE_URL,
-                    proxy=extra.get("proxy") or None,
-                    ca_bundle=extra.get("ca_bundle") or None,
-                ),
-                limits=Limits(
-                    **{name: int(extra[name]) for name in ("rpm", "itpm", "otpm") if extra.get(name)}
-                ),
-                tiers={tier: extra.get(tier) or model for tier, model in TIERS.items()},
-                default_tier=extra.get("default_tier") or "balanced",
-                fallbacks=tuple(name.strip() for name in names if name.strip()),
-                timeout_s=float(extra.get("timeout_s") or 300),
-                deadline_s=float(extra.get("deadline_s") or 900),
-                ledger_url=extra.get("ledger_url") or default_ledger_url(),
-            )
-        except (TypeError, ValueError) as error:
-            raise AirflowFailException(
-                f"Connection {conn_id!r} has a field that can't be read: {error}. "
-                "Correct it under Admin, Connections."
-            ) from error
+
+        def number(name: str, default: float) -> float:
+            try:
+                return float(extra.get(name) or default)
+            except (TypeError, ValueError):
+                raise AirflowFailException(
+                    f"Connection {conn_id!r}: {name} is {extra[name]!r}, and should be a number. "
+                    "Correct it under Admin, Connections."
+                ) from None
+
+        fallbacks = extra.get("fallbacks") or ""
+        names = fallbacks.split(",") if isinstance(fallbacks, str) else fallbacks
+        return cls(
+            client=AnthropicClient(
+                api_key=connection.password or "",
+                base_url=_base_url(connection) or DEFAULT_BASE_URL,
+                proxy=extra.get("proxy") or None,
+                ca_bundle=extra.get("ca_bundle") or None,
+            ),
+            limits=Limits(**{name: int(number(name, 0)) or None for name in ("rpm", "itpm", "otpm")}),
+            tiers={tier: extra.get(tier) or model for tier, model in TIERS.items()},
+            default_tier=extra.get("default_tier") or "balanced",
+            fallbacks=tuple(name.strip() for name in names if name.strip()),
+            timeout_s=number("timeout_s", 300),
+            deadline_s=number("deadline_s", 900),
+            ledger_url=extra.get("ledger_url") or default_ledger_url(),
+        )
 
     def engine(self) -> Engine:
         """Return a new engine; make it in the process and loop that use it."""
         from airflow.sdk.configuration import conf
 
         from airflow_llm_provider.engine.pace import Pace
-        from airflow_llm_provider.engine.run import Engine, Route
+        from airflow_llm_provider.engine.run import Engine
         from airflow_llm_provider.ledger.store import Ledger
 
         # The SDK's transport logs every request at INFO, which is Airflow's level: a line a document.
@@ -94,7 +96,6 @@ class Settings:
             pace=Pace(self.limits),
             timeout_s=self.timeout_s,
             deadline_s=self.deadline_s,
-            route=Route(fallbacks=tuple((self.model(name), None) for name in self.fallbacks)),
         )
 
 

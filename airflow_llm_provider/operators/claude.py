@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 
-from airflow_llm_provider.errors import error_of
+from airflow_llm_provider.errors import error_of, require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
@@ -135,8 +135,11 @@ class ClaudeOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         _require_known(retry)
-        kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
+        if "retry_policy" not in (kwargs.get("default_args") or {}):
+            kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
+        require_kinds("retry", retry or ())
+        require_kinds("fall_back_on", fall_back_on)
         self.prompt = prompt
         self._inputs: Any = inputs or {}
         self.messages = messages or []
@@ -207,7 +210,7 @@ class ClaudeOperator(BaseOperator):
         from airflow_llm_provider.hooks.call import Call
 
         call = Call.of(self.arguments())
-        settings = self.hook.all_settings(call.routing.connections)
+        settings = self.hook.all_settings(call.routing)
         scope = self.hook.scope(context, tuple(self.tags))
 
         async def work(engine: Engine) -> Any:

@@ -13,6 +13,7 @@ from airflow.sdk import BaseOperator, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from airflow_llm_provider.errors import require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
@@ -155,8 +156,11 @@ class ClaudeDocumentsOperator(BaseOperator):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
+        if "retry_policy" not in (kwargs.get("default_args") or {}):
+            kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
+        require_kinds("retry", retry or ())
+        require_kinds("fall_back_on", fall_back_on)
         self.documents = documents
         self.prompt = prompt
         self.output_path = output  # BaseOperator.output is the XCom
@@ -225,11 +229,11 @@ class ClaudeDocumentsOperator(BaseOperator):
                 "If the answer does not depend on it, take it out.",
                 ", ".join(self._run_values),
             )
-        settings = self.hook.all_settings(self._routing.connections)
-        manifest, retryable = self.hook.run(
+        settings = self.hook.all_settings(self._routing)
+        manifest, may_heal = self.hook.run(
             lambda engine: self._work(engine, settings, context), context=context
         )
-        self._require_few_dead_letters(manifest, retryable, context)
+        self._require_few_dead_letters(manifest, may_heal, context)
         return manifest
 
     def on_kill(self) -> None:
@@ -251,8 +255,8 @@ class ClaudeDocumentsOperator(BaseOperator):
 
     async def _work(
         self, engine: Engine, settings: Mapping[str | None, Settings], context: Context
-    ) -> tuple[dict[str, Any], bool]:
-        """Do the work; also say whether some dead letter may come to life at the next try."""
+    ) -> tuple[dict[str, Any], Exception | None]:
+        """Do the work; also say why some dead letter may come to life at the next try, if one may."""
         from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
         from airflow_llm_provider.documents.roots import OutsideRoots
         from airflow_llm_provider.documents.run import Run
@@ -275,14 +279,14 @@ class ClaudeDocumentsOperator(BaseOperator):
         try:
             found = self._found()
             if _flag(self.is_dry_run):
-                return await run.estimate(found), False
+                return await run.estimate(found), None
             sink = self._sink(output_type, context["ti"].map_index)
         except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
             raise AirflowFailException(f"{self.task_id}: {error}") from error
         with sink:
             manifest = await run.run(found, sink)
             landed = await asyncio.to_thread(sink.close, manifest)
-        return {**manifest, **landed.paths(), "rows": landed.rows}, run.retryable
+        return {**manifest, **landed.paths(), "rows": landed.rows}, run.may_heal
 
     def _found(self) -> Iterator[Document | Rejected]:
         from airflow_llm_provider.documents.source import list_documents
@@ -370,7 +374,9 @@ class ClaudeDocumentsOperator(BaseOperator):
                 )
         return self.output_path
 
-    def _require_few_dead_letters(self, manifest: dict[str, Any], retryable: bool, context: Context) -> None:
+    def _require_few_dead_letters(
+        self, manifest: dict[str, Any], may_heal: Exception | None, context: Context
+    ) -> None:
         dead, documents = manifest["outcomes"]["dead_letter"], manifest["documents"]
         allowed = self.max_failed * documents if isinstance(self.max_failed, float) else self.max_failed
         if _flag(self.is_dry_run) or dead <= allowed:
@@ -382,7 +388,9 @@ class ClaudeDocumentsOperator(BaseOperator):
             f"see {manifest['dead_letters']} or `airflow-llm dead-letters list {manifest['dead_letters']}`."
         )
         # Where every letter is final, a retry would only find the same in the ledger.
-        raise AirflowException(message) if retryable else AirflowFailException(message)
+        if may_heal is None:
+            raise AirflowFailException(message)
+        raise AirflowException(message) from may_heal
 
 
 def _is_typed(documents: Any) -> bool:

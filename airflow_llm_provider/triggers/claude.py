@@ -7,10 +7,11 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from airflow_llm_provider.engine.names import found
-from airflow_llm_provider.errors import LLMError, RetryableError, TerminalError
+from airflow_llm_provider.errors import LLMError, TerminalError, record_of
 from airflow_llm_provider.hooks.call import Call
 from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
@@ -61,15 +62,19 @@ class ClaudeTrigger(BaseTrigger):
         try:
             await self._finish()
             event = TaskSuccessEvent()
-        except (NeedsWorker, TimeoutError) as reason:
+        except (
+            NeedsWorker,
+            TimeoutError,
+            AirflowException,
+        ) as reason:  # a worker meets it too, and says it better
             event = _event({"needs_worker": str(reason) or "Airflow did not answer in time"})
         except LLMError as error:
-            event = _event(_failure(error))
+            event = _event(record_of(error))
         except BaseExceptionGroup as group:  # parts of a long input are asked in a task group
             errors = [error for error in group.exceptions if isinstance(error, LLMError)]
             if not errors:
                 raise
-            event = _event(_failure(errors[0]))
+            event = _event(record_of(errors[0]))
         yield event
 
     async def _finish(self) -> None:
@@ -83,11 +88,12 @@ class ClaudeTrigger(BaseTrigger):
                 arguments = await resolved(arguments, self._context, TEMPLATES)
         conn_id = arguments.get("claude_conn_id") or DEFAULT_CONNECTION
         asked = Call.of({**arguments, "output_type": found(arguments.get("output_type"))})
-        settings = {None: await _settings(conn_id)} | {
-            name: await _settings(name) for name in asked.routing.connections
-        }
+        own = await _settings(conn_id)
+        settings: dict[str | None, Settings] = {None: own}
+        for name in asked.routing.connections(own):
+            settings[name] = await _settings(name)
         who = self._scope(conn_id, arguments, scope)
-        async with shared_engine(settings[None]) as engine:
+        async with shared_engine(own) as engine:
             reply = await asked.ask(engine, settings, who)
         answer = await asyncio.to_thread(asked.delivered, reply)
         await self._push("llm_usage", reply.usage_record())
@@ -141,15 +147,6 @@ class ClaudeTrigger(BaseTrigger):
                     key=key, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index
                 )
             )
-
-
-def _failure(error: LLMError) -> dict[str, Any]:
-    """Return an error as an event; Airflow logs it, so it holds no text of a document or answer."""
-    return {
-        "kind": error.kind,
-        "message": str(error),
-        "retry_after_s": error.retry_after_s if isinstance(error, RetryableError) else None,
-    }
 
 
 def _event(payload: dict[str, Any]) -> TriggerEvent:

@@ -26,6 +26,7 @@ from airflow_llm_provider.errors import (
     SpendLimitReached,
     TooLong,
     Truncated,
+    UnknownModel,
 )
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.store import Ledger
@@ -106,7 +107,7 @@ async def test_a_thousand_questions_are_each_paid_once(engine: Engine, claude_se
         ({"status": 500}, ServerError),
         ({"status": 504}, ServerError),
         ({"status": 400}, BadRequest),
-        ({"status": 404}, BadRequest),
+        ({"status": 404}, UnknownModel),
         ({"status": 413}, TooLong),
         ({"status": 400, "message": "prompt is too long: 250000 tokens > 200000 maximum"}, TooLong),
         ({"status": 401}, AuthenticationFailed),

@@ -11,7 +11,7 @@ from conftest import SCOPE, Clock, Wire, message, question
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.run import Engine, Route
+from airflow_llm_provider.engine.run import Engine, Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AnswerError,
@@ -194,7 +194,7 @@ async def test_a_call_that_may_have_been_billed_is_booked_at_its_ceiling(engine:
 
 
 async def test_a_fallback_answers_when_the_model_is_down(engine: Engine, wire: Wire) -> None:
-    engine.route = Route(fallbacks=[("claude-sonnet-5-5", None)])
+    engine.route = Route(fallbacks=[Fallback(model="claude-sonnet-5-5")])
     wire.usually = lambda r: Overloaded("busy") if r.model == "claude-haiku-5-5" else message("Fine.")
     reply = await engine.ask(question(), scope=SCOPE)
     assert reply.value == "Fine."
@@ -322,19 +322,20 @@ async def test_a_refusal_is_answered_by_the_fallback_where_the_author_says_so(
     engine: Engine, wire: Wire
 ) -> None:
     wire.usually = by_model(haiku=message("No.", stop_reason="refusal"), opus=message("Yes."))
-    engine.route = Route(fallbacks=[("claude-opus-5-5", None)], fall_back_on=frozenset({"refusal"}))
+    engine.route = Route(fallbacks=[Fallback(model="claude-opus-5-5")], fall_back_on=frozenset({"refusal"}))
     reply = await engine.ask(question(), scope=SCOPE)
     assert reply.value == "Yes."
 
 
 async def test_a_fallback_may_be_another_server(engine: Engine, wire: Wire) -> None:
     other = Wire()
-    engine.other_clients = {"anthropic http://other": other}
-    engine.route = Route(fallbacks=[("claude-opus-5-5", "anthropic http://other")])
+    there = Fallback(model="claude-opus-5-5", client=engine.adopt(other), connection_id="other")
+    engine.route = Route(fallbacks=[there])
     wire.usually = lambda _: Overloaded("busy")
     reply = await engine.ask(question(), scope=SCOPE)
     assert reply.value == "Fine."
     assert len(other.sent) == 1
+    assert [row.connection_id for row in rows(engine)][-1] == "other"
 
 
 async def test_what_the_author_lets_be_asked_again_is_asked_otherwise(engine: Engine, wire: Wire) -> None:
