@@ -21,8 +21,6 @@ import tempfile
 import time
 import venv
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +44,7 @@ PARAGRAPH = (
 )
 
 # What both DAG files begin with.
-QUESTION = '''
+QUESTION = """
 import pydantic
 from datetime import date
 from pathlib import Path
@@ -62,11 +60,11 @@ class Delivery(pydantic.BaseModel):
     due: date | None = None
     kind: Literal["invoice", "delivery note", "contract", "other"]
     court: str = pydantic.Field(description="the courts for a dispute")
-'''
+"""
 
 OURS = (
     QUESTION
-    + '''
+    + """
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 
 for name in ("warm_up", "documents"):
@@ -80,13 +78,13 @@ for name in ("warm_up", "documents"):
             model="fast",
             max_in_flight=IN_FLIGHT,
         )
-'''
+"""
 )
 
 # The stand-in answers structured output in the API's own format, so NativeOutput instead of a tool call.
 PEER = (
     QUESTION
-    + '''
+    + """
 from airflow.providers.common.ai.operators.llm import LLMOperator
 from pydantic_ai import NativeOutput
 
@@ -101,7 +99,7 @@ for name in ("warm_up", "documents"):
             model_settings={"max_tokens": 4096},
             serialize_output=True,
         ).expand(prompt=[file.read_text() for file in files])
-'''
+"""
 )
 
 
@@ -176,7 +174,10 @@ def main() -> None:
 def _measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from machine import stand_in
 
-    with tempfile.TemporaryDirectory(prefix="bench-documents-") as folder, stand_in(latency_s=options.latency) as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-documents-") as folder,
+        stand_in(latency_s=options.latency) as url,
+    ):
         side = _side(name, url, options)
         _write_documents(Path(folder, "warm_up"), range(-WARM_UP, 0))
         _write_documents(Path(folder, "documents"), range(options.documents))
@@ -291,7 +292,9 @@ def _write_documents(folder: Path, numbers: range) -> None:
 
 
 def _invoice(url: str, **params: int) -> dict[str, Any]:
-    told: dict[str, Any] = httpx.get(f"{url}/stand-in/invoice", params=params, timeout=60, trust_env=False).json()
+    told: dict[str, Any] = httpx.get(
+        f"{url}/stand-in/invoice", params=params, timeout=60, trust_env=False
+    ).json()
     return told
 
 

@@ -61,17 +61,19 @@ class ClaudeOperator(BaseOperator):
     system: the system prompt; templates work here too.
     model: a tier (`fast`, `balanced`, `strong`) or a model id, None for the connection's default tier; or a
         list to escalate through: the first answers, the next is asked where the answer is invalid or refused,
-        or states a `confidence` below `min_confidence`.
+        or unsure.
     output_type: None or `str` for text; a pydantic model, enum, list, union or any other type pydantic knows;
         or a JSON schema as a dict.
     max_tokens: the longest answer; a long one streams under the hood.
     effort, thinking, stop_sequences, metadata, extra_body: as the Messages API takes them.
+    min_confidence: an answer that states a `confidence` (a field, 0 to 1) below it is unsure.
     validators: functions of the validated value that return None or a complaint, which is sent back to the
         model; they may raise BusinessError where asking again is no use.
     max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
     retry: policies by class of error, such as `{"rate_limit": {"attempts": 3}}`; see engine.retry.
-    fallbacks: tiers, model ids or `conn:ID` (another connection), asked in turn on the errors that
-        `fall_back_on` names; None: the connection's own.
+    fallbacks: tiers, model ids or `conn:ID` (another connection), asked in turn when the model can't be had;
+        None: the connection's own.
+    fall_back_on: the classes of error that lead to a fallback.
     too_long, max_input_tokens: what to do with an input that can't be read at once: `fail`, `truncate` or
         `map_reduce`; see engine.long.
     output: an absolute path or object storage URL that the answer is written to, text as it is and data as
@@ -79,6 +81,7 @@ class ClaudeOperator(BaseOperator):
     reuse: whose answers may be taken: `run` (this DAG run's), `always` (any run's) or `never`.
     version: change it to ask anew.
     tags: kept with the call, beside the DAG's own.
+    claude_conn_id: the Airflow connection, of type `claude`.
     deferrable: wait in the triggerer, from start to end, and hold no worker. What needs Python of the DAG file
         (validators, an output_type defined in it) or of a worker (outlets, callbacks) runs in a worker, and
         says so when the DAG is parsed.

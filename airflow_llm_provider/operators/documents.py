@@ -73,22 +73,23 @@ class ClaudeDocumentsOperator(BaseOperator):
     output_type: a pydantic model or any type pydantic knows; a JSON schema as a dict; None for text. A list
         type lands one row an item.
     model: a tier (`fast`, `balanced`, `strong`) or a model id; None: the connection's default tier; or a list to
-        escalate through, the cheapest first, as far as answers are invalid, refused, or state a `confidence`
-        below `min_confidence`.
-    roots: folders or URL prefixes below which files may be read. By default [llm] roots, and, if `documents` is
-        a path without a template in it, that path.
+        escalate through, the cheapest first, as far as answers are invalid, refused, or unsure.
+    min_confidence: an answer that states a `confidence` (a field, 0 to 1) below it is unsure.
+    roots: folders or URL prefixes below which files may be read; None: [llm] roots, and where there are none
+        either, `documents` itself, if the DAG author typed it.
     strings: whether strings in a list are `text` or `path`s.
     id_field, text_field: the fields of a row that are its id and its text; by default `id`, and the whole row.
     pattern: file names to take from a folder, such as `*.txt`; by default every format that can be read.
     pdf: `auto` sends the text of pages that have it and the others as they are; `text`; `native`.
+    encoding: of text files without a byte order mark.
     framing: `document` (the API's document blocks) or `tag`, for compatible servers that lack them.
-    max_bytes: larger documents are dead letters; 32 MB by default.
+    max_bytes: larger documents are dead letters.
     max_tokens, effort, extra_body: as the Messages API takes them.
     validators: functions of the validated value that return None or a complaint, which is sent back.
     max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
     retry, fallbacks, fall_back_on, too_long, max_input_tokens: as for ClaudeOperator.
-    max_failed: dead letters that are tolerated: an int is a count, a float a share of the documents. Beyond it
-        the task fails, after all others are done and written.
+    max_failed: dead letters that are tolerated: an int is a count, a float a share of the documents found.
+        Beyond it the task fails, after all others are done and written.
     max_in_flight: requests at once.
     reuse: whose answers may be taken: `always` (any run's), `run` (this DAG run's) or `never`.
     version: change it to ask everything anew.
@@ -96,6 +97,7 @@ class ClaudeDocumentsOperator(BaseOperator):
     limit: ask about so many documents at most; the rest are `pending`.
     dry_run: send nothing; return what would be asked and the most it could cost.
     tags: kept with every call, beside the DAG's own.
+    claude_conn_id: the Airflow connection, of type `claude`.
 
     Returns a manifest below 4 KB: paths, counts by outcome, tokens, cost, seconds. Raises AirflowFailException
     for what no retry can mend, and AirflowException where the next try may do better.

@@ -121,9 +121,14 @@ def _require_plain(task: Any) -> None:
     """Raise NeedsWorker for what an end in the trigger would silently leave out."""
     if task.outlets:
         raise NeedsWorker("it has outlets")
+    # A mapped task keeps some of these as arguments for the task it will make.
+    given = {**(task.dag.default_args if task.dag else {}), **getattr(task, "partial_kwargs", {})}
     for name in _CALLBACKS:
-        if getattr(task, name, None):
-            raise NeedsWorker(f"it has {name.strip('_')}")
+        argument = name.removeprefix("_").removesuffix("_hook")
+        if getattr(task, name, None) or (isinstance(task, MappedOperator) and given.get(argument)):
+            raise NeedsWorker(f"it has {argument}")
+    if getattr(task, "multiple_outputs", False) or given.get("multiple_outputs"):
+        raise NeedsWorker("it has multiple_outputs")
     if task.get_closest_mapped_task_group() is not None:
         raise NeedsWorker("it is in a mapped task group")
     dag = task.get_dag()

@@ -96,7 +96,7 @@ def test_a_call_mapped_over_literals_goes_to_the_triggerer(by, over):
     assert mapped(by=by, over=over).start_from_trigger is True
 
 
-@pytest.mark.parametrize("by", ["expand", "kwargs"])
+@pytest.mark.parametrize("by", ["expand", "kwargs", "kwargs, one by one"])
 def test_a_call_mapped_over_an_xcom_goes_to_the_triggerer(by):
     with DAG("lanes", schedule=None):
 
@@ -104,13 +104,14 @@ def test_a_call_mapped_over_an_xcom_goes_to_the_triggerer(by):
         def rows():
             return []
 
-        partial = ClaudeOperator.partial(task_id="ask", deferrable=True, prompt="?")
-        if by == "expand":
-            ask = ClaudeOperator.partial(task_id="ask2", deferrable=True).expand(prompt=rows())
-            partial.expand(version=["1"])
-        else:
-            partial = ClaudeOperator.partial(task_id="ask3", deferrable=True)
-            ask = partial.expand_kwargs(rows())
+        partial = ClaudeOperator.partial(task_id="ask", deferrable=True)
+        match by:
+            case "expand":
+                ask = partial.expand(prompt=rows())
+            case "kwargs":
+                ask = partial.expand_kwargs(rows())
+            case _:
+                ask = partial.expand_kwargs([rows(), {"prompt": "?"}])
     assert ask.start_from_trigger is True
 
 
@@ -129,8 +130,9 @@ REASONS = {
     "on_success": ({"on_success_callback": print}, {}, "it has on_success_callback"),
     "on_execute": ({"on_execute_callback": print}, {}, "it has on_execute_callback"),
     "on_skipped": ({"on_skipped_callback": print}, {}, "it has on_skipped_callback"),
-    "pre_execute": ({"pre_execute": print}, {}, "it has pre_execute_hook"),
-    "post_execute": ({"post_execute": print}, {}, "it has post_execute_hook"),
+    "pre_execute": ({"pre_execute": print}, {}, "it has pre_execute"),
+    "post_execute": ({"post_execute": print}, {}, "it has post_execute"),
+    "multiple outputs": ({"multiple_outputs": True}, {}, "it has multiple_outputs"),
     "own params": ({"params": {"law": Param("Swiss", type="string")}}, {}, "it has params of its own (law)"),
     "macros": ({}, {"user_defined_macros": {"a": 1}}, "macros, filters or Jinja settings"),
     "filters": ({}, {"user_defined_filters": {"a": str}}, "macros, filters or Jinja settings"),
@@ -177,8 +179,7 @@ def test_params_that_are_the_dags_are_no_reason(caplog):
 @pytest.mark.parametrize(
     ("by", "over", "reason"),
     [
-        ("expand", {"prompt": ["a"], "retries": [1]}, "it is mapped over retries"),
-        ("kwargs", [{"prompt": "a", "pool": "b"}], "it is mapped over pool"),
+        ("kwargs", [{"prompt": "a", "env": "dev"}], "it is mapped over env"),
         ("expand", {"prompt": ["{{ prev_start_date_success }}"]}, "its templates use"),
         ("expand", {"prompt": ["a"], "output_type": [Debt]}, "can't be handed to the triggerer"),
     ],

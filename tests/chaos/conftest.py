@@ -22,14 +22,18 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
     (folder / "dags").mkdir()
     names = [f"{kind}_{seed}" for kind in LEDGERS for seed in range(SEED, SEED + SEEDS)]
     stops = ("failed", "cleared")
-    servers = {name: StandIn(latency_s=1.0) for name in names} | {name: StandIn(latency_s=3.0) for name in stops}
+    servers = {name: StandIn(latency_s=1.0) for name in names} | {
+        name: StandIn(latency_s=3.0) for name in stops
+    }
     with LocalPostgres() as postgres:
         jobs = {}
         for name, server in servers.items():
             server.__enter__()
             is_postgres = name.startswith("postgresql")
             url = postgres.create_database(name) if is_postgres else f"sqlite:///{folder}/{name}.db"
-            sizes = {"documents": 200, "in_flight": 64} if name in stops else {"documents": 500, "in_flight": 8}
+            sizes = (
+                {"documents": 200, "in_flight": 64} if name in stops else {"documents": 500, "in_flight": 8}
+            )
             jobs[name] = Job(name=name, folder=folder, ledger_url=url, server=server, **sizes)
             jobs[name].write(folder / "dags")
         config = {
@@ -65,5 +69,12 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if runs:
         totals = {name: sum(run[name] for run in runs) for name in ("kills", "duplicates", "in_flight")}
         seconds = round(sum(run["seconds"] for run in runs), 1)
-        told = {"name": "chaos", "runs": len(runs), **totals, "seconds": seconds, "seed": SEED, "seeds": SEEDS}
+        told = {
+            "name": "chaos",
+            "runs": len(runs),
+            **totals,
+            "seconds": seconds,
+            "seed": SEED,
+            "seeds": SEEDS,
+        }
         terminalreporter.write_line(json.dumps(told))

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.schema import OPEN, SETTLED, call
 from airflow_llm_provider.testing.airflow import LocalAirflow
 from airflow_llm_provider.testing.books import Books, balance
+from airflow_llm_provider.testing.processes import is_alive
 from airflow_llm_provider.testing.standin import StandIn
 
 # SEED=4711 repeats that seed; SEEDS=5 takes the four after it too; KILLS=9 kills so often in each run.
@@ -44,6 +46,7 @@ with DAG({name!r}, schedule=None):
     )
 """
 
+
 @dataclass(kw_only=True)
 class Job:
     """A DAG over documents of its own, with a stand-in and a ledger of its own."""
@@ -71,7 +74,9 @@ class Job:
         inbox = self.folder / "inbox" / self.name
         inbox.mkdir(parents=True)
         for number in range(self.documents):
-            (inbox / f"{number:04}.txt").write_text(f"Note {number:04} says that number {number} is due. " * 20)
+            (inbox / f"{number:04}.txt").write_text(
+                f"Note {number:04} says that number {number} is due. " * 20
+            )
         self.output.parent.mkdir(exist_ok=True)
         values = {"name": self.name, "inbox": str(inbox), "output": str(self.output)}
         text = DAG.format(**values, in_flight=self.in_flight, retries=self.retries)
@@ -81,9 +86,9 @@ class Job:
         extra = {"ledger_url": self.ledger_url, "default_tier": "fast"}
         return {"conn_type": "claude", "password": "sk-chaos", "host": self.server.url, "extra": extra}
 
-    def open_attempts(self) -> dict[str, int]:
-        """Return what the ledger holds as in flight: attempt id to the try that opened it."""
-        return {row.id: row.try_number for row in self._rows(call.c.state == OPEN)}
+    def open_attempts(self, try_number: int) -> set[str]:
+        """Return the attempts of one try that the ledger holds as in flight."""
+        return {row.id for row in self._rows(sa.and_(call.c.state == OPEN, call.c.try_number == try_number))}
 
     def settled(self) -> int:
         return len(self._rows(call.c.state == SETTLED))
@@ -116,3 +121,11 @@ class Chaos:
 
     airflow: LocalAirflow
     jobs: dict[str, Job]
+
+
+def runs(pid: int) -> bool:
+    """Return whether the process is there and works."""
+    try:
+        return is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return False

@@ -6,20 +6,29 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import pytest
-from jobs import KILLS, LEDGERS, SEED, SEEDS, Chaos, Job
+from jobs import KILLS, LEDGERS, SEED, SEEDS, Chaos, Job, runs
 
 from airflow_llm_provider.testing.airflow import TaskProcess
-from airflow_llm_provider.testing.processes import is_alive, send_signal
-
+from airflow_llm_provider.testing.processes import send_signal, wait_until
 
 SHORTEST_RUN_S = 60.0
 TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """One try of the task: its processes, and its number."""
+
+    task: TaskProcess
+    number: int
+
+    def is_running(self) -> bool:
+        return runs(self.task.runner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +75,12 @@ def test_each_document_has_one_row_and_only_calls_in_flight_are_paid_again(
     kills = plan(random.Random(f"{seed} {ledger}"), job.documents)
     run = chaos.airflow.trigger(job.name)
     started = time.monotonic()
-    lost: dict[str, int] = {}
+    lost: set[str] = set()
     done = 0
     for kill in kills:
-        if (task := wait_for(chaos, job, run, kill)) is None:
+        if (victim := wait_for(chaos, job, run, kill)) is None:
             break  # it was too quick for us at its end
-        in_flight = strike(job, task, kill, counted=set(lost))
+        in_flight = strike(job, victim, kill)
         done += 1
         lost |= in_flight
         with capsys.disabled():
@@ -83,11 +92,11 @@ def test_each_document_has_one_row_and_only_calls_in_flight_are_paid_again(
             )
     assert chaos.airflow.wait(job.name, run, TIMEOUT_S) == "success"
     seconds = time.monotonic() - started
-    settle(job)
+    look_until(lambda: job.server.in_flight == 0)  # a runner without supervisor may still be at work
 
     books = job.require_complete()
     extra = job.server.invoice.paid - job.documents
-    tries = chaos.airflow.task_instances(job.name, run)[0]["try_number"]
+    tries = instance(chaos, job, run)["try_number"]
     result |= {"kills": done, "duplicates": extra, "in_flight": len(lost), "seconds": seconds}
     with capsys.disabled():
         print(f"\n{job.name}: {result}, {tries} tries, {books}")
@@ -97,73 +106,66 @@ def test_each_document_has_one_row_and_only_calls_in_flight_are_paid_again(
     assert done >= KILLS - 1
 
 
-def wait_for(chaos: Chaos, job: Job, run: str, kill: Kill) -> TaskProcess | None:
-    """Wait for a kill's moment; return the task's processes, or None when the run has ended before."""
-    task = None
-    for _ in looks(lambda: task is not None):
-        task = next(iter(chaos.airflow.task_pids()), None)
-        if task is None and chaos.airflow.get(f"dags/{job.name}/dagRuns/{run}")["state"] == "success":
-            return None
-    assert task is not None
+def wait_for(chaos: Chaos, job: Job, run: str, kill: Kill) -> Victim | None:
+    """Wait for a kill's moment; return the try to kill, or None when the run has ended before."""
+    victim = appear(chaos, job, run)
+    if victim is None:
+        return None
     if "supervisor" in kill.victims:
         # Killed before it has told the API server that the task runs, LocalExecutor leaves it queued for ever.
-        for _ in looks(lambda: is_reported(chaos, job, run) or not is_running(task)):
-            pass
+        look_until(lambda: is_reported(chaos, job, run) or not victim.is_running())
     if kill.settled < job.documents:
-        for _ in looks(lambda: job.settled() >= kill.settled or not is_running(task)):
-            pass
+        look_until(lambda: job.settled() >= kill.settled or not victim.is_running())
     else:
-        for _ in looks(lambda: job.settled() == job.documents or not is_running(task)):
-            pass
         before = drafts(job)
-        deadline = time.monotonic() + 20.0  # reading 500 answers from the ledger takes less than one
+        look_until(lambda: job.settled() > job.documents - job.in_flight or not victim.is_running())
+        # The output is written within milliseconds, so here we look without rest.
+        deadline = time.monotonic() + 60.0
         while not drafts(job) - before and time.monotonic() < deadline:
-            time.sleep(0.0005)
+            time.sleep(0.0002)
     time.sleep(kill.delay_s)
-    return task if is_running(task) else None
+    return victim if victim.is_running() else None
 
 
-def strike(job: Job, task: TaskProcess, kill: Kill, counted: set[str]) -> dict[str, int]:
-    """Stop the victims, write down what the ledger holds as in flight, and kill them.
+def appear(chaos: Chaos, job: Job, run: str) -> Victim | None:
+    """Wait for a try's processes; None when the run has succeeded instead."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        if tasks := chaos.airflow.task_pids():
+            return Victim(task=tasks[0], number=instance(chaos, job, run)["try_number"])
+        if chaos.airflow.get(f"dags/{job.name}/dagRuns/{run}")["state"] == "success":
+            return None
+        time.sleep(0.05)
+    raise TimeoutError(f"no try of {job.name} came up within {TIMEOUT_S:.0f} s")
+
+
+def strike(job: Job, victim: Victim, kill: Kill) -> set[str]:
+    """Stop the victims, write down what the ledger holds as in flight for this try, and kill them.
 
     Stopped first: between counting and killing they would settle some calls and send others.
     """
-    pids = [getattr(task, victim) for victim in kill.victims]
+    pids = [getattr(victim.task, name) for name in kill.victims]
     for pid in pids:
         send_signal(pid, signal.SIGSTOP)
-    in_flight = {id: number for id, number in job.open_attempts().items() if id not in counted}
+    in_flight = job.open_attempts(victim.number)
     for pid in pids:
         send_signal(pid, signal.SIGKILL)
-    for _ in looks(lambda: not any(psutil.pid_exists(pid) and is_alive(psutil.Process(pid)) for pid in pids)):
-        pass
+    look_until(lambda: not any(runs(pid) for pid in pids))
     return in_flight
 
 
+def instance(chaos: Chaos, job: Job, run: str) -> dict[str, Any]:
+    return chaos.airflow.task_instances(job.name, run)[0]
+
+
 def is_reported(chaos: Chaos, job: Job, run: str) -> bool:
-    return bool(chaos.airflow.task_instances(job.name, run)[0]["state"] == "running")
-
-
-def settle(job: Job) -> None:
-    """Wait until nothing is in flight: a runner without supervisor may still be at work."""
-    for _ in looks(lambda: job.server.in_flight == 0):
-        pass
+    return bool(instance(chaos, job, run)["state"] == "running")
 
 
 def drafts(job: Job) -> set[str]:
     return {entry.name for entry in os.scandir(job.output.parent) if entry.name.endswith(".tmp")}
 
 
-def is_running(task: TaskProcess) -> bool:
-    return psutil.pid_exists(task.runner) and is_alive(psutil.Process(task.runner))
-
-
-def looks(done: Callable[[], Any], *, every_s: float = 0.05) -> Iterator[None]:
-    """Yield before every look at `done` until it says so; TimeoutError when it never does."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        yield
-        if done():
-            return
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {TIMEOUT_S:.0f} s")
-        time.sleep(every_s)
+def look_until(done: Callable[[], Any]) -> None:
+    if not wait_until(done, TIMEOUT_S):
+        raise TimeoutError(f"not within {TIMEOUT_S:.0f} s")

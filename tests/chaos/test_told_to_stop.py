@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import psutil
 import pytest
 import sqlalchemy as sa
-from jobs import Chaos, Job
+from jobs import Chaos, Job, runs
 
 from airflow_llm_provider.ledger.schema import OPEN, UNPROVEN, call
-from airflow_llm_provider.testing.processes import is_alive, wait_until
+from airflow_llm_provider.testing.processes import wait_until
 
 STOP_S = 10.0  # the supervisor hears of it at its next heartbeat; five seconds after TERM it would KILL
 
@@ -49,10 +48,6 @@ def test_a_task_told_to_stop_drops_its_calls_and_pays_only_those_again(chaos: Ch
     books = job.require_complete()
     assert books.unproven == len(dropped)
     assert job.server.invoice.paid - job.documents <= len(dropped)
-
-
-def runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and is_alive(psutil.Process(pid))
 
 
 def attempts(job: Job, state: str) -> list[Any]:

@@ -12,7 +12,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[LocalPostgres]:
-    with LocalPostgres() as server:
+    with LocalPostgres(durable=False) as server:  # processes are killed here, no machine loses its power
         yield server
 
 
