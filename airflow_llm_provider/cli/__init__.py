@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from airflow_llm_provider import __version__
 from airflow_llm_provider.cli import connection, dead_letters, demo, ledger, stand_in
+from airflow_llm_provider.cli.output import fail
+from airflow_llm_provider.errors import LLMError
+
+
+class _OneLineErrors(TyperGroup):
+    """Our own errors say what to do; a traceback would hide it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LLMError as error:
+            fail(error)
+
 
 app = typer.Typer(
     name="airflow-llm",
+    cls=_OneLineErrors,
     help="Claude in Airflow: try it, test a connection, look after dead letters and the ledger.",
     no_args_is_help=True,
     add_completion=False,

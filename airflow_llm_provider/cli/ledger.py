@@ -30,6 +30,8 @@ def _ledger() -> None:
 def show_ledger(
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
+    dag: Annotated[str | None, typer.Option("--dag", help="Only the calls of this DAG.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Only the calls of this DAG run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """Show where the ledger is, its size, its calls by state, and what they cost."""
@@ -43,7 +45,7 @@ def show_ledger(
     database = Database(find_ledger(ledger_url, conn_id))
     where = database.url.render_as_string(hide_password=True)
     try:
-        found, size = totals(database), size_bytes(database)
+        found, size = totals(database, dag_id=dag, run_id=run), size_bytes(database)
     except sa.exc.DBAPIError as error:
         fail(f"The ledger at {where} can't be read: {error.orig}")
     finally:

@@ -1,0 +1,168 @@
+"""CPU-seconds of a whole task with one call in a worker: ClaudeOperator against the official LLMOperator.
+
+Each side runs in a real Airflow (api-server, scheduler with LocalExecutor, dag-processor; SQLite), in turn, asks the
+same stand-in the same question, and runs its task `--tasks` times, one after the other. CPU is user and system of
+LocalExecutor's worker process and of the task process it forks, start to end: what a task costs on a worker, without
+the scheduler and the API server, which are the same Airflow on both sides. Before, each side has run its task once.
+
+Then again with what a task imports loaded beforehand in the process that workers are forked from. This needs no
+support of ours: Airflow loads `airflow_local_settings.py` from its `config` folder in every component, so
+
+    import sys
+    if "scheduler" in sys.argv or "celery" in sys.argv:
+        import airflow_llm_provider.preload_me  # see PRELOAD_OURS below for what to import
+
+in that file is all. The memory is shared between the workers. The official provider is preloaded the same way.
+
+The official provider lives in .bench/rivals, see documents.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from documents import MODEL, _rivals
+from machine import machine, stand_in
+
+from airflow_llm_provider.testing.airflow import LocalAirflow
+from airflow_llm_provider.testing.processes import session_members, title, wait_until
+
+TIMEOUT_S = 300
+QUESTION = "We owe you $7.00 for two boxes. What is owed?"
+OURS = f"""
+from airflow.sdk import DAG
+from airflow_llm_provider.operators.claude import ClaudeOperator
+
+with DAG("worker", schedule=None):
+    ClaudeOperator(task_id="ask", model="fast", prompt={QUESTION!r})
+"""
+PEER = f"""
+from airflow.sdk import DAG
+from airflow.providers.common.ai.operators.llm import LLMOperator
+
+with DAG("worker", schedule=None):
+    LLMOperator(task_id="ask", llm_conn_id="claude", model_settings={{"max_tokens": 4096}}, prompt={QUESTION!r})
+"""
+PRELOAD = """
+import sys
+
+if "scheduler" in sys.argv or "celery" in sys.argv:  # the process that workers are forked from
+"""
+PRELOAD_OURS = """
+    import anthropic
+    import anthropic.resources.messages
+    import aiohttp
+    import httpx2
+    import genai_prices.data_snapshot
+    import airflow_llm_provider.hooks.call
+    import airflow_llm_provider.ledger.store
+    import airflow_llm_provider.operators.claude
+"""
+PRELOAD_PEER = """
+    import anthropic
+    import anthropic.resources.beta.messages
+    import pydantic_ai.models.anthropic
+    import pydantic_ai.providers.anthropic
+    import airflow.providers.common.ai.hooks.pydantic_ai
+    import airflow.providers.common.ai.operators.llm
+"""
+
+
+def main() -> None:
+    """Measure each side in turn, cold and preloaded, and print the medians."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, default=5, help="measured in each round")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", choices=["ours", "peer", "ours_preloaded", "peer_preloaded"])
+    options = parser.parse_args()
+    figures: dict[str, list[float]] = {"ours": [], "peer": [], "ours_preloaded": [], "peer_preloaded": []}
+    for _ in range(options.rounds):
+        for side, tasks in figures.items():
+            if options.only in (None, side):
+                tasks += _measure(side, options.tasks)
+                print(f"{side}: {[round(cpu, 2) for cpu in tasks]}", file=sys.stderr, flush=True)
+    if options.only:
+        return
+    median = {side: round(statistics.median(tasks), 3) for side, tasks in figures.items()}
+    print(
+        json.dumps(
+            {
+                "name": "worker",
+                "ours": median["ours"],
+                "peer": median["peer"],
+                "ratio": round(median["peer"] / median["ours"], 2),
+                "unit": "CPU-seconds a task",
+                "target": {"ratio": 1.3, "ours_preloaded": 0.5},
+                "ours_preloaded": median["ours_preloaded"],
+                "peer_preloaded": median["peer_preloaded"],
+                "ratio_preloaded": round(median["peer_preloaded"] / median["ours_preloaded"], 2),
+                "tasks": {side: len(tasks) for side, tasks in figures.items()},
+                "spread": {side: [round(min(tasks), 3), round(max(tasks), 3)] for side, tasks in figures.items()},
+                "machine": machine(Path(tempfile.gettempdir())),
+            }
+        )
+    )
+
+
+def _measure(side: str, tasks: int) -> list[float]:
+    is_ours = side.startswith("ours")
+    with tempfile.TemporaryDirectory(prefix="bench-worker-") as folder, stand_in() as url:
+        Path(folder, "dags").mkdir()
+        Path(folder, "dags", "bench.py").write_text(OURS if is_ours else PEER)
+        if side.endswith("preloaded"):
+            Path(folder, "home", "config").mkdir(parents=True)
+            Path(folder, "home", "config", "airflow_local_settings.py").write_text(
+                PRELOAD + (PRELOAD_OURS if is_ours else PRELOAD_PEER)
+            )
+        connection: dict[str, Any] = {"conn_type": "claude", "password": "sk-bench", "host": url}
+        if not is_ours:
+            connection |= {"conn_type": "pydanticai", "extra": {"model": f"anthropic:{MODEL}"}}
+        with LocalAirflow(
+            Path(folder, "home"),
+            Path(folder, "dags"),
+            python=sys.executable if is_ours else str(_rivals()),
+            parallelism=1,
+            connections={"claude": connection, "claude_default": connection},
+            components=("api-server", "scheduler", "dag-processor"),
+        ) as airflow:
+            _run_task(airflow)
+            return [_run_task(airflow) for _ in range(tasks)]
+
+
+def _run_task(airflow: LocalAirflow) -> float:
+    """Run the task once and return what it cost its worker."""
+    before = _cpu_of_workers(airflow)
+    run = airflow.trigger("worker")
+    if airflow.wait("worker", run, TIMEOUT_S) != "success":
+        raise SystemExit(airflow.log("worker", run, "ask"))
+    # A task reports success before its process has ended; what that still costs is its own.
+    assert wait_until(lambda: not airflow.task_pids() and _is_idle(airflow), 30)
+    return _cpu_of_workers(airflow) - before
+
+
+def _workers(airflow: LocalAirflow) -> list[Any]:
+    """Return LocalExecutor's worker processes, which await the tasks that they fork."""
+    members = session_members({airflow.pids()["scheduler"]})
+    return [member for member in members if "LocalExecutor" in title(member)]
+
+
+def _is_idle(airflow: LocalAirflow) -> bool:
+    return all(title(worker).endswith("<idle>") for worker in _workers(airflow))
+
+
+def _cpu_of_workers(airflow: LocalAirflow) -> float:
+    total = 0.0
+    for worker in _workers(airflow):
+        times = worker.cpu_times()
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+if __name__ == "__main__":
+    main()
