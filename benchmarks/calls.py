@@ -31,7 +31,7 @@ from airflow_llm_provider.testing.processes import wait_until
 
 TIMEOUT_S = 1800
 WARM_UP = 2
-PROMPTS = '''
+PROMPTS = """
 from airflow.sdk import DAG, task
 
 
@@ -42,7 +42,7 @@ def prompts(name, count):
 
 for name, count in (("warm_up", WARM_UP), ("calls", CALLS)):
     with DAG(name, schedule=None, default_args={"retries": 2}):
-'''
+"""
 OURS = (
     "from airflow_llm_provider.operators.claude import ClaudeOperator\n"
     + PROMPTS
@@ -70,9 +70,7 @@ def main() -> None:
     parser.add_argument("--parallelism", type=int, default=4, help="worker slots")
     parser.add_argument("--side", choices=["ours", "peer"], help="only this one")
     options = parser.parse_args()
-    figures = {
-        side: _measure(side, options) for side in ("ours", "peer") if options.side in (None, side)
-    }
+    figures = {side: _measure(side, options) for side in ("ours", "peer") if options.side in (None, side)}
     if options.side:
         return
     ours, peer = figures["ours"]["cpu_s_a_call"], figures["peer"]["cpu_s_a_call"]
@@ -123,7 +121,11 @@ def _measure(side: str, options: argparse.Namespace) -> dict[str, Any]:
                 [InvoiceLine(**line) for line in _invoice(url, lines=1)["lines"]],
             )
             assert (books.paid, books.unproven) == (calls + WARM_UP, 0), books
-    print(f"{side}: " + ", ".join(f"{name} {value}" for name, value in figures.items()), file=sys.stderr, flush=True)
+    print(
+        f"{side}: " + ", ".join(f"{name} {value}" for name, value in figures.items()),
+        file=sys.stderr,
+        flush=True,
+    )
     return figures
 
 

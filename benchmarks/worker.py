@@ -103,7 +103,9 @@ def main() -> None:
                 "peer_preloaded": median["peer_preloaded"],
                 "ratio_preloaded": round(median["peer_preloaded"] / median["ours_preloaded"], 2),
                 "tasks": {side: len(tasks) for side, tasks in figures.items()},
-                "spread": {side: [round(min(tasks), 3), round(max(tasks), 3)] for side, tasks in figures.items()},
+                "spread": {
+                    side: [round(min(tasks), 3), round(max(tasks), 3)] for side, tasks in figures.items()
+                },
                 "machine": machine(Path(tempfile.gettempdir())),
             }
         )

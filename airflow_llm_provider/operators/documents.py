@@ -17,6 +17,8 @@ from airflow_llm_provider.errors import require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
+from airflow_llm_provider.hooks.storage import object_storage
+from airflow_llm_provider.operators.rows import Rows, is_path
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -34,27 +36,6 @@ _RUN_VALUES = re.compile(
     r"\{\{[^}]*\b(ds|ts|run_id|logical_date|data_interval_\w+|dag_run|ti|task_instance|execution_date|prev_\w+"
     r"|ds_nodash|ts_nodash\w*)\b"
 )
-
-
-class Rows(Sequence[Any]):
-    """Documents given in memory: Airflow neither renders them nor shows them under Rendered Templates."""
-
-    def __init__(self, rows: Sequence[Any]) -> None:
-        self._rows = list(rows) if isinstance(rows, (list, tuple)) else _fetched(rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} documents>"
-
-    @property
-    def are_texts(self) -> bool:
-        """Whether no item is a path object, which would be opened."""
-        return not any(_is_path(row) for row in self._rows)
 
 
 class ClaudeDocumentsOperator(BaseOperator):
@@ -204,7 +185,7 @@ class ClaudeDocumentsOperator(BaseOperator):
                 "resolve: give that output itself, or join several as `first.concat(second)`."
             )
         # Known only here: rendering replaces the template by its value.
-        self._is_typed = _is_typed(documents)
+        self._is_literal = _is_literal(documents)
         self._run_values = sorted(set(_RUN_VALUES.findall(f"{prompt}\n{system}")))
 
     @property
@@ -301,7 +282,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             pattern=self.pattern,
             strings=self.strings,
             encoding=self.encoding,
-            to_path=_object_storage,
+            to_path=object_storage,
         )
 
     def _sink(self, output_type: OutputType, map_index: int | None) -> RowSink:
@@ -312,7 +293,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             part=f"part-{map_index}" if map_index is not None and map_index >= 0 else None,
             schema=output_type.item_schema,
             list_type=output_type.is_list,
-            to_path=_object_storage,
+            to_path=object_storage,
         )
 
     def _question(self, output_type: OutputType) -> Question:
@@ -348,7 +329,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         roots = named.split(",") if isinstance(named, str) else list(named)
         roots = [root.strip() for root in roots if root.strip()]
         texts = isinstance(self.documents, Rows) and self.documents.are_texts and self.strings == "text"
-        if roots or texts or (self._is_typed and not self._is_mapped_over_a_task()):
+        if roots or texts or (self._is_literal and not self._is_mapped_over_a_task()):
             return roots or None
         raise AirflowFailException(
             f"{self.task_id}: which documents to read is decided at run time ({self.documents!r}), so it must be said "
@@ -395,25 +376,12 @@ class ClaudeDocumentsOperator(BaseOperator):
         raise AirflowException(message) from may_heal
 
 
-def _is_typed(documents: Any) -> bool:
+def _is_literal(documents: Any) -> bool:
     """Tell whether the DAG author has typed these very documents, with no template and no XCom in them."""
     if isinstance(documents, (list, tuple)):
         return True
-    written = str(documents) if isinstance(documents, str) or _is_path(documents) else "{{"
+    written = str(documents) if isinstance(documents, str) or is_path(documents) else "{{"
     return "{{" not in written and "{%" not in written
-
-
-def _fetched(rows: Sequence[Any]) -> list[Any]:
-    from airflow.sdk.execution_time.lazy_sequence import LazyXComSequence
-
-    # What a mapped task pushed: a slice takes one request, iterating takes one a row.
-    return list(rows[:] if isinstance(rows, LazyXComSequence) else rows)
-
-
-def _is_path(value: Any) -> bool:
-    from airflow_llm_provider.documents.paths import is_path
-
-    return is_path(value)
 
 
 def _number(limit: int | str | None) -> int | None:
@@ -424,9 +392,3 @@ def _number(limit: int | str | None) -> int | None:
 def _flag(value: bool | str) -> bool:
     """Read a yes or no that may have come through a template."""
     return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes", "on")
-
-
-def _object_storage(url: str) -> Any:
-    from airflow.sdk import ObjectStoragePath
-
-    return ObjectStoragePath(url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import enum
 import json
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pydantic
 import pytest
@@ -64,7 +64,7 @@ class Arrived(BaseOperator):
     """A downstream task that keeps what it got."""
 
     template_fields = ("value",)
-    got: list = []
+    got: ClassVar[list] = []
 
     def __init__(self, value, **kwargs):
         super().__init__(task_id="arrived", **kwargs)
@@ -244,7 +244,10 @@ def test_inputs_are_data_as_they_are(deployment, given):
     assert ran.state == "success", ran.log
     *blocks, prompt = sent(deployment)["messages"][0]["content"]
     assert prompt["text"] == "What is owed?"
-    assert [(block["type"], block["title"]) for block in blocks] == [("document", "rows"), ("document", "letter")]
+    assert [(block["type"], block["title"]) for block in blocks] == [
+        ("document", "rows"),
+        ("document", "letter"),
+    ]
     texts = [block["source"]["data"] for block in blocks]
     if given == "xcom":
         assert json.loads(texts[0]) == rows
@@ -335,13 +338,10 @@ def test_a_decorated_function_can_be_mapped(deployment):
 
 
 def test_a_decorator_has_no_prompt_argument(airflow_home):
-    with pytest.raises(TypeError, match="prompt= is what the function returns"), DAG("both", schedule=None):
-
-        @task.claude(prompt="Hello?")
-        def read():
-            return "Hello!"
-
-        read()
+    with DAG("both", schedule=None):
+        made = task.claude(prompt="Hello?", task_id="read")(lambda: "Hello!")
+        with pytest.raises(TypeError, match="prompt= is what the function returns"):
+            made()
 
 
 # Validators, cascades, fallbacks.
@@ -395,12 +395,17 @@ def test_another_model_answers_when_the_first_can_not_be_had(deployment, ask):
     ran = ask(fallbacks=["strong"], retry={"overloaded": {"attempts": 1}})
     assert ran.state == "success", ran.log
     assert ran.xcom(key="llm_usage")["model"] == STRONG
-    assert [(row["model"], row["state"]) for row in deployment.calls] == [(FAST, "failed"), (STRONG, "settled")]
+    assert [(row["model"], row["state"]) for row in deployment.calls] == [
+        (FAST, "failed"),
+        (STRONG, "settled"),
+    ]
 
 
 def test_another_connection_answers_when_the_first_can_not_be_had(deployment, ask):
     # The same server by another name: another endpoint, on the same invoice.
-    deployment.connect("elsewhere", host=deployment.server.url.replace("127.0.0.1", "localhost"), key="sk-other-4712")
+    deployment.connect(
+        "elsewhere", host=deployment.server.url.replace("127.0.0.1", "localhost"), key="sk-other-4712"
+    )
     deployment.server.fail(500, matching=lambda question: question.key_last4 != "4712")
     ran = ask(fallbacks=["conn:elsewhere"], retry={"server": {"attempts": 1}})
     assert ran.state == "success", ran.log
@@ -545,7 +550,10 @@ def test_airflow_waits_as_the_task_says_when_the_api_did_not():
 
 @pytest.mark.parametrize(
     ("retry", "said"),
-    [({"rate_limits": {"attempts": 3}}, "no class of error 'rate_limits'"), ({"network": {"tries": 3}}, "tries")],
+    [
+        ({"rate_limits": {"attempts": 3}}, "no class of error 'rate_limits'"),
+        ({"network": {"tries": 3}}, "tries"),
+    ],
 )
 def test_a_policy_that_does_not_exist_is_an_error_of_the_dag_file(airflow_home, retry, said):
     with pytest.raises(ValueError, match=said):

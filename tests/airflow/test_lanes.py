@@ -53,7 +53,9 @@ def call_of(task):
 
 
 def test_a_call_is_handed_to_the_triggerer_as_plain_data():
-    call = call_of(asked(output_type=list[Debt], model=["fast", "strong"], tags=["nightly"], do_xcom_push=False))
+    call = call_of(
+        asked(output_type=list[Debt], model=["fast", "strong"], tags=["nightly"], do_xcom_push=False)
+    )
     assert call["push"] is False
     arguments = call["arguments"]
     assert set(arguments) == set(CALL_ARGUMENTS) - {"validators"}
@@ -61,7 +63,9 @@ def test_a_call_is_handed_to_the_triggerer_as_plain_data():
     assert arguments["output_type"] == {"list of": f"{__name__}:Debt"}
 
 
-@pytest.mark.parametrize("output_type", [None, str, int, Debt, list[str], Literal["a", "b"], {"type": "object"}])
+@pytest.mark.parametrize(
+    "output_type", [None, str, int, Debt, list[str], Literal["a", "b"], {"type": "object"}]
+)
 def test_a_type_that_has_a_name_goes_to_the_triggerer(output_type):
     assert asked(output_type=output_type).start_from_trigger is True
 
@@ -211,9 +215,9 @@ def test_an_xcom_that_a_trigger_can_not_follow_needs_a_worker(caplog, how):
         else:
             ask = ClaudeOperator.partial(task_id="ask", deferrable=True).expand(prompt=source)
     assert not ask.start_from_trigger
-    assert ("its upstream 'many' is mapped" if "mapped" in how else "it uses .map(), .zip() or .concat()") in (
-        caplog.text
-    )
+    assert (
+        "its upstream 'many' is mapped" if "mapped" in how else "it uses .map(), .zip() or .concat()"
+    ) in (caplog.text)
 
 
 def test_a_call_in_a_mapped_task_group_needs_a_worker(caplog):

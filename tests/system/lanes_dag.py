@@ -52,7 +52,9 @@ with DAG("killed", schedule=None, params={"question": "When was it signed?"}):
 
         ClaudeOperator(task_id=f"plain_{lane}", prompt=prompt(lane, "plain", "killed"), **asked)
         ClaudeOperator(
-            task_id=f"templated_{lane}", prompt=f"[{lane} templated killed] {{{{ params.question }}}}", **asked
+            task_id=f"templated_{lane}",
+            prompt=f"[{lane} templated killed] {{{{ params.question }}}}",
+            **asked,
         )
         literal = [prompt(lane, "literal", "killed")]
         ClaudeOperator.partial(task_id=f"literal_{lane}", **asked).expand(prompt=literal)
@@ -65,4 +67,6 @@ with DAG("stopped", schedule=None):
 with DAG("limited", schedule=None, default_args=ABROAD):
     for lane, how in LANES.items():
         once = {"rate_limit": {"attempts": 1}}
-        ClaudeOperator(task_id=f"busy_{lane}", prompt=f"[{lane} later] Hello?", model="fast", retry=once, **how)
+        ClaudeOperator(
+            task_id=f"busy_{lane}", prompt=f"[{lane} later] Hello?", model="fast", retry=once, **how
+        )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,12 @@ ENDS: dict[str, tuple[str, str | None, list[tuple[str, str, str | None]]]] = {
     "truncation": ("failed", "Truncated: ", [("settled", "answer", None)]),
 }
 # Where the lanes differ: an answer that a trigger brings ends its task there, so no worker has a name.
-RAN_IN_WORKER = {("w", "success"): True, ("w", "failed"): True, ("d", "success"): False, ("d", "failed"): True}
+RAN_IN_WORKER = {
+    ("w", "success"): True,
+    ("w", "failed"): True,
+    ("d", "success"): False,
+    ("d", "failed"): True,
+}
 SAME = (
     *("state", "purpose", "error_class", "model", "stop_reason", "try_number", "uncached_tokens"),
     *("output_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cost_micro_usd", "ceiling_micro_usd"),
@@ -137,7 +140,9 @@ def script(stage: Stage) -> None:
             server.fail(429, retry_after=1.0, matching=f"[{lane} {shape} busy]", times=1)
         server.fail(429, retry_after=6.0, matching=f"[{lane} later]", times=1)
     server.fail(
-        kind="slow", duration_s=30.0, matching=lambda q: stage.is_slow[0] and (is_repair(q) or "time" in q.text)
+        kind="slow",
+        duration_s=30.0,
+        matching=lambda q: stage.is_slow[0] and (is_repair(q) or "time" in q.text),
     )
 
 
@@ -248,7 +253,9 @@ def test_a_deferred_task_that_is_cleared_or_marked_failed_drops_its_call(stage: 
     # Dropped long before the slow reply is through, which may still be charged.
     assert wait_until(lambda: len([r for r in stage.rows(run) if r["state"] == "unproven"]) == 2, 15)
     assert airflow.wait("stopped", run, timeout_s=60) == "failed"
-    rows = {task_id: [r for r in stage.rows(run) if r["task_id"] == task_id] for task_id in ("cleared", "failed")}
+    rows = {
+        task_id: [r for r in stage.rows(run) if r["task_id"] == task_id] for task_id in ("cleared", "failed")
+    }
     assert [(r["state"], r["error"]) for r in rows["failed"]] == [("unproven", "Cancelled in flight.")]
     assert [(r["state"], r["error"]) for r in rows["cleared"]] == [
         ("unproven", "Cancelled in flight."),
