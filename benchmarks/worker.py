@@ -5,14 +5,14 @@ same stand-in the same question, and runs its task `--tasks` times, one after th
 LocalExecutor's worker process and of the task process it forks, start to end: what a task costs on a worker, without
 the scheduler and the API server, which are the same Airflow on both sides. Before, each side has run its task once.
 
-Then again with what a task imports loaded beforehand in the process that workers are forked from. This needs no
-support of ours: Airflow loads `airflow_local_settings.py` from its `config` folder in every component, so
+Then again with what a task imports loaded beforehand, in the process that workers are forked from. That takes nothing
+but a file: Airflow runs `airflow_local_settings.py` from the `config` folder of its home in every component, and there
 
     import sys
     if "scheduler" in sys.argv or "celery" in sys.argv:
-        import airflow_llm_provider.preload_me  # see PRELOAD_OURS below for what to import
+        import anthropic, aiohttp, airflow_llm_provider.hooks.call, airflow_llm_provider.ledger.store
 
-in that file is all. The memory is shared between the workers. The official provider is preloaded the same way.
+will do (PRELOAD_OURS below is the whole list). The official provider is preloaded the same way.
 
 The official provider lives in .bench/rivals, see documents.py.
 """

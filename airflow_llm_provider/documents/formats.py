@@ -96,7 +96,8 @@ class _CsvWriter:
 
     def __init__(self, file: IO[bytes], schema: Mapping[str, Any] | None, list_type: bool) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
-        self._writer = csv.writer(self._text, lineterminator="\n")
+        # The ending RFC 4180 asks for; with any other, Python before 3.13 leaves a lone carriage return unquoted.
+        self._writer = csv.writer(self._text, lineterminator="\r\n")
         self._columns = columns(list_type)
         self._fields = data_fields(schema)
         header: list[str] = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat as stat_mode
 from typing import cast
 
 from airflow_llm_provider.documents.content import Content, Part, Unreadable
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.image import image_part, image_type
 from airflow_llm_provider.documents.pdf import PdfMode, pdf_parts
+from airflow_llm_provider.documents.regular import open_regular
 from airflow_llm_provider.documents.text import checked, decode
 
 __all__ = ["MAX_BYTES", "Content", "Part", "PdfMode", "Unreadable", "read"]
@@ -79,17 +79,11 @@ def _read_bytes(document: Document, max_bytes: int) -> bytes:
 def _read_file(path: str, max_bytes: int) -> bytes:
     """Read a regular file; what was listed as a file and has become a link, pipe or device is refused."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            stat = os.fstat(descriptor)
-            if not stat_mode.S_ISREG(stat.st_mode):
-                raise Unreadable("unreadable", f"{path!r} is no regular file")
-            if stat.st_size > max_bytes:
-                raise _too_large(stat.st_size, max_bytes)
-            with open(descriptor, "rb", closefd=False, buffering=0) as file:
-                raw = file.read()
-        finally:
-            os.close(descriptor)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise _too_large(size, max_bytes)
+            raw = file.read()
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE):
             raise  # the machine's trouble, not the document's

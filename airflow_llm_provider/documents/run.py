@@ -279,6 +279,8 @@ class Run:
         try:
             if isinstance(document, Rejected):
                 raise Unreadable(document.reason, document.message)
+            if not _is_text(document.id) or not _is_text(document.uri or ""):
+                raise Unreadable("unreadable", "its name is not UTF-8: rename it")
             reply = await self._answer(document)
         except Unreadable as error:
             self._bury(sink, index, document, error.reason, error)
@@ -291,7 +293,7 @@ class Run:
             self._failures_in_a_row = 0
             try:
                 self._land(sink, index, document, reply)
-            except RowDoesNotFit as error:
+            except (RowDoesNotFit, InvalidOutput) as error:
                 self._bury(sink, index, document, "invalid_output", error)
 
     async def _answer(self, document: Document) -> Reply:
@@ -341,8 +343,8 @@ class Run:
         if isinstance(error, (RetryableError, OSError)):
             self.may_heal = _later(self.may_heal, error)
         letter: dict[str, Any] = {
-            "document_id": document.id,
-            "uri": document.uri,
+            "document_id": _as_text(document.id),
+            "uri": _as_text(document.uri) if document.uri else None,
             "reason": reason,
             "error": type(error).__name__,
             "message": str(error),
@@ -378,6 +380,15 @@ class Run:
         total = f"{self.found}" if self._listed_all else f"{self.found}+"
         cost = usd(self.engine.tally.paid_micro_usd)
         return f"{done}/{total} documents at {rate:.1f}/s: {counts or 'none yet'}; ${cost} paid{eta}"
+
+
+def _is_text(name: str) -> bool:
+    return _as_text(name) == name
+
+
+def _as_text(name: str) -> str:
+    """Return a name with what is not UTF-8 in it spelled out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _later(one: Exception | None, other: Exception) -> Exception:

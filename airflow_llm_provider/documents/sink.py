@@ -93,6 +93,12 @@ class RowSink:
     ) -> None:
         self.discard()
 
+    @property
+    def files(self) -> list[str]:
+        """Return where the files of this run go, also those that may not come to be."""
+        place = self._place
+        return [place.uri(name) for name in (place.output, place.schema, place.manifest, place.dead_letters)]
+
     def add(self, index: int, row: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Take the row, or the rows, of the document at `index` (from 0) of the input.
 

@@ -30,6 +30,7 @@ from airflow_llm_provider.documents.paths import (
     uri_of,
     url_to_path,
 )
+from airflow_llm_provider.documents.regular import open_regular
 from airflow_llm_provider.documents.roots import OutsideRoots, Roots
 from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
 
@@ -246,7 +247,7 @@ class _Lister:
     def _rows(self, table: Document) -> Iterator[Document | Rejected]:
         try:
             stream = _open(table)
-        except (FileNotFoundError, PermissionError) as error:
+        except OSError as error:
             yield Rejected(id=table.id, uri=table.uri, reason="unreadable", message=f"{table.uri!r}: {error}")
             return
         with closing(stream):
@@ -282,4 +283,4 @@ def _open(document: Document) -> IO[bytes]:
     assert document.path is not None
     if document.store is not None:
         return cast("IO[bytes]", document.store.fs.open(document.path, "rb"))
-    return open(document.path, "rb")
+    return open_regular(document.path)

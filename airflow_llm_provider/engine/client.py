@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -78,29 +79,28 @@ class AnthropicClient:
 
         Raises the error of its class; `billed` is set on those where the API may have charged.
         """
+        sdk, fields = self._sdk, request.fields(self._api_schema(request.schema))
         try:
             if request.max_tokens > MAX_UNSTREAMED_TOKENS:
-                return await self._stream(request, timeout_s)
-            body = request.body(self._api_schema(request.schema))
+                return await self._stream(fields, timeout_s)
             # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
             async with asyncio.timeout(timeout_s):
-                response = await self._sdk.post(
-                    "/v1/messages", cast_to=self._raw, content=body, options={"timeout": timeout_s}
+                response = await sdk.post(
+                    "/v1/messages", cast_to=self._raw, content=to_json(fields), options={"timeout": timeout_s}
                 )
             return bytes(response.content)
         except TimeoutError as error:
             raise NetworkError(f"No complete answer within {timeout_s:g} s.", billed=True) from error
-        except Exception as error:
-            raise self._translated(error) from error
+        except Exception as error:  # noqa: BLE001  # whatever the SDK raises gets its class
+            raise self._translated(error) from None
 
-    async def _stream(self, request: Request, timeout_s: float) -> bytes:
-        """Send `request` as a stream and return the message it adds up to.
+    async def _stream(self, fields: dict[str, Any], timeout_s: float) -> bytes:
+        """Send a request as a stream and return the message it adds up to.
 
         timeout_s: the longest silence; the whole may take as long as its tokens do at a slow model's speed.
         """
-        fields = request.fields(self._api_schema(request.schema))
         named = {name: fields.pop(name) for name in ("model", "max_tokens", "messages")}
-        total_s = max(timeout_s, request.max_tokens / _SLOW_TOKENS_PER_S)
+        total_s = max(timeout_s, named["max_tokens"] / _SLOW_TOKENS_PER_S)
         async with (
             asyncio.timeout(total_s),
             self._sdk.messages.stream(**named, extra_body=fields, timeout=timeout_s) as stream,
@@ -117,8 +117,8 @@ class AnthropicClient:
                 Model(id=model.id, retires_at=getattr(model, "retires_at", None))
                 async for model in self._sdk.models.list(limit=100)
             ]
-        except Exception as error:
-            raise self._translated(error) from error
+        except Exception as error:  # noqa: BLE001  # whatever the SDK raises gets its class
+            raise self._translated(error) from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -127,6 +127,7 @@ class AnthropicClient:
 
     @cached_property
     def _sdk(self) -> anthropic.AsyncAnthropic:
+        _load_sdk()
         import anthropic
         import httpx2
 
@@ -139,7 +140,7 @@ class AnthropicClient:
             # Kept alive longer than the SDK's five seconds: a run's lulls should not cost new handshakes.
             limits=httpx2.Limits(max_connections=self.max_connections, keepalive_expiry=30.0),
             proxy=self.proxy,
-            verify=ssl.create_default_context(cafile=self.ca_bundle) if self.ca_bundle else True,
+            verify=_trust(self.ca_bundle) if self.ca_bundle else True,
         )
         return anthropic.AsyncAnthropic(
             api_key=self.api_key, base_url=self.base_url, max_retries=0, http_client=http
@@ -161,13 +162,28 @@ class AnthropicClient:
             return None
         known = self._schemas.get(id(schema))
         if known is None:
+            _load_sdk()
             import anthropic
 
-            known = self._schemas[id(schema)] = (schema, anthropic.transform_schema(dict(schema)))
+            try:
+                taken = anthropic.transform_schema(_prepared(schema))
+            except Exception as error:
+                raise BadRequest(
+                    f"The output type has a part that the API has no schema for ({error}). Give every field a type "
+                    "of its own; Any has none."
+                ) from error
+            known = self._schemas[id(schema)] = (schema, taken)
         return known[1]
 
     def _translated(self, error: Exception) -> LLMError:
         """Turn what the SDK raises into our errors, by class, without a word of the key."""
+        translated = self._by_class(error)
+        # Some gateways repeat the key they were sent.
+        if self.api_key:
+            translated.args = tuple(str(text).replace(self.api_key, "***") for text in translated.args)
+        return translated
+
+    def _by_class(self, error: Exception) -> LLMError:
         import anthropic
 
         if isinstance(error, LLMError):
@@ -185,6 +201,18 @@ class AnthropicClient:
         return NetworkError(
             f"The connection to {self.base_url} broke: {type(error).__name__}: {error}", billed=True
         )
+
+
+def _load_sdk() -> None:
+    """Import the SDK with the garbage collector at rest: among 3,000 modules it looks for nothing, at a third more."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        import aiohttp  # noqa: F401  # the SDK's backend
+        import anthropic  # noqa: F401
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 def _status_error(error: anthropic.APIStatusError) -> LLMError:
@@ -236,3 +264,28 @@ def _unsent(error: BaseException) -> bool:
             return True
         cause = cause.__cause__
     return False
+
+
+def _trust(ca_bundle: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_bundle)
+    except OSError as error:
+        raise BadRequest(f"The connection's CA bundle {ca_bundle!r} can't be read: {error}") from error
+
+
+def _prepared(schema: Any) -> Any:
+    """Return a schema that the API's form of it can hold; raises BadRequest where it would lose fields."""
+    if isinstance(schema, list):
+        return [_prepared(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    if schema.get("type") == "object" and schema.get("additionalProperties") and not schema.get("properties"):
+        raise BadRequest(
+            "The output type has a dict with keys of the model's choice, which structured output can't hold: it would "
+            "always be empty. Ask for a list of entries with a key and a value instead."
+        )
+    prepared = {name: _prepared(part) for name, part in schema.items()}
+    if isinstance(types := schema.get("type"), list):  # the SDK takes one type at a time
+        del prepared["type"]
+        prepared["anyOf"] = [{"type": name} for name in types]
+    return prepared

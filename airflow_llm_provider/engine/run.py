@@ -16,7 +16,7 @@ from airflow_llm_provider.engine.reply import Message, Reply, require_complete
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import Policies
 from airflow_llm_provider.engine.validate import OutputType, Validator
-from airflow_llm_provider.errors import AnswerError, InvalidOutput, LLMError
+from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Reuse, Sighting
 from airflow_llm_provider.pricing import rate_card
 
@@ -58,7 +58,7 @@ class Route:
         if self.min_confidence is None:
             return False
         stated = value.get("confidence") if isinstance(value, dict) else getattr(value, "confidence", None)
-        return stated is not None and stated < self.min_confidence
+        return isinstance(stated, (int, float)) and stated < self.min_confidence
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -273,6 +273,22 @@ def _check(message: Message, terms: Terms) -> Any:
     require_complete(message)
     value = terms.output.parse(message.text)
     for validator in terms.validators:
-        if complaint := validator(value):
+        if (complaint := _complaint(validator, value)) is not None:
             raise InvalidOutput(complaint, reply_text=message.text)
     return value
+
+
+def _complaint(validator: Validator, value: Any) -> str | None:
+    """Call an author's validator; what it raises is about this answer, and must not end a run of others."""
+    name = getattr(validator, "__name__", repr(validator))
+    try:
+        complaint = validator(value)
+    except LLMError:
+        raise
+    except Exception as error:
+        raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
+    if complaint is not None and not isinstance(complaint, str):
+        raise BusinessError(
+            f"The validator {name} returned {complaint!r}: return None, or a complaint as text."
+        )
+    return complaint

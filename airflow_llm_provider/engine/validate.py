@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import enum
+import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, get_args, get_origin
-
-import orjson
 
 from airflow_llm_provider.errors import InvalidOutput
 
@@ -62,20 +61,14 @@ class OutputType:
                 raise InvalidOutput("The answer is empty.", reply_text=text)
             return text
         try:
-            data = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            raise InvalidOutput(f"The answer is not JSON: {error}.", reply_text=text) from error
-        if self._field is not None:
-            if not isinstance(data, dict) or self._field not in data:
-                raise InvalidOutput(
-                    f"The answer is not an object with the field {self._field!r}.", reply_text=text
-                )
-            data = data[self._field]
-        try:
-            return self._validate(data)
+            return self._validate(text)
         except InvalidOutput as error:
             error.reply_text = text
             raise
+        except Exception as error:  # an author's own validator, or an answer nested to break its reader
+            raise InvalidOutput(
+                f"The answer could not be checked: {type(error).__name__}: {error}", reply_text=text
+            ) from error
 
     @cached_property
     def is_importable(self) -> bool:
@@ -91,27 +84,53 @@ class OutputType:
 
     def dump(self, value: Any) -> Any:
         """Return a validated value as plain JSON data."""
-        return value if self._adapter is None else self._adapter.dump_python(value, mode="json")
-
-    def _validate(self, data: Any) -> Any:
         if self._adapter is None:
-            from jsonschema import Draft202012Validator
+            return value
+        try:
+            return self._adapter.dump_python(value, mode="json", by_alias=True)  # as its schema says
+        except Exception as error:  # an author's own serializer, or bytes that are no text
+            raise InvalidOutput(f"The answer can't be written: {type(error).__name__}: {error}") from error
 
-            errors = sorted(
-                Draft202012Validator(self.output_type).iter_errors(data), key=lambda e: e.json_path
-            )
-            if errors:
-                raise InvalidOutput(_complaint((e.json_path.removeprefix("$."), e.message) for e in errors))
-            return data
+    def _validate(self, text: str) -> Any:
+        """Validate the text itself: parsed and written again, long numbers would change."""
+        if self._adapter is None:
+            return self._validate_by_schema(text)
         from pydantic import ValidationError
 
         try:
-            return self._adapter.validate_json(orjson.dumps(data))
+            value = (self._wrapped or self._adapter).validate_json(text)
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False, include_input=False)
             raise InvalidOutput(
                 _complaint((".".join(map(str, e["loc"])), e["msg"]) for e in details)
             ) from error
+        return value if self._wrapped is None else getattr(value, self._field or "")
+
+    def _validate_by_schema(self, text: str) -> Any:
+        from jsonschema import Draft202012Validator
+
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InvalidOutput(f"The answer is not JSON: {error}.") from error
+        if self._field is not None:
+            if not isinstance(data, dict) or self._field not in data:
+                raise InvalidOutput(f"The answer is not an object with the field {self._field!r}.")
+            data = data[self._field]
+        errors = sorted(Draft202012Validator(self.output_type).iter_errors(data), key=lambda e: e.json_path)
+        if errors:
+            raise InvalidOutput(_complaint((e.json_path.removeprefix("$."), e.message) for e in errors))
+        return data
+
+    @cached_property
+    def _wrapped(self) -> Any:
+        """The adapter of the object a value travels in; None where the value is the object itself."""
+        if self._field is None:
+            return None
+        from pydantic import TypeAdapter, create_model
+
+        fields: dict[str, Any] = {self._field: (self.output_type, ...)}
+        return TypeAdapter(create_model("Answer", **fields))
 
     @cached_property
     def _adapter(self) -> Any:

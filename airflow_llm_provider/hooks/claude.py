@@ -45,6 +45,7 @@ class ClaudeHook(BaseHook):
         self.claude_conn_id = claude_conn_id
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._is_cancelled = False
         self._stray: BaseException | None = None
 
     def get_conn(self) -> AnthropicClient:
@@ -70,6 +71,8 @@ class ClaudeHook(BaseHook):
         async def main() -> T:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
             self._loop.set_exception_handler(self._heard)
+            if self._is_cancelled:
+                raise asyncio.CancelledError
             engine = await asyncio.to_thread(self.settings.engine)
             try:
                 return await work(engine)
@@ -97,6 +100,7 @@ class ClaudeHook(BaseHook):
 
     def cancel(self) -> None:
         """Cancel what `run` is doing, from another thread or a signal handler; calls in flight are dropped."""
+        self._is_cancelled = True  # also where the loop has yet to start
         if self._loop and self._task:
             self._loop.call_soon_threadsafe(self._task.cancel)
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -47,26 +48,29 @@ class Settings:
 
         def number(name: str, default: float) -> float:
             try:
-                return float(extra.get(name) or default)
+                value = float(extra.get(name) or default)
             except (TypeError, ValueError):
-                raise AirflowFailException(
-                    f"Connection {conn_id!r}: {name} is {extra[name]!r}, and should be a number. "
-                    "Correct it under Admin, Connections."
-                ) from None
+                value = -1.0
+            if value < 0 or (default and not value):
+                raise _wrong(conn_id, f"{name} is {extra[name]!r}, and should be a number above 0")
+            return value
+
+        if not isinstance(extra, dict) or not all(isinstance(extra.get(tier) or "", str) for tier in TIERS):
+            raise _wrong(conn_id, "its extra should be a JSON object, and the tiers in it model ids")
 
         fallbacks = extra.get("fallbacks") or ""
         names = fallbacks.split(",") if isinstance(fallbacks, str) else fallbacks
         return cls(
             client=AnthropicClient(
-                api_key=connection.password or "",
-                base_url=_base_url(connection) or DEFAULT_BASE_URL,
+                api_key=(connection.password or "").strip(),
+                base_url=_base_url(connection, conn_id) or DEFAULT_BASE_URL,
                 proxy=extra.get("proxy") or None,
                 ca_bundle=extra.get("ca_bundle") or None,
             ),
             limits=Limits(**{name: int(number(name, 0)) or None for name in ("rpm", "itpm", "otpm")}),
             tiers={tier: extra.get(tier) or model for tier, model in TIERS.items()},
             default_tier=extra.get("default_tier") or "balanced",
-            fallbacks=tuple(name.strip() for name in names if name.strip()),
+            fallbacks=tuple(str(name).strip() for name in names if str(name).strip()),
             timeout_s=number("timeout_s", 300),
             deadline_s=number("deadline_s", 900),
             ledger_url=extra.get("ledger_url") or default_ledger_url(),
@@ -110,13 +114,24 @@ def default_ledger_url() -> str:
     return f"sqlite:///{home / 'llm_ledger.db'}"
 
 
-def _base_url(connection: Any) -> str | None:
+def _base_url(connection: Any, conn_id: str) -> str | None:
     """Read the host field, which may be a URL or a bare host with schema and port beside it."""
-    host = (connection.host or "").strip().rstrip("/")
+    host = (connection.host or "").strip().rstrip("/").removesuffix("/v1")
     if not host:
         return None
     if "://" not in host:
         host = f"{connection.schema or 'https'}://{host}"
         if connection.port:
             host += f":{connection.port}"
+    parts = urlsplit(host)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise _wrong(conn_id, "the base URL should be http:// or https:// and a host")
+    if parts.username or parts.password:
+        raise _wrong(
+            conn_id, "the base URL has a user or password in it: the API key goes in the password field"
+        )
     return host
+
+
+def _wrong(conn_id: str, what: str) -> AirflowFailException:
+    return AirflowFailException(f"Connection {conn_id!r}: {what}. Correct it under Admin, Connections.")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,7 +44,9 @@ class Batch(Generic[Item, Result]):
     ) -> None:
         self._work, self._tick = work, tick
         self._limit, self._linger_s, self._quiet_s, self._tick_s = limit, linger_s, quiet_s, tick_s
-        self._queue: queue.SimpleQueue[_Entry[Item, Result] | None] = queue.SimpleQueue()
+        # Not a SimpleQueue: its get() can forget its timeout (CPython 3.11 to 3.13), and a batch hang for ever.
+        self._queue: collections.deque[_Entry[Item, Result] | None] = collections.deque()
+        self._arrived = threading.Event()
         self._pid, self._closed = os.getpid(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -56,15 +58,25 @@ class Batch(Generic[Item, Result]):
         if self._pid != os.getpid():
             raise RuntimeError("It was made before a fork: make one in the process that uses it.")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put((item, future))
+        self._put((item, future))
         return future
 
     def close(self) -> None:
         """Finish what was submitted, then end the thread."""
         self._closed = True
-        self._queue.put(None)
+        self._put(None)
         if self._pid == os.getpid():
             self._thread.join()
+
+    def _put(self, entry: _Entry[Item, Result] | None) -> None:
+        self._queue.append(entry)
+        if not self._arrived.is_set():
+            self._arrived.set()
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Wait until something is in the queue; tell whether something came in time."""
+        self._arrived.clear()
+        return bool(self._queue) or self._arrived.wait(timeout_s)  # looked after clearing: nothing is missed
 
     def _run(self) -> None:
         next_tick = time.monotonic() + self._tick_s
@@ -90,10 +102,9 @@ class Batch(Generic[Item, Result]):
         batch: list[_Entry[Item, Result]] = []
         patience, deadline = float("inf"), until
         while len(batch) < self._limit:
-            try:
-                entry = self._queue.get(timeout=min(patience, max(0.0, deadline - time.monotonic())))
-            except queue.Empty:
+            if not self._queue and not self._wait(max(0.0, min(patience, deadline - time.monotonic()))):
                 break
+            entry = self._queue.popleft()
             if entry is None:
                 return batch, True
             if not batch:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import error_of, require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
@@ -212,6 +213,8 @@ class ClaudeOperator(BaseOperator):
         """Ask in this worker, and return the answer."""
         from airflow_llm_provider.hooks.call import Call
 
+        if not self.prompt or not self.prompt.strip():
+            raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
         call = Call.of(self.arguments())
         settings = self.hook.all_settings(call.routing)
         scope = self.hook.scope(context, tuple(self.tags))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,7 +17,7 @@ from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.hooks.storage import object_storage
-from airflow_llm_provider.operators.rows import Rows, is_path
+from airflow_llm_provider.operators.rows import Rows, is_path, lies_among
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -142,6 +141,12 @@ class ClaudeDocumentsOperator(BaseOperator):
         if "retry_policy" not in (kwargs.get("default_args") or {}):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
+        if not isinstance(max_in_flight, int) or max_in_flight < 1:
+            raise ValueError(f"max_in_flight={max_in_flight!r}: at least one request has to be in flight.")
+        if not isinstance(max_failed, (int, float)) or max_failed < 0:
+            raise ValueError(
+                f"max_failed={max_failed!r}: give a count (int) or a share (float) of the documents."
+            )
         require_kinds("retry", retry or ())
         require_kinds("fall_back_on", fall_back_on)
         self.documents = documents
@@ -212,6 +217,8 @@ class ClaudeDocumentsOperator(BaseOperator):
                 "If the answer does not depend on it, take it out.",
                 ", ".join(self._run_values),
             )
+        if not self.prompt or not self.prompt.strip():
+            raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
         settings = self.hook.all_settings(self._routing)
         manifest, may_heal = self.hook.run(
             lambda engine: self._work(engine, settings, context), context=context
@@ -264,6 +271,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             if _flag(self.is_dry_run):
                 return await run.estimate(found), None
             sink = self._sink(output_type, context["ti"].map_index)
+            self._require_apart(sink)
         except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
             raise AirflowFailException(f"{self.task_id}: {error}") from error
         with sink:
@@ -348,14 +356,22 @@ class ClaudeDocumentsOperator(BaseOperator):
                 f"{self.task_id}: output={self.output_path!r} is relative, and a task's working directory is nobody's "
                 "promise: give an absolute path or a URL."
             )
-        if isinstance(self.documents, str):
-            inside = self.output_path.startswith(self.documents.rstrip("/") + "/")
-            if inside or fnmatchcase(self.output_path, self.documents):
-                raise AirflowFailException(
-                    f"{self.task_id}: output={self.output_path!r} lies among the documents {self.documents!r}: the "
-                    "next run would read its own rows. Write them elsewhere."
-                )
         return self.output_path
+
+    def _require_apart(self, sink: RowSink) -> None:
+        """Refuse to write among the documents: the next run would read, and pay for, its own rows."""
+        documents = self.documents if isinstance(self.documents, Rows) else [self.documents]
+        for given in documents:
+            if not (
+                is_path(given)
+                or (isinstance(given, str) and (self.strings == "path" or given is self.documents))
+            ):
+                continue
+            if inside := lies_among(sink.files, given):
+                raise AirflowFailException(
+                    f"{self.task_id}: {inside!r}, which the output would be, lies among the documents {str(given)!r}: "
+                    "the next run would read its own rows. Write them elsewhere."
+                )
 
     def _require_few_dead_letters(
         self, manifest: dict[str, Any], may_heal: Exception | None, context: Context
@@ -386,7 +402,12 @@ def _is_literal(documents: Any) -> bool:
 
 def _number(limit: int | str | None) -> int | None:
     """Read a limit that may have come through a template."""
-    return None if limit in (None, "", "None") else int(limit)
+    if limit is None or limit in ("", "None"):
+        return None
+    try:
+        return int(limit)
+    except ValueError:
+        raise AirflowFailException(f"limit={limit!r} is no whole number.") from None
 
 
 def _flag(value: bool | str) -> bool:

@@ -109,7 +109,7 @@ def exit_on_signals() -> dict[int, Any]:
     Only in the main thread, and only where nobody else handles the signal.
     """
 
-    def leave(signum: int, frame: FrameType | None) -> None:
+    def leave(signum: int, _: FrameType | None) -> None:
         raise SystemExit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -128,7 +128,7 @@ def signals_held() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
     for number in before:
-        signal.signal(number, lambda signum, frame: held.append(signum))
+        signal.signal(number, lambda signum, _: held.append(signum))
     try:
         yield
     finally:

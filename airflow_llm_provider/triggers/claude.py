@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
+from jinja2 import TemplateError
 
 from airflow_llm_provider.engine.names import found
 from airflow_llm_provider.errors import LLMError, TerminalError, record_of
@@ -62,11 +63,8 @@ class ClaudeTrigger(BaseTrigger):
         try:
             await self._finish()
             event = TaskSuccessEvent()
-        except (
-            NeedsWorker,
-            TimeoutError,
-            AirflowException,
-        ) as reason:  # a worker meets it too, and says it better
+        # A worker meets the last two as well, such as a name that a template does not know, and says it better.
+        except (NeedsWorker, TimeoutError, AirflowException, TemplateError) as reason:
             event = _event({"needs_worker": str(reason) or "Airflow did not answer in time"})
         except LLMError as error:
             event = _event(record_of(error))

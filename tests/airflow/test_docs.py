@@ -28,7 +28,7 @@ EXAMPLES = [
 def data(deployment: Any) -> Path:
     """What the examples call /data."""
     for folder, text in {
-        "contracts": "This agreement of March {n}, 2026 between Acme Inc. and Beta Ltd. is governed by the law of Ohio.",
+        "contracts": "This agreement of March {n}, 2026 of Acme Inc. and Beta Ltd. is governed by the law of Ohio.",
         "invoices": "Invoice {n}. Consulting: $1,{n}00.00. Travel: ${n}5.00. Due on 2026-03-0{n}.",
     }.items():
         (deployment.folder / folder).mkdir()

@@ -86,9 +86,9 @@ class Job:
         extra = {"ledger_url": self.ledger_url, "default_tier": "fast"}
         return {"conn_type": "claude", "password": "sk-chaos", "host": self.server.url, "extra": extra}
 
-    def open_attempts(self, try_number: int) -> set[str]:
-        """Return the attempts of one try that the ledger holds as in flight."""
-        return {row.id for row in self._rows(sa.and_(call.c.state == OPEN, call.c.try_number == try_number))}
+    def open_attempts(self) -> set[str]:
+        """Return the attempts that the ledger holds as in flight."""
+        return {row.id for row in self._rows(call.c.state == OPEN)}
 
     def settled(self) -> int:
         return len(self._rows(call.c.state == SETTLED))

@@ -7,28 +7,19 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import pytest
 from jobs import KILLS, LEDGERS, SEED, SEEDS, Chaos, Job, runs
 
 from airflow_llm_provider.testing.airflow import TaskProcess
-from airflow_llm_provider.testing.processes import send_signal, wait_until
+from airflow_llm_provider.testing.processes import is_alive, send_signal, wait_until
 
 SHORTEST_RUN_S = 60.0
 TIMEOUT_S = 900.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Victim:
-    """One try of the task: its processes, and its number."""
-
-    task: TaskProcess
-    number: int
-
-    def is_running(self) -> bool:
-        return runs(self.task.runner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +67,12 @@ def test_each_document_has_one_row_and_only_calls_in_flight_are_paid_again(
     run = chaos.airflow.trigger(job.name)
     started = time.monotonic()
     lost: set[str] = set()
+    orphans: list[psutil.Process] = []
     done = 0
     for kill in kills:
         if (victim := wait_for(chaos, job, run, kill)) is None:
             break  # it was too quick for us at its end
-        in_flight = strike(job, victim, kill)
+        in_flight = strike(job, victim, kill, orphans) - lost
         done += 1
         lost |= in_flight
         with capsys.disabled():
@@ -106,52 +98,55 @@ def test_each_document_has_one_row_and_only_calls_in_flight_are_paid_again(
     assert done >= KILLS - 1
 
 
-def wait_for(chaos: Chaos, job: Job, run: str, kill: Kill) -> Victim | None:
-    """Wait for a kill's moment; return the try to kill, or None when the run has ended before."""
+def wait_for(chaos: Chaos, job: Job, run: str, kill: Kill) -> TaskProcess | None:
+    """Wait for a kill's moment; return the processes of the try to kill, or None when the run has ended before."""
     victim = appear(chaos, job, run)
     if victim is None:
         return None
     if "supervisor" in kill.victims:
         # Killed before it has told the API server that the task runs, LocalExecutor leaves it queued for ever.
-        look_until(lambda: is_reported(chaos, job, run) or not victim.is_running())
+        look_until(lambda: is_reported(chaos, job, run) or not runs(victim.runner))
     if kill.settled < job.documents:
-        look_until(lambda: job.settled() >= kill.settled or not victim.is_running())
+        look_until(lambda: job.settled() >= kill.settled or not runs(victim.runner))
     else:
         before = drafts(job)
-        look_until(lambda: job.settled() > job.documents - job.in_flight or not victim.is_running())
+        look_until(lambda: job.settled() > job.documents - job.in_flight or not runs(victim.runner))
         # The output is written within milliseconds, so here we look without rest.
         deadline = time.monotonic() + 60.0
         while not drafts(job) - before and time.monotonic() < deadline:
             time.sleep(0.0002)
     time.sleep(kill.delay_s)
-    return victim if victim.is_running() else None
+    return victim if runs(victim.runner) else None
 
 
-def appear(chaos: Chaos, job: Job, run: str) -> Victim | None:
+def appear(chaos: Chaos, job: Job, run: str) -> TaskProcess | None:
     """Wait for a try's processes; None when the run has succeeded instead."""
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         if tasks := chaos.airflow.task_pids():
-            return Victim(task=tasks[0], number=instance(chaos, job, run)["try_number"])
+            return tasks[0]
         if chaos.airflow.get(f"dags/{job.name}/dagRuns/{run}")["state"] == "success":
             return None
         time.sleep(0.05)
     raise TimeoutError(f"no try of {job.name} came up within {TIMEOUT_S:.0f} s")
 
 
-def strike(job: Job, victim: Victim, kill: Kill) -> set[str]:
-    """Stop the victims, write down what the ledger holds as in flight for this try, and kill them.
+def strike(job: Job, victim: TaskProcess, kill: Kill, orphans: list[psutil.Process]) -> set[str]:
+    """Kill, and return the attempts that the ledger then holds as in flight.
 
-    Stopped first: between counting and killing they would settle some calls and send others.
+    orphans: runners so far: one whose supervisor alone was killed works on, and dies with the next runner.
     """
-    pids = [getattr(victim.task, name) for name in kill.victims]
-    for pid in pids:
-        send_signal(pid, signal.SIGSTOP)
-    in_flight = job.open_attempts(victim.number)
-    for pid in pids:
-        send_signal(pid, signal.SIGKILL)
-    look_until(lambda: not any(runs(pid) for pid in pids))
-    return in_flight
+    with suppress(psutil.NoSuchProcess):  # it may have ended by itself in this very moment
+        orphans.append(psutil.Process(victim.runner))
+    for name in kill.victims:
+        send_signal(getattr(victim, name), signal.SIGKILL)
+    if "runner" in kill.victims:
+        for orphan in orphans:
+            with suppress(psutil.NoSuchProcess):
+                orphan.kill()
+        look_until(lambda: not any(is_alive(orphan) for orphan in orphans))
+    # Nobody is left who could open or settle an attempt: this is what the kill has caught.
+    return job.open_attempts() if "runner" in kill.victims else set()
 
 
 def instance(chaos: Chaos, job: Job, run: str) -> dict[str, Any]:

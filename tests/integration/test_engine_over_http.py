@@ -227,3 +227,34 @@ async def test_the_shared_prefix_is_written_to_the_cache_once_and_read_by_the_re
     lines = claude_server.invoice.lines
     assert sum(line.cache_write_5m_tokens > 0 for line in lines) == 1
     assert sum(line.cache_read_tokens > 0 for line in lines) == 19
+
+
+async def test_what_can_not_be_sent_is_not_booked(engine: Engine, claude_server: StandIn) -> None:
+    engine.client = AnthropicClient(api_key="sk-x", base_url=claude_server.url, ca_bundle="/no/such/file.pem")
+    with pytest.raises(BadRequest, match="/no/such/file.pem"):
+        await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    assert (claude_server.seen, engine.tally.unproven) == (0, 0)
+
+
+async def test_a_dict_of_the_models_own_keys_is_refused_rather_than_always_empty(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    schema = OutputType(dict[str, int]).schema
+    with pytest.raises(BadRequest, match="list of entries"):
+        await engine.ask(about(schema=schema), scope=SCOPE, output=OutputType(dict[str, int]))
+    assert claude_server.seen == 0
+
+
+async def test_a_schema_with_several_types_in_one_place_can_be_asked_for(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    schema = {"type": "object", "properties": {"date": {"type": ["string", "null"]}}, "required": ["date"]}
+    output = OutputType(schema | {"additionalProperties": False})
+    assert (await engine.ask(about(schema=output.schema), scope=SCOPE, output=output)).value["date"]
+
+
+async def test_a_key_that_a_server_repeats_goes_no_further(engine: Engine, claude_server: StandIn) -> None:
+    claude_server.fail(400, message="bad token sk-ant-planted-key")
+    with pytest.raises(BadRequest) as caught:
+        await engine.ask(about(), scope=SCOPE)
+    assert "planted" not in str(caught.value)

@@ -70,3 +70,7 @@ with DAG("limited", schedule=None, default_args=ABROAD):
         ClaudeOperator(
             task_id=f"busy_{lane}", prompt=f"[{lane} later] Hello?", model="fast", retry=once, **how
         )
+
+with DAG("broken", schedule=None):
+    ClaudeOperator(task_id="no_connection", prompt="Hello?", deferrable=True, claude_conn_id="nowhere")
+    ClaudeOperator(task_id="no_name", prompt="Hello {{ nobody }}?", deferrable=True)

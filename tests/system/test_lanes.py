@@ -279,3 +279,16 @@ def test_the_next_try_comes_when_the_api_asked_for_it(stage: Stage) -> None:
         assert 6.0 <= (settled["opened_ms"] - failed["closed_ms"]) / 1000 < 25
         assert "RateLimited" in airflow.log("limited", run, f"busy_{lane}", 1)
     balance(stage.ledger_url, stage.server.invoice)
+
+
+def test_what_is_broken_fails_in_a_worker_with_its_real_cause(stage: Stage) -> None:
+    run = stage.airflow.trigger("broken")
+    assert stage.airflow.wait("broken", run, timeout_s=60) == "failed"
+    for task_id, cause in (
+        ("no_connection", "The conn_id `nowhere` isn't defined"),
+        ("no_name", "'nobody' is undefined"),
+    ):
+        log = stage.airflow.log("broken", run, task_id)
+        assert cause in log
+        assert "TaskDeferralError" not in log
+    assert stage.rows(run) == []

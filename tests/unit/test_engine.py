@@ -368,3 +368,10 @@ async def test_a_validator_may_say_that_asking_again_is_no_use(engine: Engine, w
     with pytest.raises(BusinessError):
         await engine.ask(question(), scope=SCOPE, validators=[no_such_customer], max_repairs=3)
     assert len(wire.sent) == 1
+
+
+@pytest.mark.parametrize("validator", [lambda _: True, lambda _: {}["missing"]])
+async def test_a_broken_validator_buys_no_repairs(engine: Engine, wire: Wire, validator: object) -> None:
+    with pytest.raises(BusinessError):
+        await engine.ask(question(), scope=SCOPE, validators=[validator], max_repairs=3)
+    assert len(wire.sent) == 1
