@@ -186,7 +186,9 @@ def eight_writers(url: str, seconds: float) -> dict[str, float]:
     Ledger(url).close()
     command = [sys.executable, __file__, "--role", "writer", "--url", url, "--seconds", str(seconds)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(WRITERS)]
-    told = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    told = [
+        json.loads(process.communicate(timeout=seconds + 120)[0].splitlines()[-1]) for process in processes
+    ]
     waits = sorted(wait for one in told for wait in one["waits_ms"])
     return {
         "errors": sum(one["errors"] for one in told),

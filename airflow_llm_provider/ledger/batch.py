@@ -74,7 +74,7 @@ class Batch(Generic[Item, Result]):
             self._arrived.set()
 
     def _wait(self, timeout_s: float) -> bool:
-        """Wait until something is in the queue; tell whether something came in time."""
+        """Wait until something may be in the queue; tell whether the time is not up."""
         self._arrived.clear()
         return bool(self._queue) or self._arrived.wait(timeout_s)  # looked after clearing: nothing is missed
 
@@ -102,8 +102,10 @@ class Batch(Generic[Item, Result]):
         batch: list[_Entry[Item, Result]] = []
         patience, deadline = float("inf"), until
         while len(batch) < self._limit:
-            if not self._queue and not self._wait(max(0.0, min(patience, deadline - time.monotonic()))):
-                break
+            if not self._queue:
+                if not self._wait(max(0.0, min(patience, deadline - time.monotonic()))):
+                    break
+                continue  # a waker that came late wakes for nothing
             entry = self._queue.popleft()
             if entry is None:
                 return batch, True

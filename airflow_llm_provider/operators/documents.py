@@ -271,10 +271,10 @@ class ClaudeDocumentsOperator(BaseOperator):
             if _flag(self.is_dry_run):
                 return await run.estimate(found), None
             sink = self._sink(output_type, context["ti"].map_index)
-            self._require_apart(sink)
         except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
             raise AirflowFailException(f"{self.task_id}: {error}") from error
         with sink:
+            self._require_apart(sink)
             manifest = await run.run(found, sink)
             landed = await asyncio.to_thread(sink.close, manifest)
         return {**manifest, **landed.paths(), "rows": landed.rows}, run.may_heal

@@ -56,11 +56,14 @@ def load(data: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
-def test_every_dag_of_the_documentation_runs(deployment: Any, load: Any, code: str) -> None:
+def test_every_dag_of_the_documentation_runs(
+    deployment: Any, load: Any, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from airflow.sdk.definitions._internal.contextmanager import DagContext
 
-    DagContext.autoregistered_dags.clear()
-    DagContext.current_autoregister_module_name = MODULE  # as Airflow does when it loads a DAG file
+    # As Airflow does when it loads a DAG file.
+    monkeypatch.setattr(DagContext, "current_autoregister_module_name", MODULE)
+    monkeypatch.setattr(DagContext, "autoregistered_dags", set())
     load(code)
     ((dag, _),) = DagContext.autoregistered_dags
     ran = deployment.run(dag)

@@ -38,6 +38,18 @@ async def test_a_lonely_item_does_not_wait_long(batch_of: Callable[..., Batch]) 
     assert await asyncio.wait_for(batch.submit(1), 5) == 1
 
 
+async def test_the_shortest_wait_for_company_ends_too(batch_of: Callable[..., Batch]) -> None:
+    batch = batch_of(list, linger_s=1e-6, quiet_s=1e-6)  # a SimpleQueue hung here after some 20,000
+
+    async def submit_for(seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while loop.time() < until:
+            await batch.submit(1)
+
+    await asyncio.wait_for(submit_for(1.0), 20)
+
+
 async def test_an_error_reaches_every_submitter_and_not_the_next(batch_of: Callable[..., Batch]) -> None:
     def work(items: list[int]) -> list[int]:
         if 13 in items:
