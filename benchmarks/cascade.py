@@ -90,7 +90,12 @@ async def side(server: StandIn, tickets: int, models: list[str]) -> dict[str, An
         cost = server.invoice.cost_micro_usd - before
         lines = server.invoice.lines[-engine.tally.requests :]
         balance(url, lines)
-    return {"score": right / tickets, "cost_micro_usd": cost, "stayed_cheap": stayed, "alone_micro_usd": alone}
+    return {
+        "score": right / tickets,
+        "cost_micro_usd": cost,
+        "stayed_cheap": stayed,
+        "alone_micro_usd": alone,
+    }
 
 
 def main() -> None:

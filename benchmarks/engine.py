@@ -101,11 +101,16 @@ def report(calls: int, started: float, cpu: float) -> None:
 def run_side(side: str, url: str, calls: int, in_flight: int) -> dict[str, float]:
     """Run one side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--url", url, "--calls", str(calls)]
-    done = subprocess.run([*command, "--in-flight", str(in_flight)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--in-flight", str(in_flight)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{side}: {figures['cpu_ms']:.2f} CPU-ms a call, {figures['calls_per_s']:.0f} calls/s", file=sys.stderr)
+    print(
+        f"{side}: {figures['cpu_ms']:.2f} CPU-ms a call, {figures['calls_per_s']:.0f} calls/s",
+        file=sys.stderr,
+    )
     return figures
 
 

@@ -11,7 +11,7 @@ from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_d
 
 from airflow_llm_provider.decorators.function import FunctionTask
 from airflow_llm_provider.operators.claude import ClaudeOperator
-from airflow_llm_provider.triggers.lane import NeedsWorker, encode_arguments
+from airflow_llm_provider.triggers.lane import NeedsWorker, encode_arguments, require_plain_end
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -32,6 +32,7 @@ class _ClaudeTask(FunctionTask, ClaudeOperator):
             return super().execute(context)
         self.prompt = self.called(context)
         try:
+            require_plain_end(self)
             arguments = encode_arguments({**self.arguments(), "inputs": dict(self.inputs)})
         except NeedsWorker as reason:
             self.log.warning("Runs in a worker although deferrable=True: %s.", reason)

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -27,6 +26,7 @@ from airflow_llm_provider.ledger.records import (
     KeptPrompt,
     Reuse,
     Settlement,
+    new_attempt_id,
 )
 from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import rate_card
@@ -159,7 +159,7 @@ class Buyer:
         patience_s = self.deadline_s
         await self.pace.permit(request)
         while True:
-            entry = dataclasses.replace(entry, id=uuid.uuid4().hex)
+            entry = dataclasses.replace(entry, id=new_attempt_id())
             opened = await self.ledger.open(entry)
             if isinstance(opened, Answer):
                 return opened

@@ -168,6 +168,7 @@ def _sqlite_engine(url: sa.URL, begin: str, synchronous: str, **pool: Any) -> sa
             "journal_mode = WAL",
             f"synchronous = {'NORMAL' if synchronous.upper() == 'NORMAL' else 'FULL'}",
             "cache_size = -16000",  # KiB
+            "wal_autocheckpoint = 4000",  # pages, 16 MB: one a few thousand settles, not one every commit
             "journal_size_limit = 33554432",  # a long reader lets the log grow; this is where it shrinks to
         ):
             connection.execute(f"PRAGMA {pragma}")

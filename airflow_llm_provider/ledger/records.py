@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -41,6 +42,14 @@ class CallScope:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def new_attempt_id() -> str:
+    """Return 32 hex digits that nobody else has; opaque, though later ones sort later.
+
+    Rows of one time so lie side by side in the indexes: random ids cost a third of the settles a second.
+    """
+    return f"{time.time_ns() // 1000:014x}{os.urandom(9).hex()}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """An attempt to be opened."""
@@ -53,7 +62,7 @@ class Entry:
     parent: str | None = None
     item_id: str | None = None
     ceiling_micro_usd: int | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=new_attempt_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def place(task: Any, arguments: Mapping[str, Any], *, push: bool, call_arguments: Iterable[str]) -> None:
     """Let `task` start in the triggerer, or log why it runs in a worker."""
     try:
-        _require_plain(task)
+        require_plain_end(task)
+        _require_plain_start(task)
         if isinstance(task, MappedOperator):
             _require_plain_expansion(task, set(call_arguments))
         call = json.dumps({"arguments": encode_arguments(arguments), "push": push})
@@ -117,7 +118,7 @@ def _single(reference: XComArg) -> PlainXComArg:
     return reference
 
 
-def _require_plain(task: Any) -> None:
+def require_plain_end(task: Any) -> None:
     """Raise NeedsWorker for what an end in the trigger would silently leave out."""
     if task.outlets:
         raise NeedsWorker("it has outlets")
@@ -129,6 +130,10 @@ def _require_plain(task: Any) -> None:
             raise NeedsWorker(f"it has {argument}")
     if getattr(task, "multiple_outputs", False) or given.get("multiple_outputs"):
         raise NeedsWorker("it has multiple_outputs")
+
+
+def _require_plain_start(task: Any) -> None:
+    """Raise NeedsWorker for what a start in the trigger could not resolve as a worker does."""
     if task.get_closest_mapped_task_group() is not None:
         raise NeedsWorker("it is in a mapped task group")
     dag = task.get_dag()

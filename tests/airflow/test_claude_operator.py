@@ -573,3 +573,18 @@ def test_the_key_is_nowhere_but_in_the_request(deployment, ask, status):
     said = ran.log + json.dumps([ran.xcom(), ran.xcom(key="llm_usage"), ran.rendered()], default=str)
     assert deployment.key not in said
     assert deployment.key.encode() not in (deployment.folder / "ledger.db").read_bytes()
+
+
+def test_a_deferrable_function_with_outlets_asks_in_its_worker(deployment):
+    from airflow.sdk import DAG, Asset, task
+
+    with DAG("outlets", schedule=None) as dag:
+
+        @task.claude(deferrable=True, model="fast", outlets=[Asset("letters")])
+        def letter() -> str:
+            return "Write a letter."
+
+        letter()
+    ran = deployment.run(dag)
+    assert ran.state == "success"
+    assert "runs in a worker although deferrable=true: it has outlets" in ran.log.lower()

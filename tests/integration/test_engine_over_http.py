@@ -231,7 +231,7 @@ async def test_the_shared_prefix_is_written_to_the_cache_once_and_read_by_the_re
 
 async def test_what_can_not_be_sent_is_not_booked(engine: Engine, claude_server: StandIn) -> None:
     engine.client = AnthropicClient(api_key="sk-x", base_url=claude_server.url, ca_bundle="/no/such/file.pem")
-    with pytest.raises(BadRequest, match="/no/such/file.pem"):
+    with pytest.raises(BadRequest, match=r"/no/such/file.pem"):
         await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
     assert (claude_server.seen, engine.tally.unproven) == (0, 0)
 

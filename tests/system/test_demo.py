@@ -160,7 +160,7 @@ def test_a_failing_demo_shows_why_and_leaves_nothing_running(home: Path, first: 
         done = airflow_llm(home, "demo", "--home", str(home), "--base-url", broken.url, timeout_s=120)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: Task read_licenses failed.")
-    assert "dead letters" in done.stderr
+    assert "HTTP 400" in done.stderr
     assert "Traceback" not in done.stderr
     assert processes_of(home) == []
 
