@@ -29,6 +29,7 @@ from airflow_llm_provider.errors import (
     BudgetExceeded,
     InvalidOutput,
     LedgerUnavailable,
+    LedgerUnusable,
     LLMError,
     Refused,
     RetryableError,
@@ -50,7 +51,14 @@ OUTCOMES = ("answered", "reused", "repaired", "dead_letter", "pending")
 _A_LONG_RUN = 100  # documents from which calming the garbage collector pays
 
 # What fails one document here would fail them all, so the run stops and keeps what it has.
-_HOPELESS = (AuthenticationFailed, SpendLimitReached, BudgetExceeded, UnknownModel, LedgerUnavailable)
+_HOPELESS = (
+    AuthenticationFailed,
+    SpendLimitReached,
+    BudgetExceeded,
+    UnknownModel,
+    LedgerUnavailable,
+    LedgerUnusable,
+)
 _REASONS: dict[type[LLMError], str] = {
     Refused: "refused",
     Truncated: "truncated",

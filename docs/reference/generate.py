@@ -29,7 +29,9 @@ def page() -> str:
     for cls, decorator in DECORATORS.items():
         texts = described(cls)
         summary = inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
-        parts.append(f"\n## {cls.__name__}, {decorator}\n\n{summary}\n\n| argument | default | |\n|---|---|---|\n")
+        parts.append(
+            f"\n## {cls.__name__}, {decorator}\n\n{summary}\n\n| argument | default | |\n|---|---|---|\n"
+        )
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
             if name in ("self", "kwargs"):
                 continue

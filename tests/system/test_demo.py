@@ -146,7 +146,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running(
             sessions = {pid for pid, _ in json.loads((home / "launcher.json").read_text())["processes"]}
             assert session_members(sessions)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=40)
+            _, said = process.communicate(timeout=120)
         assert process.returncode == 130
         assert "nothing is left running" in said
         assert "Traceback" not in said
