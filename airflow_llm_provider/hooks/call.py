@@ -102,7 +102,7 @@ class Call:
         return reply.value if output.is_importable else plain
 
     def _request(self, settings: Settings, inputs: Mapping[str, Any], model: str) -> Request:
-        blocks = [_block(name, value) for name, value in inputs.items()]
+        blocks = [block for name, value in inputs.items() for block in _blocks(name, value)]
         asked = {"role": "user", "content": [*blocks, {"type": "text", "text": self.prompt}]}
         return Request(
             model=model,
@@ -125,15 +125,17 @@ class Call:
         return name, texts[name]
 
 
-def _block(name: str, value: Any) -> dict[str, Any]:
+def _blocks(name: str, value: Any) -> list[dict[str, Any]]:
     """Return upstream data as a document block with its name as title: data, whatever it says."""
     if isinstance(value, Mapping) and value.get("type") in ("document", "image"):
-        return dict(value)  # a content block the author made, such as a PDF
+        return [dict(value)]  # a content block the author made, such as a PDF
+    if isinstance(value, list) and value and all(isinstance(b, Mapping) and "source" in b for b in value):
+        return [dict(block) for block in value]  # the parts of a file
     if hasattr(value, "model_dump"):
         value = value.model_dump(mode="json")
     text = value if isinstance(value, str) else to_json(value).decode()
     source = {"type": "text", "media_type": "text/plain", "data": text}
-    return {"type": "document", "source": source, "title": name}
+    return [{"type": "document", "source": source, "title": name}]
 
 
 def _write(location: str, value: Any) -> str:

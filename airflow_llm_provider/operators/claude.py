@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import error_of, require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.files import is_file, with_files_read
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.triggers.lane import LanePartial, place
@@ -58,6 +59,8 @@ class ClaudeOperator(BaseOperator):
     inputs: data from upstream by name: text, content blocks (PDF, image), or anything JSON can hold, from
         XComs or as literals. It goes in as data, one document block each titled with its name, before the
         prompt; what comes from an XCom is never rendered.
+        A path object (Path, ObjectStoragePath) is a file, read as the documents operator reads it.
+    roots: folders or URL prefixes below which files that other tasks name may be read; None: [llm] roots.
     messages: earlier turns of a conversation, as the Messages API takes them; they come before all else.
     system: the system prompt; templates work here too.
     model: a tier (`fast`, `balanced`, `strong`) or a model id, None for the connection's default tier; or a
@@ -112,6 +115,7 @@ class ClaudeOperator(BaseOperator):
         *,
         prompt: str,
         inputs: Mapping[str, Any] | None = None,
+        roots: Sequence[str] | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         model: str | Sequence[str] | None = None,
@@ -146,6 +150,9 @@ class ClaudeOperator(BaseOperator):
         require_kinds("fall_back_on", fall_back_on)
         self.prompt = prompt
         self._inputs: Any = inputs or {}
+        self.allowed_roots = roots  # BaseOperator.roots are the first tasks of the DAG
+        given = self._inputs if isinstance(self._inputs, Mapping) else {}
+        self._typed_files = frozenset(name for name, value in given.items() if is_file(value))
         self.messages = messages or []
         self.system = system
         self.model = model
@@ -215,7 +222,8 @@ class ClaudeOperator(BaseOperator):
 
         if not self.prompt or not self.prompt.strip():
             raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
-        call = Call.of(self.arguments())
+        files = with_files_read(self.inputs, roots=self.allowed_roots, typed=self._typed_files)
+        call = Call.of({**self.arguments(), "inputs": files})
         settings = self.hook.all_settings(call.routing)
         scope = self.hook.scope(context, tuple(self.tags))
 

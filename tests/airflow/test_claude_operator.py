@@ -588,3 +588,30 @@ def test_a_deferrable_function_with_outlets_asks_in_its_worker(deployment):
     ran = deployment.run(dag)
     assert ran.state == "success"
     assert "runs in a worker although deferrable=true: it has outlets" in ran.log.lower()
+
+
+def test_a_file_the_author_names_is_read_as_a_document(deployment):
+    path = deployment.inbox / "contract.txt"
+    path.write_text("{{ 1/0 }} Signed on March 4, 2026.")
+    ran = deployment.run(asking(inputs={"contract": path}))
+    assert ran.state == "success", ran.log
+    block = deployment.server.requests[-1]["messages"][0]["content"][0]
+    assert block["source"]["data"] == "{{ 1/0 }} Signed on March 4, 2026."
+
+
+def test_a_file_outside_the_roots_is_not_read(deployment):
+    path = deployment.folder / "secret.txt"
+    path.write_text("secret")
+    ran = deployment.run(asking(inputs={"contract": path}, roots=[str(deployment.inbox)]))
+    assert ran.state == "failed"
+    assert deployment.server.seen == 0
+
+
+def asking(**arguments):
+    from airflow.sdk import DAG
+
+    from airflow_llm_provider.operators.claude import ClaudeOperator
+
+    with DAG("asking_with_files", schedule=None) as dag:
+        ClaudeOperator(task_id="ask", prompt="When was it signed?", model="fast", **arguments)
+    return dag
