@@ -138,6 +138,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Whoever runs the tests in the background has SIGINT ignored, and a child inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         ) as process:
             deadline = time.monotonic() + 90
             while slow.in_flight == 0 and time.monotonic() < deadline:
