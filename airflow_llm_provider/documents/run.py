@@ -183,6 +183,12 @@ class Run:
         finally:
             progress.cancel()
         self.log.info("%s", self._progress())
+        if self.cascade:
+            self.log.info(
+                "%(stayed_cheap)d of %(answers)d answers stayed with the first model: $%(cost_usd)s in all, about "
+                "$%(strong_alone_usd_about)s with the last alone",
+                self._cascaded(),
+            )
         return self.counts()
 
     async def estimate(self, documents: Iterable[Document | Rejected]) -> dict[str, Any]:

@@ -219,6 +219,7 @@ class ClaudeOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Ask in this worker, and return the answer."""
         from airflow_llm_provider.hooks.call import Call
+        from airflow_llm_provider.pricing import usd
 
         if not self.prompt or not self.prompt.strip():
             raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
@@ -229,6 +230,14 @@ class ClaudeOperator(BaseOperator):
 
         async def work(engine: Engine) -> Any:
             reply = await call.ask(engine, settings, scope)
+            if reply.strong_alone_micro_usd is not None:
+                cost, alone = reply.cost_micro_usd or 0, reply.strong_alone_micro_usd
+                self.log.info(
+                    "%s answered: $%s in all, about $%s with the last model alone",
+                    reply.model,
+                    usd(cost),
+                    usd(alone),
+                )
             return reply.usage_record(), await asyncio.to_thread(call.delivered, reply)
 
         usage, answer = self.hook.run(work, context=context)
