@@ -127,15 +127,21 @@ class Call:
 
 def _blocks(name: str, value: Any) -> list[dict[str, Any]]:
     """Return upstream data as a document block with its name as title: data, whatever it says."""
-    if isinstance(value, Mapping) and value.get("type") in ("document", "image"):
+    if _is_block(value):
         return [dict(value)]  # a content block the author made, such as a PDF
-    if isinstance(value, list) and value and all(isinstance(b, Mapping) and "source" in b for b in value):
+    if isinstance(value, list) and value and all(map(_is_block, value)):
         return [dict(block) for block in value]  # the parts of a file
     if hasattr(value, "model_dump"):
         value = value.model_dump(mode="json")
     text = value if isinstance(value, str) else to_json(value).decode()
     source = {"type": "text", "media_type": "text/plain", "data": text}
     return [{"type": "document", "source": source, "title": name}]
+
+
+def _is_block(value: Any) -> bool:
+    """Tell a content block from a row that happens to have a field `type` or `source`."""
+    is_typed = isinstance(value, Mapping) and value.get("type") in ("document", "image")
+    return is_typed and isinstance(value.get("source"), Mapping)
 
 
 def _write(location: str, value: Any) -> str:

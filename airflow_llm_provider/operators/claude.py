@@ -146,12 +146,13 @@ class ClaudeOperator(BaseOperator):
         if "retry_policy" not in (kwargs.get("default_args") or {}):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
-        require_kinds("retry", retry or ())
         require_kinds("fall_back_on", fall_back_on)
         self.prompt = prompt
         self._inputs: Any = inputs or {}
         self.allowed_roots = roots  # BaseOperator.roots are the first tasks of the DAG
-        given = self._inputs if isinstance(self._inputs, Mapping) else {}
+        # In a mapped task the author may have typed them, or another task may have named them: that takes roots.
+        is_mapped = getattr(self, "_BaseOperator__from_mapped", False)
+        given = self._inputs if isinstance(self._inputs, Mapping) and not is_mapped else {}
         self._typed_files = frozenset(name for name, value in given.items() if is_file(value))
         self.messages = messages or []
         self.system = system
@@ -177,10 +178,7 @@ class ClaudeOperator(BaseOperator):
         self.tags = tags
         self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
-        is_mapped = getattr(
-            self, "_BaseOperator__from_mapped", False
-        )  # then `place_mapped` has chosen the lane
-        if deferrable and not self.starts_in_worker and not is_mapped:
+        if deferrable and not self.starts_in_worker and not is_mapped:  # a mapped one has its lane already
             place(self, self.arguments(), push=self.do_xcom_push, call_arguments=CALL_ARGUMENTS)
 
     def arguments(self) -> dict[str, Any]:

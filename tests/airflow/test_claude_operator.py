@@ -615,3 +615,26 @@ def asking(**arguments):
     with DAG("asking_with_files", schedule=None) as dag:
         ClaudeOperator(task_id="ask", prompt="When was it signed?", model="fast", **arguments)
     return dag
+
+
+def test_rows_with_a_field_called_source_are_data_and_no_content_blocks(deployment):
+    rows = [{"type": "document", "source": "web"}, {"type": "document", "source": "mail"}]
+    ran = deployment.run(asking(inputs={"rows": rows, "row": rows[0]}))
+    assert ran.state == "success", ran.log
+    blocks = deployment.server.requests[-1]["messages"][0]["content"]
+    assert [block.get("title") for block in blocks[:2]] == ["rows", "row"]
+
+
+def test_a_file_in_a_mapped_task_needs_roots(deployment):
+    from airflow.sdk import DAG
+
+    from airflow_llm_provider.operators.claude import ClaudeOperator
+
+    path = deployment.inbox / "contract.txt"
+    path.write_text("Signed.")
+    with DAG("mapped_files", schedule=None) as dag:
+        ClaudeOperator.partial(task_id="ask", prompt="Signed?", model="fast").expand(
+            inputs=[{"contract": path}]
+        )
+    assert deployment.run(dag).state == "failed"
+    assert deployment.server.seen == 0
