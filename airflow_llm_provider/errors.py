@@ -16,9 +16,13 @@ LLMError
     ├── BudgetExceeded        ours
     ├── LedgerUnusable        wrong address, damaged, or of a newer version
     ├── TooLong               more than the model can read
+    ├── Rejected              a person said no
+    ├── ChangedSinceShown     not what a person decided on
+    ├── EffectUnknown         something irreversible may or may not have happened
     └── AnswerError           paid, but no answer
         ├── Refused
         ├── Truncated
+        ├── ToolLimit             still calling tools when its turns, time or money were spent
         ├── InvalidOutput
         └── BusinessError         a validator's word
 """
@@ -130,6 +134,24 @@ class TooLong(TerminalError):
     kind = "too_long"
 
 
+class Rejected(TerminalError):
+    """A person said no, and that is final."""
+
+    kind = "rejected"
+
+
+class ChangedSinceShown(TerminalError):
+    """What would go on is not what a person was shown, so nobody has approved it."""
+
+    kind = "changed"
+
+
+class EffectUnknown(TerminalError):
+    """Something that may happen once was begun, and its process ended before it could say how it went."""
+
+    kind = "effect"
+
+
 class AnswerError(TerminalError):
     """The call was paid, but what came back is not an answer.
 
@@ -154,6 +176,12 @@ class Truncated(AnswerError):
     """The answer stopped in the middle: `max_tokens`, or the context window, was reached."""
 
     kind = "truncation"
+
+
+class ToolLimit(AnswerError):
+    """The model was still calling tools when the turns, the time or the money for it were spent."""
+
+    kind = "tool_limit"
 
 
 class InvalidOutput(AnswerError):

@@ -30,6 +30,7 @@ class Request:
     system: system prompt.
     max_tokens: the most tokens the answer may have; what is above the model's own limit is refused by it.
     schema: JSON schema the answer must fit; None for free text.
+    tools: what the model may call, as the Messages API takes them.
     effort: `low` to `max`, for models that take it.
     extra: further fields of the request body, such as `thinking`; they win over the others.
     endpoint: platform and base URL: one server's words are never taken for another's.
@@ -45,6 +46,7 @@ class Request:
     system: str | None = None
     max_tokens: int = 4096
     schema: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
     effort: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     endpoint: str = ""
@@ -74,6 +76,8 @@ class Request:
             "effort": self.effort,
             "extra": {name: value for name, value in self.extra.items() if name != "metadata"},
         }
+        if self.tools:
+            shapes_the_answer["tools"] = self.tools
         return hashlib.sha256(to_json(_canonical(shapes_the_answer), sort_keys=True)).hexdigest()
 
     def body(self, api_schema: Mapping[str, Any] | None) -> bytes:
@@ -91,6 +95,8 @@ class Request:
             body["system"] = [
                 {"type": "text", "text": self.system, **self._mark(last=not self.shared_blocks)}
             ]
+        if self.tools:
+            body["tools"] = self.tools
         output_config: dict[str, Any] = {}
         if api_schema is not None:
             output_config["format"] = {"type": "json_schema", "schema": api_schema}
@@ -106,7 +112,7 @@ class Request:
         if not self.shared_blocks:
             return ""
         blocks = self.messages[0]["content"][: self.shared_blocks]
-        shared = [self.endpoint, self.model, self.system, self.schema, self.effort, blocks]
+        shared = [self.endpoint, self.model, self.system, self.schema, self.tools, self.effort, blocks]
         return hashlib.sha256(to_json(shared)).hexdigest()
 
     @property
@@ -120,7 +126,7 @@ class Request:
     @cached_property
     def input_ceiling_tokens(self) -> int:
         """Upper bound of the input tokens: a token is at least one byte of text."""
-        text_bytes = _text_bytes([self.system, self.messages, self.schema, self.extra])
+        text_bytes = _text_bytes([self.system, self.messages, self.schema, self.tools, self.extra])
         return text_bytes + self.input_ceiling + _FRAME_TOKENS
 
     def followed_by(self, *messages: Message) -> Self:

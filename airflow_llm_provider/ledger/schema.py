@@ -79,6 +79,49 @@ document = sa.Table(
     sa.Column("fingerprint", sa.String(64), nullable=False),
 )
 
+review = sa.Table(
+    "review",  # what a person was shown, and what was decided
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),  # hash of task instance and subject: see ledger.reviews
+    sa.Column("dag_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("map_index", sa.Integer, nullable=False),
+    sa.Column("status", sa.String(10), nullable=False),
+    sa.Column("shown", sa.LargeBinary, nullable=False),  # zlib-compressed: the text as the form has it
+    sa.Column("shown_hash", sa.String(64), nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),  # zlib-compressed JSON: what is decided on
+    sa.Column("content_hash", sa.String(64), nullable=False),
+    sa.Column("decided", sa.LargeBinary),  # zlib-compressed JSON: what goes on
+    sa.Column("decided_hash", sa.String(64)),
+    sa.Column("decided_by", sa.Text),
+    sa.Column("feedback", sa.Text),
+    sa.Column("why", sa.Text),  # why a person was asked, or was not
+    sa.Column("shown_ms", sa.BigInteger, nullable=False),
+    sa.Column("decided_ms", sa.BigInteger),
+)
+sa.Index("review_run", review.c.dag_id, review.c.run_id)
+
+effect = sa.Table(
+    "effect",  # a tool call: what may happen once, and what a replay must find as it was
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),  # hash of task instance and call: see ledger.effects
+    sa.Column("dag_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("map_index", sa.Integer, nullable=False),
+    sa.Column("try_number", sa.Integer, nullable=False),
+    sa.Column("call_id", sa.String(32)),  # the attempt whose reply asked for it
+    sa.Column("tool", sa.Text, nullable=False),
+    sa.Column("is_irreversible", sa.Boolean, nullable=False),
+    sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("input", sa.LargeBinary, nullable=False),  # zlib-compressed JSON
+    sa.Column("output", sa.LargeBinary),
+    sa.Column("began_ms", sa.BigInteger, nullable=False),
+    sa.Column("ended_ms", sa.BigInteger),
+)
+sa.Index("effect_run", effect.c.dag_id, effect.c.run_id)
+
 version = sa.Table("ledger_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
 
@@ -88,7 +131,7 @@ def _create_tables(connection: sa.Connection) -> None:
 
 Migration = Callable[[sa.Connection], None]
 # Forward only: append, never edit. The ledger's version is how many have run.
-MIGRATIONS: tuple[Migration, ...] = (_create_tables,)
+MIGRATIONS: tuple[Migration, ...] = (_create_tables, _create_tables)  # the second adds review and effect
 
 
 class LedgerTooNew(LedgerUnusable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import uuid
@@ -103,11 +104,27 @@ class Ledger:
         """Commit `write` with the next batch, without waiting for it: for what nobody waits on."""
         self._writer.submit(write).add_done_callback(_log_failure)
 
+    async def transact(self, work: Callable[[sa.Connection, int], T]) -> T:
+        """Return what `work(connection, now_ms)` returns, in a write transaction that is durable when it ends.
+
+        For what happens now and then; the calls themselves go in batches. `work` may be run again where the
+        commit went unheard.
+        """
+        return await asyncio.to_thread(self._transact, work)
+
     def close(self) -> None:
         """Commit what was submitted and close the database."""
         self._writer.close()
         self._reader.close()
         self.database.close()
+
+    def _transact(self, work: Callable[[sa.Connection, int], T]) -> T:
+        def once() -> T:
+            with self.database.write() as connection:
+                return work(connection, self.database.now_ms(connection))
+
+        with self._in_our_words():
+            return self._retried(once)
 
     # -- in the writer's thread ----------------------------------------------------------------------
 
