@@ -9,10 +9,10 @@ READY = $(VENV)/.installed
 TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-dags chaos stand-in clean
+.PHONY: help demo test check bench test-dags test-distributed chaos stand-in clean
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## Run the license audit in a real Airflow (STAY=1 leaves it up, BASE_URL=… asks another server)
 	@$(VENV)/bin/airflow-llm demo $(if $(STAY),--stay) $(if $(BASE_URL),--base-url $(BASE_URL)) $(ARGS)
@@ -33,6 +33,9 @@ bench: $(READY) ## Run a benchmark (NAME=…); without a name, list them
 
 test-dags: $(READY) ## Run the DAGs in a real Airflow, minutes
 	@$(PYTEST) tests/system $(ARGS)
+
+test-distributed: $(READY) ## Run docker-compose.yaml's services as processes, kill a worker, hold the books
+	@$(PYTEST) tests/distributed $(ARGS)
 
 chaos: $(READY) ## Kill things at random moments and hold the books, long
 	@$(PYTEST) tests/chaos $(ARGS)

@@ -1,0 +1,2 @@
+-- The ledger has a database of its own: Airflow's is Airflow's.
+CREATE DATABASE llm_ledger OWNER airflow;
