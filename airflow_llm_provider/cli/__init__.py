@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from airflow_llm_provider import __version__
-from airflow_llm_provider.cli import connection, dead_letters, demo, ledger, stand_in
+from airflow_llm_provider.cli import connection, dead_letters, demo, effects, ledger, stand_in
 from airflow_llm_provider.cli.output import fail
 from airflow_llm_provider.errors import LLMError
 
@@ -35,6 +35,7 @@ app.command("demo")(demo.demo)
 app.command("stand-in")(stand_in.stand_in)
 app.command("test-connection")(connection.check_connection)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(effects.app, name="effects")
 app.add_typer(ledger.app, name="ledger")
 
 

@@ -82,17 +82,20 @@ document = sa.Table(
 review = sa.Table(
     "review",  # what a person was shown, and what was decided
     metadata,
-    sa.Column("id", sa.String(64), primary_key=True),  # hash of task instance and subject: see ledger.reviews
+    sa.Column("id", sa.String(64), primary_key=True),  # hash of task instance and key: see ledger.reviews
     sa.Column("dag_id", sa.Text, nullable=False),
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("task_id", sa.Text, nullable=False),
     sa.Column("map_index", sa.Integer, nullable=False),
+    sa.Column("first_try", sa.Integer, nullable=False),  # of the going of the task: a clear begins another
     sa.Column("status", sa.String(10), nullable=False),
-    sa.Column("shown", sa.LargeBinary, nullable=False),  # zlib-compressed: the text as the form has it
-    sa.Column("shown_hash", sa.String(64), nullable=False),
+    sa.Column("asked_hash", sa.String(64), nullable=False),  # of all that must not change while it is asked
+    sa.Column("shown", sa.LargeBinary),  # zlib-compressed JSON: the form; NULL when nobody was asked
+    sa.Column("shown_hash", sa.String(64)),
     sa.Column("content", sa.LargeBinary, nullable=False),  # zlib-compressed JSON: what is decided on
     sa.Column("content_hash", sa.String(64), nullable=False),
-    sa.Column("decided", sa.LargeBinary),  # zlib-compressed JSON: what goes on
+    sa.Column("choice", sa.Text),  # the option taken
+    sa.Column("decided", sa.LargeBinary),  # zlib-compressed JSON: what goes on, or an edit that may not
     sa.Column("decided_hash", sa.String(64)),
     sa.Column("decided_by", sa.Text),
     sa.Column("feedback", sa.Text),
@@ -115,6 +118,8 @@ effect = sa.Table(
     sa.Column("tool", sa.Text, nullable=False),
     sa.Column("is_irreversible", sa.Boolean, nullable=False),
     sa.Column("state", sa.String(10), nullable=False),
+    sa.Column("holder", sa.String(32), nullable=False),  # who makes it, and renews the lease meanwhile
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
     sa.Column("input", sa.LargeBinary, nullable=False),  # zlib-compressed JSON
     sa.Column("output", sa.LargeBinary),
     sa.Column("began_ms", sa.BigInteger, nullable=False),

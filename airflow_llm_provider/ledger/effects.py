@@ -1,0 +1,192 @@
+"""Effects: tool calls, each written down before it begins and again when it has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.ledger.schema import effect
+
+BEGUN, ENDED = "begun", "ended"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a tool call brought, as the model is told it."""
+
+    content: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intent:
+    """A tool call about to be made.
+
+    call_id: the attempt whose reply asked for it; tool_use_id: the id it has there.
+    arguments: as JSON. holder: who is about to make it.
+    """
+
+    scope: CallScope
+    item_id: str | None
+    call_id: str
+    tool_use_id: str
+    tool: str
+    is_irreversible: bool
+    arguments: bytes
+    holder: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def id(self) -> str:
+        """Return what makes two calls the same: for what may happen once, the tool; else the model's word too."""
+        scope = self.scope
+        parts = [scope.dag_id, scope.run_id, scope.task_id, scope.map_index, self.item_id, self.tool]
+        if not self.is_irreversible:
+            parts += [self.call_id, self.tool_use_id]
+        return digest(*parts)
+
+    @property
+    def key(self) -> str:
+        """Return what a person decides on: this call, with these arguments and no others."""
+        return digest(self.id, json.loads(self.arguments))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effect:
+    """A tool call, as the ledger has it.
+
+    outcome: None while it has not ended. is_live: it has not, and its process was alive a moment ago.
+    """
+
+    id: str
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    tool: str
+    is_irreversible: bool
+    arguments: bytes
+    outcome: Outcome | None
+    holder: str
+    is_live: bool
+    began_ms: int
+    ended_ms: int | None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it may or may not have happened, and must not be made again to be on the safe side."""
+        return self.is_irreversible and self.outcome is None and not self.is_live
+
+    @classmethod
+    def of(cls, row: Any, now_ms: int) -> Self:
+        """Read a row of the ledger."""
+        return cls(
+            id=row.id,
+            dag_id=row.dag_id,
+            run_id=row.run_id,
+            task_id=row.task_id,
+            map_index=row.map_index,
+            tool=row.tool,
+            is_irreversible=row.is_irreversible,
+            arguments=zlib.decompress(row.input),
+            outcome=None if row.output is None else Outcome(**json.loads(zlib.decompress(row.output))),
+            holder=row.holder,
+            is_live=row.state == BEGUN and row.lease_until_ms > now_ms,
+            began_ms=row.began_ms,
+            ended_ms=row.ended_ms,
+        )
+
+
+def begin(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: int) -> Effect:
+    """Write down that a call is about to be made; return it, or the one that has been written down before.
+
+    It may be made where the effect's holder is the intent's: it is new, or it has not ended and can be made again.
+    """
+    scope = intent.scope
+    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(effect)
+    held = {"holder": intent.holder, "lease_until_ms": now_ms + lease_ms, "began_ms": now_ms}
+    made = {
+        "id": intent.id,
+        "dag_id": scope.dag_id,
+        "run_id": scope.run_id,
+        "task_id": scope.task_id,
+        "map_index": scope.map_index,
+        "try_number": scope.try_number,
+        "call_id": intent.call_id,
+        "tool": intent.tool,
+        "is_irreversible": intent.is_irreversible,
+        "state": BEGUN,
+        "input": zlib.compress(intent.arguments),
+    }
+    connection.execute(insert.values(**made, **held).on_conflict_do_nothing())
+    if not intent.is_irreversible:
+        connection.execute(
+            sa.update(effect).where(effect.c.id == intent.id, effect.c.state == BEGUN).values(**held)
+        )
+    found = find(connection, now_ms, intent.id)
+    assert found is not None, "a row that was just inserted, or stood in the way of it"
+    return found
+
+
+def renew(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: int) -> None:
+    """Say that a call is still being made."""
+    connection.execute(
+        sa.update(effect)
+        .where(effect.c.id == intent.id, effect.c.holder == intent.holder)
+        .values(lease_until_ms=now_ms + lease_ms)
+    )
+
+
+def end(connection: sa.Connection, now_ms: int, effect_id: str, outcome: Outcome) -> Outcome:
+    """Write down how a call ended; return the outcome that counts: the first to be written down."""
+    packed = zlib.compress(json.dumps({"content": outcome.content, "is_error": outcome.is_error}).encode())
+    connection.execute(
+        sa.update(effect)
+        .where(effect.c.id == effect_id, effect.c.state == BEGUN)
+        .values(state=ENDED, output=packed, ended_ms=now_ms)
+    )
+    found = find(connection, now_ms, effect_id)
+    return found.outcome if found and found.outcome else outcome
+
+
+def forget(connection: sa.Connection, effect_id: str) -> None:
+    """Strike out a call that never happened, so that it may be made."""
+    connection.execute(sa.delete(effect).where(effect.c.id == effect_id))
+
+
+def find(connection: sa.Connection, now_ms: int, effect_id: str) -> Effect | None:
+    """Return the tool call of an id."""
+    row = connection.execute(sa.select(effect).where(effect.c.id == effect_id)).one_or_none()
+    return None if row is None else Effect.of(row, now_ms)
+
+
+def found_for(
+    connection: sa.Connection,
+    now_ms: int,
+    *,
+    dag_id: str | None = None,
+    run_id: str | None = None,
+    id_begins_with: str = "",
+) -> Sequence[Effect]:
+    """List tool calls in the order in which they began; all of them, where nothing narrows them down."""
+    query = sa.select(effect).order_by(effect.c.began_ms, effect.c.id)
+    if dag_id is not None:
+        query = query.where(effect.c.dag_id == dag_id)
+    if run_id is not None:
+        query = query.where(effect.c.run_id == run_id)
+    if id_begins_with:
+        query = query.where(effect.c.id.startswith(id_begins_with, autoescape=True))
+    return [Effect.of(row, now_ms) for row in connection.execute(query)]
+
+
+def digest(*parts: Any) -> str:
+    """Return the hash of JSON data, 64 hex digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,164 @@
+"""Tools: typed Python functions that a model may call."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, overload
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what the Messages API takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """A function that a model may call, with what the model is told of it.
+
+    function: every parameter has a type that pydantic knows, and can be given by name; it is awaited where it is
+        async, and run in a thread of its own otherwise. The docstring, in any of the usual styles, describes it
+        and its parameters to the model.
+    irreversible: run it at most once a task instance, over all its attempts and clears.
+    needs_approval: park the task before each call until a person has seen the arguments and said yes.
+
+    Raises TypeError for a function that the model could not be told how to call.
+    """
+
+    function: Callable[..., Any]
+    irreversible: bool = False
+    needs_approval: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.definition  # what is wrong with a function is said when the DAG is parsed
+
+    @classmethod
+    def of(cls, function: Callable[..., Any] | Self) -> Self:
+        """Return the tool that a plain function makes; a tool stays what it is."""
+        return function if isinstance(function, cls) else cls(function=function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function, as if it were no tool."""
+        return self.function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # Airflow copies a task's arguments; this one never changes
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return str(getattr(self.function, "__name__", repr(self.function)))
+
+    @cached_property
+    def definition(self) -> Mapping[str, Any]:
+        """Name, description and input schema, as the Messages API takes them."""
+        from docstring_parser import parse
+
+        told = parse(inspect.getdoc(self.function) or "")
+        schema = self._schema()
+        properties = schema["properties"]
+        for param in told.params:
+            if param.arg_name in properties and param.description:
+                properties[param.arg_name].setdefault("description", param.description)
+        for name, parameter in self._parameters.items():
+            if isinstance(parameter.default, (str, int, float)):
+                properties[name].setdefault("default", parameter.default)
+        description = {"description": told.description.strip()} if told.description else {}
+        return {"name": self.name, **description, "input_schema": schema}
+
+    def arguments(self, given: bytes) -> dict[str, Any]:
+        """Return the function's arguments from the JSON a model gave; raises ValueError with its complaint."""
+        from pydantic import ValidationError
+
+        try:
+            return dict(self._adapter.validate_json(given))
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_context=False, include_input=False)
+            raise ValueError(
+                "\n".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in problems)
+            ) from error
+
+    def _schema(self) -> dict[str, Any]:
+        from pydantic import PydanticUserError
+
+        try:
+            schema: dict[str, Any] = self._adapter.json_schema()
+        except PydanticUserError as error:  # it comes with pages of advice on pydantic's own settings
+            raise TypeError(f"The tool {self.name}: {error.message.splitlines()[0]}") from error
+        return schema
+
+    @cached_property
+    def _adapter(self) -> Any:
+        """What pydantic makes of the signature: an object with a field a parameter, and no others."""
+        from pydantic import ConfigDict, TypeAdapter, with_config
+        from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
+
+        hints = self._hints
+        fields: dict[str, Any] = {
+            name: hints[name] if parameter.default is parameter.empty else typing.NotRequired[hints[name]]
+            for name, parameter in self._parameters.items()
+        }
+        make: Any = TypedDict  # its fields are known at run time only
+        return TypeAdapter(with_config(ConfigDict(extra="forbid"))(make(self.name, fields)))
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        if not inspect.isroutine(self.function) or not _NAME.fullmatch(self.name):
+            raise TypeError(f"{self.function!r} can't be a tool: it takes a function with a plain name.")
+        parameters = inspect.signature(self.function).parameters
+        for name, parameter in parameters.items():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise TypeError(
+                    f"The tool {self.name}: {parameter} can't be given by name, as a model gives its arguments. "
+                    "Write out the parameters it takes."
+                )
+            if parameter.annotation is parameter.empty:
+                raise TypeError(
+                    f"The tool {self.name}: the parameter {name!r} has no type. Give it one, such as {name}: str: "
+                    "the model is told, and what it gives is checked."
+                )
+            if not _NAME.fullmatch(name):
+                raise TypeError(f"The tool {self.name}: the API takes no parameter of the name {name!r}.")
+        return parameters
+
+    @property
+    def _hints(self) -> Mapping[str, Any]:
+        try:
+            return typing.get_type_hints(self.function, include_extras=True)
+        except (NameError, AttributeError) as error:
+            raise TypeError(
+                f"The tool {self.name}: {error}. A type of a tool is needed when it runs: import it outside of "
+                "`if TYPE_CHECKING`."
+            ) from error
+
+
+@overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@overload
+def tool(
+    *, irreversible: bool = False, needs_approval: bool = False
+) -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    irreversible: bool = False,
+    needs_approval: bool = False,
+) -> Tool | Callable[[Callable[..., Any]], Tool]:
+    """Make a function a tool, bare or with arguments: those of Tool."""
+
+    def made(function: Callable[..., Any]) -> Tool:
+        return Tool(function=function, irreversible=irreversible, needs_approval=needs_approval)
+
+    return made if function is None else made(function)
+
+
+def by_name(tools: Iterable[Callable[..., Any] | Tool]) -> dict[str, Tool]:
+    """Return tools and plain functions as tools by their names; raises TypeError, ValueError for two of one name."""
+    named: dict[str, Tool] = {}
+    for one in map(Tool.of, tools):
+        if one.name in named:
+            raise ValueError(f"Two tools are named {one.name!r}; a model could not tell them apart.")
+        named[one.name] = one
+    return named
