@@ -31,7 +31,7 @@ check: $(READY) ## Lint, formatting, types, import rules
 bench: $(READY) ## Run a benchmark (NAME=…); without a name, list them
 	@$(if $(NAME),$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS),echo "make bench NAME=…, one of:"; grep -l '^def main' benchmarks/*.py | sed 's|benchmarks/\(.*\)\.py|  \1|')
 
-test-dags: $(READY) ## Run the DAGs in a real Airflow, minutes
+test-dags: $(READY) ## Run all of tests/system in real Airflows, the example DAGs with the network off; minutes
 	@$(PYTEST) tests/system $(ARGS)
 
 test-distributed: $(READY) ## Run docker-compose.yaml's services as processes, kill a worker, hold the books

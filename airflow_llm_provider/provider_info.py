@@ -20,10 +20,15 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "Claude",
                 "python-modules": [
+                    "airflow_llm_provider.operators.branch",
                     "airflow_llm_provider.operators.claude",
                     "airflow_llm_provider.operators.documents",
+                    "airflow_llm_provider.operators.repair",
                 ],
             }
+        ],
+        "sensors": [
+            {"integration-name": "Claude", "python-modules": ["airflow_llm_provider.sensors.approval"]}
         ],
         "hooks": [{"integration-name": "Claude", "python-modules": ["airflow_llm_provider.hooks.claude"]}],
         "triggers": [
@@ -48,8 +53,16 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "claude", "class-name": "airflow_llm_provider.decorators.claude.claude_task"},
             {
+                "name": "claude_branch",
+                "class-name": "airflow_llm_provider.decorators.branch.claude_branch_task",
+            },
+            {
                 "name": "claude_documents",
                 "class-name": "airflow_llm_provider.decorators.documents.claude_documents_task",
+            },
+            {
+                "name": "claude_repair",
+                "class-name": "airflow_llm_provider.decorators.repair.claude_repair_task",
             },
         ],
         "config": {

@@ -117,7 +117,12 @@ class License(BaseModel):
             title="Folder",
             description="A site-packages folder to audit. Empty: all that is installed beside this Airflow.",
         ),
-        "tier": Param("fast", enum=["fast", "balanced", "strong"], title="Model tier"),
+        "tier": Param(
+            "fast",
+            enum=["fast", "balanced", "strong"],
+            title="Model tier",
+            description="Who reads the files; the connection says which model that is.",
+        ),
         "limit": Param(
             None,
             type=["null", "integer"],

@@ -142,6 +142,18 @@ class RunningAirflow:
         path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}"
         self._ask("PATCH", path, json={"new_state": state})
 
+    def question(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
+        """Return what a person is asked: subject, body, options, fields and, once there is one, the answer."""
+        asked: dict[str, Any] = self.get(_question(dag_id, run_id, task_id, map_index))
+        return asked
+
+    def answer(
+        self, dag_id: str, run_id: str, task_id: str, option: str, map_index: int = -1, **fields: Any
+    ) -> None:
+        """Choose an option of a question that waits for a person, with the form's fields as given."""
+        body = {"chosen_options": [option], "params_input": fields}
+        self._ask("PATCH", _question(dag_id, run_id, task_id, map_index), json=body)
+
     def disconnect(self) -> None:
         """Close the connections to the API server; the next question opens them again."""
         if client := self.__dict__.pop("_http", None):
@@ -222,6 +234,10 @@ def _quoted(part: str) -> str:
 
 def _run(dag_id: str, run_id: str) -> str:
     return f"dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}"
+
+
+def _question(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
+    return f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/{map_index}/hitlDetails"
 
 
 def _parsed_since_change(dag: Mapping[str, Any], asked_at: float) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +19,13 @@ from airflow_llm_provider.testing.values import (
     cut,
     number_value,
     number_values,
+    pattern_of,
     read_description,
     sized,
     string_value,
     strings,
 )
-from airflow_llm_provider.testing.wire import ApiError
+from airflow_llm_provider.testing.wire import ApiError, ToolUse
 
 _DEEPEST = 12  # a schema that refers to itself is cut here, or earlier where null or nothing fits
 _OPTIONAL_DEPTH = 4
@@ -32,14 +33,59 @@ _ITEMS = 3  # of a list whose schema doesn't say how many
 
 
 def answer(question: Question) -> str:
-    """Answer `question` from its own text: JSON when it has a schema, else the most fitting sentences."""
-    text = Text(question.document)
+    """Answer `question` from its own text: JSON when it has a schema, else the most fitting sentences.
+
+    What tools have returned comes before the document, and instead of it where sentences are wanted.
+    """
+    results = "\n\n".join(question.tool_results)
+    document = "\n\n".join(map(_in_lines, question.documents))
     if (schema := question.schema) is None:
-        return extract(text, question.prompt)
+        return extract(Text(results or document), question.prompt)
     try:
+        text = Text(f"{results}\n\n{document}" if results else document)
         return orjson.dumps(fill(schema, text, prompt=question.prompt)).decode()
     except RecursionError:
         raise ApiError(400, "output_config.format.schema: the schema refers to itself without end") from None
+
+
+def demanded_call(question: Question) -> ToolUse | None:
+    """Return the call that `tool_choice` demands, its input filled like an answer; None where it demands none.
+
+    Where any tool will do, it is the one whose name and description the document supports most.
+    """
+    tools = {tool["name"]: tool for tool in question.body.get("tools") or ()}
+    text = Text(question.document)
+    match question.tool_choice.get("type"):
+        case "tool":
+            name = question.tool_choice["name"]
+        case "any":
+            told = "; ".join(f"{name}: {tool.get('description', '')}" for name, tool in tools.items())
+            name = str(choose(list(tools), text, description=told))
+        case _:
+            return None
+    return ToolUse(name=name, input=fill(tools[name].get("input_schema", {}), text, prompt=question.prompt))
+
+
+def _in_lines(document: str) -> str:
+    """Return JSON data as lines of text, names and values one below the other, and other documents as they are."""
+    if not document.startswith(("{", "[")):
+        return document
+    try:
+        return "\n".join(_lines(orjson.loads(document)))
+    except orjson.JSONDecodeError:
+        return document
+
+
+def _lines(data: Any) -> Iterator[str]:
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield str(name)
+            yield from _lines(value)
+    elif isinstance(data, list):
+        for item in data:
+            yield from _lines(item)
+    elif data is not None:
+        yield str(data)
 
 
 def extract(text: Text, prompt: str) -> str:
@@ -149,7 +195,9 @@ class _Filler:
         required = set(schema.get("required") or ())
         filled = {}
         for name, part in (schema.get("properties") or {}).items():
-            inner = Field(name=name, text=at.text, depth=at.depth + 1)
+            # An item whose number or code is not in its sentence is none; words are always found.
+            must = at.must or not pattern_of(part)
+            inner = Field(name=name, text=at.text, depth=at.depth + 1, must=must)
             if name not in required:
                 if at.depth > _OPTIONAL_DEPTH:
                     continue
@@ -159,7 +207,8 @@ class _Filler:
             try:
                 filled[name] = self.value(part, inner)
             except NotFoundError:
-                continue
+                if name in required:
+                    raise
         return filled
 
     def _array(self, schema: dict[str, Any], at: Field) -> list[Any]:

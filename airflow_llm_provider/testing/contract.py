@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Protocol
@@ -26,13 +27,45 @@ def is_available() -> bool:
 def check(body: Any, *, schema: str = "CreateMessageParams") -> None:
     """Raise ApiError 400 with the reason when `body` does not fit the schema of that name."""
     validator = _validator(schema)
-    if validator.is_valid(body):
-        return
-    from jsonschema.exceptions import best_match
+    if not validator.is_valid(body):
+        error = _cause(validator.iter_errors(body))
+        where = ".".join(map(str, error.absolute_path)) or "body"
+        raise ApiError(400, f"{where}: {error.message[:300]}")
+    for position, tool in enumerate(body.get("tools") or ()):
+        _check_schema(tool.get("input_schema", {}), f"tools.{position}.custom.input_schema")
 
-    error = best_match(validator.iter_errors(body))
-    where = ".".join(map(str, error.absolute_path)) or "body"
-    raise ApiError(400, f"{where}: {error.message[:300]}")
+
+def _cause(errors: Iterable[Any]) -> Any:
+    """Return the first error; inside a union, that of the branch which the block is meant for."""
+    error = next(iter(errors))
+    while error.context:
+        branches: dict[Any, list[Any]] = {}
+        for inner in error.context:
+            branches.setdefault(inner.schema_path[0], []).append(inner)
+        error = min(branches.values(), key=_misfit)[0]
+    return error
+
+
+def _misfit(branch: list[Any]) -> tuple[bool, int]:
+    """Rank a branch of a union: one of another type fits worst, then the one with more errors."""
+    of_another_type = any(
+        error.validator == "const"
+        or (error.validator == "type" and error.absolute_path == error.parent.absolute_path)
+        for error in branch
+    )
+    return of_another_type, len(branch)
+
+
+def _check_schema(schema: Any, where: str) -> None:
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ApiError(
+            400,
+            f"{where}: JSON schema is invalid. It must match JSON Schema draft 2020-12 ({error.message[:200]})",
+        ) from error
 
 
 @lru_cache

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 import orjson
 
 from airflow_llm_provider.testing.question import Question
-from airflow_llm_provider.testing.wire import ERROR_TYPES, ApiError, Reply
+from airflow_llm_provider.testing.wire import ERROR_TYPES, ApiError, Reply, ToolUse
 
 FaultKind = Literal[
     "error",  # an error status in the API's shape
@@ -102,7 +102,7 @@ class Fault:
         )
 
     def spoil(self, reply: Reply) -> Reply:
-        """Return `reply` as this fault leaves it; faults of the connection leave it alone."""
+        """Return `reply` as this fault leaves it, calling no tools; faults of the connection leave it alone."""
         half = reply.text[: max(1, len(reply.text) // 2)]
         match self.kind:
             case "truncated_json":
@@ -128,25 +128,39 @@ class ScriptedReply:
 
     text, data, call: the answer as text, as a value sent as JSON, or as a function of the question
         that returns either, or a whole `Reply`.
+    tool_use: the calls it makes, after the text if there is any: `[{"name": …, "input": {…}}, …]`.
+    turn: only requests of a conversation that has had so many answers before: 0 for the first.
+    stop_reason: by default `tool_use` with calls, else `end_turn`.
+    matching, model, after, times: as those of `Fault`.
     """
 
     text: str | None = None
     data: Any = None
     call: Callable[[Question], Any] | None = None
-    stop_reason: str = "end_turn"
+    tool_use: Sequence[Mapping[str, Any]] = ()
+    stop_reason: str = ""
     matching: Matching = None
     model: str | None = None
+    turn: int | None = None
     after: int = 0
     times: int | None = None
     share: None = None
+
+    def __post_init__(self) -> None:
+        self._calls()
 
     def reply(self, question: Question) -> Reply:
         """Return the scripted reply to `question`."""
         answer = self.call(question) if self.call else self.data if self.text is None else self.text
         if isinstance(answer, Reply):
             return answer
+        if answer is None and self.tool_use:
+            answer = ""
         text = answer if isinstance(answer, str) else orjson.dumps(answer).decode()
-        return Reply(text=text, stop_reason=self.stop_reason)
+        return Reply(text=text, tool_use=self._calls(), stop_reason=self.stop_reason)
+
+    def _calls(self) -> tuple[ToolUse, ...]:
+        return tuple(ToolUse(**use) for use in self.tool_use)
 
 
 Order = TypeVar("Order", bound=Fault | ScriptedReply)
@@ -195,6 +209,8 @@ def _applies(standing: _Standing[Order], question: Question) -> bool:
     if order.times is not None and standing.hits >= order.times:
         return False
     if order.model is not None and order.model != question.model:
+        return False
+    if isinstance(order, ScriptedReply) and order.turn not in (None, question.turn):
         return False
     if isinstance(order.matching, str):
         if order.matching not in question.text:

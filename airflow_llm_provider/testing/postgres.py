@@ -14,11 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import psutil  # type: ignore[import-untyped]  # no stubs among our dependencies
+
 from airflow_llm_provider.testing.processes import (
     ChildSession,
     as_user,
     exit_on_signals,
     free_port,
+    is_alive,
     kill_sessions,
     send_signal,
     signals_held,
@@ -82,15 +85,32 @@ class LocalPostgres:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def processes(self) -> list[psutil.Process]:
+        """Return the server's processes, the first one first; each of the others has a session of its own."""
+        try:
+            first = psutil.Process(self._server.pid) if self._server else None
+            return [first, *first.children(recursive=True)] if first else []
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """Kill -9 every process of the server, as the end of its machine would."""
+        processes = self.processes()
+        for process in processes:
+            send_signal(process.pid, signal.SIGKILL)
+        wait_until(lambda: not any(is_alive(process) for process in processes), _STOP_S)
+        self._has_ended()
+
+    def restart(self) -> None:
+        """Start the server over its data, at the same port; end it first, and its clients' connections, if it runs."""
+        if not self._has_ended():
+            self._end()
+        self._start()
+
     def close(self) -> None:
         """End the server without waiting for its clients, and remove its folder."""
         with signals_held():
-            if self._server is not None:
-                server, self._server = self._server, None
-                send_signal(server.pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
-                wait_until(server.has_ended, _STOP_S)
-                kill_sessions({server.pid})
-                wait_until(server.has_ended, 5.0)
+            self._end()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
@@ -98,10 +118,21 @@ class LocalPostgres:
                 signal.signal(number, handler)
             self._replaced_handlers = {}
 
+    def _has_ended(self) -> bool:
+        return self._server is None or self._server.has_ended()
+
+    def _end(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            send_signal(server.pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
+            wait_until(server.has_ended, _STOP_S)
+            kill_sessions({server.pid})
+            wait_until(server.has_ended, 5.0)
+
     def _start(self) -> None:
         # Straight under /tmp: a socket's path has at most 107 characters, and another user must get there.
         with signals_held():
-            self._folder = Path(tempfile.mkdtemp(prefix="llm-postgres-", dir="/tmp"))
+            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="llm-postgres-", dir="/tmp"))
         data = self._data_dir.resolve() if self._data_dir is not None else self._folder / "data"
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._user is not None:

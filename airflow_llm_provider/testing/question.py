@@ -12,10 +12,12 @@ from typing import Any
 
 import orjson
 
+from airflow_llm_provider.testing.tools import check_tools
 from airflow_llm_provider.testing.wire import ApiError
 
 # The counting rule, stated so that tests can count too: a text block is ceil(characters / 4)
-# tokens, a tool or output schema the same of its JSON, an image and a PDF page a flat number.
+# tokens, a tool or output schema the same of its JSON, a call the same of its name and of its input's
+# JSON, a tool's result what its blocks are, an image and a PDF page a flat number.
 CHARS_PER_TOKEN = 4
 IMAGE_TOKENS = 1_500
 PDF_PAGE_TOKENS = 2_000
@@ -30,11 +32,17 @@ def count_tokens(text: str) -> int:
     return -(-len(text) // CHARS_PER_TOKEN)
 
 
+def tool_use_tokens(name: str, tool_input: Any) -> int:
+    """Count the tokens of a call of a tool: of its name and of its input's JSON."""
+    return count_tokens(name) + _json_tokens(tool_input)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
     """One piece of the prompt, in the order in which the cache sees it."""
 
-    kind: str  # "schema", "tool", "system", "text", "document", "pdf", "image" or "other"
+    # "schema", "tool", "system", "text", "document", "pdf", "image", "tool_use", "tool_result" or "other"
+    kind: str
     text: str
     tokens: int
     ttl: str | None  # of its cache_control: "5m" or "1h"
@@ -75,6 +83,28 @@ class Question:
         """Return the JSON schema that the answer has to fit, if one was given."""
         return _schema(self.body)
 
+    @property
+    def tool_names(self) -> list[str]:
+        """Name the tools that the answer may call; none where `tool_choice` forbids it."""
+        if self.tool_choice.get("type") == "none":
+            return []
+        return [tool["name"] for tool in self.body.get("tools") or ()]
+
+    @property
+    def tool_choice(self) -> dict[str, Any]:
+        """Return the request's `tool_choice`, empty where it has none."""
+        return self.body.get("tool_choice") or {}
+
+    @property
+    def tool_results(self) -> list[str]:
+        """Return the texts of what tools have returned so far."""
+        return [block.text for block in self.blocks if block.kind == "tool_result"]
+
+    @property
+    def turn(self) -> int:
+        """Count the answers that the conversation has had before this one."""
+        return sum(message["role"] == "assistant" for message in self.body["messages"])
+
     @cached_property
     def text(self) -> str:
         """Join every text and title of the request: what `matching=` of faults and replies looks through."""
@@ -85,17 +115,21 @@ class Question:
 
     @cached_property
     def document(self) -> str:
-        """Return the text of the documents asked about.
+        """Return the text of the documents asked about."""
+        return "\n\n".join(self.documents)
+
+    @cached_property
+    def documents(self) -> list[str]:
+        """Return the texts of the documents asked about.
 
         Document blocks where there are any; else what stands in `<…document…>` tags of the user's
         text; else all of the user's text.
         """
         if documents := [block.text for block in self.blocks if block.kind == "document"]:
-            return "\n\n".join(documents)
+            return documents
         texts = [block.text for block in self.blocks if block.kind == "text" and block.role == "user"]
-        if tagged := [match[2] for text in texts for match in _TAGGED.finditer(text)]:
-            return "\n\n".join(tagged)
-        return "\n\n".join(texts)
+        tagged = [match[2] for text in texts for match in _TAGGED.finditer(text)]
+        return tagged or ["\n\n".join(texts)]
 
     @cached_property
     def prompt(self) -> str:
@@ -120,6 +154,7 @@ def read_question(body: Any, *, key: str = "", count_only: bool = False) -> Ques
     if not body["messages"]:
         raise ApiError(400, "messages: at least one message is required")
     blocks = list(_blocks(body))
+    check_tools(body)
     if (marked := sum(block.ttl is not None for block in blocks)) > _MAX_BREAKPOINTS:
         raise ApiError(
             400, f"A maximum of {_MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {marked}."
@@ -175,12 +210,13 @@ def _read_block(block: dict[str, Any], role: str, where: str) -> Block:
             return Block(kind="image", text="", tokens=IMAGE_TOKENS, ttl=_ttl(block), raw=block, role=role)
         case "document":
             return _document_block(block, role, where)
+        case "tool_use":
+            tokens = tool_use_tokens(str(block.get("name", "")), block.get("input"))
+            return Block(kind="tool_use", text="", tokens=tokens, ttl=_ttl(block), raw=block, role=role)
         case "tool_result":
-            content = _content(block.get("content") or (), where)
-            text = "\n".join(str(part.get("text", "")) for part in content)
-            return Block(
-                kind="other", text=text, tokens=count_tokens(text), ttl=_ttl(block), raw=block, role=role
-            )
+            parts = [_read_block(part, role, where) for part in _content(block.get("content") or (), where)]
+            text, tokens = "\n".join(part.text for part in parts), sum(part.tokens for part in parts)
+            return Block(kind="tool_result", text=text, tokens=tokens, ttl=_ttl(block), raw=block, role=role)
         case None:
             raise ApiError(400, f"{where}: a content block needs a type")
         case _:

@@ -14,10 +14,16 @@ import orjson
 from aiohttp import web
 
 from airflow_llm_provider.testing import contract
-from airflow_llm_provider.testing.answers import answer
+from airflow_llm_provider.testing.answers import answer, demanded_call
 from airflow_llm_provider.testing.faults import Fault, Order, ScriptedReply
 from airflow_llm_provider.testing.invoice import ITEM_CHARS, InvoiceLine
-from airflow_llm_provider.testing.question import CHARS_PER_TOKEN, Question, count_tokens, read_question
+from airflow_llm_provider.testing.question import (
+    CHARS_PER_TOKEN,
+    Question,
+    count_tokens,
+    read_question,
+    tool_use_tokens,
+)
 from airflow_llm_provider.testing.wire import ApiError, Reply, Usage, events, message
 
 if TYPE_CHECKING:
@@ -103,9 +109,7 @@ class _Routes:
                 raise fault.error()
             if fault and fault.kind == "hang":
                 if fault.is_billed:
-                    self._bill(
-                        request[_ID], question, reading.usage, Reply(text="", stop_reason="hang"), fault
-                    )
+                    self._bill(request[_ID], question, reading.usage, Reply(stop_reason="hang"), fault)
                 return await self._hang(request)
             if server.latency_s:
                 await asyncio.sleep(server.latency_s)
@@ -240,8 +244,14 @@ class _Routes:
         return question
 
     def _reply(self, question: Question, fault: Fault | None) -> Reply:
-        scripted = self.server.replies.take(question)
-        reply = scripted.reply(question) if scripted else Reply(text=answer(question))
+        if scripted := self.server.replies.take(question):
+            reply = scripted.reply(question)
+        elif call := demanded_call(question):
+            reply = Reply(tool_use=(call,))
+        else:
+            reply = Reply(text=answer(question))
+        if reply.tool_use and not question.tool_names:
+            raise ApiError(400, "stand-in: a call was scripted for a request that may call no tool")
         return fault.spoil(reply) if fault else reply
 
     def _bill(
@@ -334,12 +344,24 @@ def _fitted(reply: Reply, question: Question) -> Reply:
         reply = Reply(text=reply.text[:at], stop_reason="stop_sequence", stop_sequence=stop)
     if count_tokens(reply.text) > question.max_tokens:
         reply = Reply(text=reply.text[: question.max_tokens * CHARS_PER_TOKEN], stop_reason="max_tokens")
+    if question.tool_choice.get("disable_parallel_tool_use"):
+        reply = replace(reply, tool_use=reply.tool_use[:1])
+    while reply.tool_use and _reply_tokens(reply) > question.max_tokens:
+        # The call that was being written has no input yet; what would have come after it is gone.
+        *before, last = reply.tool_use
+        kept = (*before, replace(last, input={})) if last.input else tuple(before)
+        reply = replace(reply, tool_use=kept, stop_reason="max_tokens")
     return reply
 
 
 def _output_tokens(reply: Reply, question: Question) -> int:
     # max_tokens=0 only warms the cache; otherwise even an empty answer has a token.
-    return max(1, count_tokens(reply.text)) if question.max_tokens else 0
+    return max(1, _reply_tokens(reply)) if question.max_tokens else 0
+
+
+def _reply_tokens(reply: Reply) -> int:
+    calls = sum(tool_use_tokens(use.name, use.input) for use in reply.tool_use)
+    return count_tokens(reply.text) + calls
 
 
 async def _json_object(request: web.Request) -> dict[str, Any]:

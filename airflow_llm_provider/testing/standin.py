@@ -12,7 +12,7 @@ import itertools
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -128,10 +128,12 @@ class StandIn:
         text: str | None = None,
         data: Any = None,
         call: Callable[[Question], Any] | None = None,
+        tool_use: Sequence[Mapping[str, Any]] = (),
         matching: Matching = None,
         model: str | None = None,
+        turn: int | None = None,
         times: int | None = None,
-        stop_reason: str = "end_turn",
+        stop_reason: str = "",
     ) -> None:
         """Script the reply to requests that match, see `ScriptedReply`; the latest script wins."""
         self.replies.add(
@@ -139,8 +141,10 @@ class StandIn:
                 text=text,
                 data=data,
                 call=call,
+                tool_use=tool_use,
                 matching=matching,
                 model=model,
+                turn=turn,
                 times=times,
                 stop_reason=stop_reason,
             )

@@ -88,12 +88,9 @@ class Field:
 
 def strings(schema: dict[str, Any], at: Field, count: int) -> list[str]:
     """Return up to `count` literal spans of the text: by pattern, format or name, else sentences."""
-    note = _NOTE.search(str(schema.get("description", "")))
-    told = note[0] if note else ""
-    pattern = schema.get("pattern") or _first_group(_PATTERN, told)
-    if pattern and (found := _matching(str(pattern), at.text.raw, count)):
+    if (pattern := pattern_of(schema)) and ((found := _matching(pattern, at.text.raw, count)) or not at.must):
         return found
-    form = schema.get("format") or _first_group(_FORMAT, told)
+    form = schema.get("format") or _first_group(_FORMAT, _note_of(schema))
     kind = str(form) if form in FINDERS or form in _STAND_INS else _kind_by_name(at)
     if kind in FINDERS:
         spans = at.text.spans(kind, at.words)
@@ -104,6 +101,13 @@ def strings(schema: dict[str, Any], at: Field, count: int) -> list[str]:
     if form == kind:
         return []
     return at.text.best_sentences(at.words, count)
+
+
+def pattern_of(schema: Any) -> str:
+    """Return the pattern that a string has to match, empty where there is none."""
+    if not isinstance(schema, dict):
+        return ""
+    return str(schema.get("pattern") or _first_group(_PATTERN, _note_of(schema)) or "")
 
 
 def string_value(schema: dict[str, Any], at: Field) -> str:
@@ -138,6 +142,12 @@ def number_value(at: Field, *, whole: bool) -> float | int:
     if not at.must:
         raise NotFoundError
     return _least(at.bounds, whole=whole)
+
+
+def _note_of(schema: Mapping[str, Any]) -> str:
+    """Return what the SDK has moved into a description, since the API does not enforce it."""
+    note = _NOTE.search(str(schema.get("description", "")))
+    return note[0] if note else ""
 
 
 def _kind_by_name(at: Field) -> str:

@@ -137,13 +137,48 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What a request is answered with."""
+class ToolUse:
+    """A call that a reply makes to one of the caller's tools.
 
-    text: str
-    stop_reason: str = "end_turn"
+    id: by default one of the reply's own, never given twice.
+    """
+
+    name: str
+    input: dict[str, Any] = field(default_factory=dict)
+    id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a request is answered with: text, calls of tools, or text and then calls.
+
+    stop_reason: by default `tool_use` where it calls tools, else `end_turn`.
+    """
+
+    text: str = ""
+    tool_use: tuple[ToolUse, ...] = ()
+    stop_reason: str = ""
     stop_sequence: str | None = None
     stop_details: dict[str, Any] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if not self.stop_reason:
+            object.__setattr__(self, "stop_reason", "tool_use" if self.tool_use else "end_turn")
+
+    def content(self, message_id: str) -> list[dict[str, Any]]:
+        """Return the content blocks of the message of that id."""
+        text: list[dict[str, Any]] = [{"type": "text", "text": self.text}] if self.text else []
+        stem = message_id.removeprefix("msg_")
+        return text + [
+            {
+                "type": "tool_use",
+                "id": use.id or f"toolu_{stem}{number}",
+                "name": use.name,
+                "input": use.input,
+                "caller": {"type": "direct"},
+            }
+            for number, use in enumerate(self.tool_use)
+        ]
 
 
 def message(reply: Reply, usage: Usage, *, model: str, message_id: str) -> dict[str, Any]:
@@ -153,7 +188,7 @@ def message(reply: Reply, usage: Usage, *, model: str, message_id: str) -> dict[
         "type": "message",
         "role": "assistant",
         "model": model,
-        "content": [{"type": "text", "text": reply.text}] if reply.text else [],
+        "content": reply.content(message_id),
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,
         "stop_details": reply.stop_details,
@@ -163,18 +198,23 @@ def message(reply: Reply, usage: Usage, *, model: str, message_id: str) -> dict[
 
 def events(reply: Reply, usage: Usage, *, model: str, message_id: str) -> Iterator[bytes]:
     """Yield `reply` as the server-sent events of a streamed request, in the API's order."""
-    start = message(Reply(text=""), usage, model=model, message_id=message_id)
+    start = message(Reply(), usage, model=model, message_id=message_id)
     start |= {"stop_reason": None, "usage": usage.to_api() | {"output_tokens": min(1, usage.output_tokens)}}
     yield _event({"type": "message_start", "message": start})
-    if reply.text:
-        yield _event(
-            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-        )
-        yield _event({"type": "ping"})
-        for at in range(0, len(reply.text), _EVENT_CHARS):
-            delta = {"type": "text_delta", "text": reply.text[at : at + _EVENT_CHARS]}
-            yield _event({"type": "content_block_delta", "index": 0, "delta": delta})
-        yield _event({"type": "content_block_stop", "index": 0})
+    for index, block in enumerate(reply.content(message_id)):
+        empty: dict[str, Any]
+        if block["type"] == "text":
+            whole, empty, kind, key = block["text"], {"text": ""}, "text_delta", "text"
+        else:
+            whole, empty = orjson.dumps(block["input"]).decode(), {"input": {}}
+            kind, key = "input_json_delta", "partial_json"
+        yield _event({"type": "content_block_start", "index": index, "content_block": block | empty})
+        if index == 0:
+            yield _event({"type": "ping"})
+        for at in range(0, len(whole), _EVENT_CHARS):
+            delta = {"type": kind, key: whole[at : at + _EVENT_CHARS]}
+            yield _event({"type": "content_block_delta", "index": index, "delta": delta})
+        yield _event({"type": "content_block_stop", "index": index})
     end = {
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,

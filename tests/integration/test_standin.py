@@ -441,6 +441,178 @@ async def test_replies_can_be_scripted_as_text_data_or_a_function(client, claude
     assert await said(model="claude-opus-5-5") == LETTER.upper()
 
 
+# Tools.
+
+BALANCE = {
+    "name": "balance",
+    "description": "Look up what an account owes.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"vendor": {"type": "string"}, "due": {"type": "string", "format": "date"}},
+        "required": ["vendor"],
+    },
+}
+REMIND = {"name": "remind", "description": "Send a reminder.", "input_schema": {"type": "object"}}
+
+
+def with_tools(*turns: dict[str, Any], **more: Any) -> dict[str, Any]:
+    body = ask(tools=[BALANCE, REMIND], **more)
+    return body | {"messages": [*body["messages"], *turns]}
+
+
+def called(*ids: str, name: str = "balance") -> dict[str, Any]:
+    content = [{"type": "tool_use", "id": use, "name": name, "input": {"vendor": "ACME"}} for use in ids]
+    return {"role": "assistant", "content": content}
+
+
+def returned(*ids: str, content: Any = "ACME owes $7.") -> dict[str, Any]:
+    results = [{"type": "tool_result", "tool_use_id": use, "content": content} for use in ids]
+    return {"role": "user", "content": results}
+
+
+async def test_a_conversation_calls_several_tools_and_then_answers(client, claude_server):
+    calls = [{"name": "balance", "input": {"vendor": "ACME"}}, {"name": "remind", "input": {}}]
+    claude_server.reply(text="I look it up.", tool_use=calls, turn=0)
+    claude_server.reply(text="They owe $7.", turn=1)
+    first = await client.messages.create(**with_tools())
+    said, *uses = first.content
+    assert (first.stop_reason, said.text) == ("tool_use", "I look it up.")
+    assert [(use.name, use.input) for use in uses] == [("balance", {"vendor": "ACME"}), ("remind", {})]
+    assert len({use.id for use in uses}) == 2
+    history = {"role": "assistant", "content": first.content}
+    second = await client.messages.create(**with_tools(history, returned(*(use.id for use in uses))))
+    assert (second.stop_reason, second.content[0].text) == ("end_turn", "They owe $7.")
+    assert claude_server.invoice.paid == 2
+    assert [line.stop_reason for line in claude_server.invoice.lines] == ["tool_use", "end_turn"]
+
+
+async def test_calls_are_streamed_with_the_events_of_the_api(client, claude_server):
+    claude_server.reply(text="Look.", tool_use=[{"name": "balance", "input": {"vendor": "A" * 100}}])
+    async with client.messages.stream(**with_tools()) as stream:
+        kinds = [event.delta.type async for event in stream if event.type == "content_block_delta"]
+        streamed = await stream.get_final_message()
+    plain = await client.messages.create(**with_tools())
+    assert set(kinds) == {"text_delta", "input_json_delta"}
+    assert streamed.stop_reason == plain.stop_reason == "tool_use"
+    assert [(block.type, getattr(block, "input", None)) for block in streamed.content] == [
+        ("text", None),
+        ("tool_use", {"vendor": "A" * 100}),
+    ]
+    assert streamed.usage.output_tokens == plain.usage.output_tokens
+
+
+async def test_unscripted_no_tool_is_called_unless_tool_choice_says_so(client):
+    for free in ({}, {"tool_choice": {"type": "auto"}}, {"tool_choice": {"type": "none"}}):
+        reply = await client.messages.create(**with_tools(**free))
+        assert (reply.stop_reason, reply.content[0].type) == ("end_turn", "text")
+    for choice in ({"type": "tool", "name": "balance"}, {"type": "any"}):
+        reply = await client.messages.create(**with_tools(tool_choice=choice))
+        (use,) = reply.content
+        assert (reply.stop_reason, use.name) == ("tool_use", "balance")
+        assert use.input == {"vendor": "ACME GmbH", "due": "2026-04-12"}
+
+
+async def test_unscripted_an_answer_comes_from_what_the_tools_returned(client):
+    reply = await client.messages.create(**with_tools(called("toolu_1"), returned("toolu_1")))
+    assert reply.content[0].text == "ACME owes $7."
+    form = {"type": "json_schema", "schema": anthropic.transform_schema(Letter)}
+    output = {"output_config": {"format": form}}
+    reply = await client.messages.create(
+        **with_tools(called("toolu_1"), returned("toolu_1", content="Total: $7.00"), **output)
+    )
+    filled = Letter.model_validate_json(reply.content[0].text)
+    assert (filled.total, filled.due) == (7.0, date(2026, 4, 12))
+
+
+async def test_tools_calls_and_results_are_counted_as_input_and_calls_as_output(client, claude_server):
+    def quarter(value: Any) -> int:
+        return count_tokens(json.dumps(value, separators=(",", ":")))
+
+    plain = (await client.messages.create(**ask())).usage.input_tokens
+    tools = (await client.messages.create(**with_tools())).usage.input_tokens - plain
+    assert tools == quarter(BALANCE) + quarter(REMIND)
+    talk = with_tools(called("toolu_1"), returned("toolu_1"))
+    counted = await client.messages.count_tokens(model=HAIKU, messages=talk["messages"], tools=talk["tools"])
+    call = count_tokens("balance") + quarter({"vendor": "ACME"})
+    assert counted.input_tokens == plain + tools + call + count_tokens("ACME owes $7.")
+    claude_server.reply(text="Look.", tool_use=[{"name": "balance", "input": {"vendor": "ACME"}}])
+    reply = await client.messages.create(**with_tools())
+    assert reply.usage.output_tokens == count_tokens("Look.") + call
+    assert claude_server.invoice.lines[-1].output_tokens == reply.usage.output_tokens
+
+
+async def test_a_call_cut_by_max_tokens_says_so_and_parallel_calls_can_be_forbidden(client, claude_server):
+    long = {"name": "balance", "input": {"vendor": "A" * 100}}
+    claude_server.reply(tool_use=[REMIND_CALL, long, REMIND_CALL])
+    cut = await client.messages.create(**with_tools() | {"max_tokens": 10})
+    assert cut.stop_reason == "max_tokens"
+    assert [(use.name, use.input) for use in cut.content] == [("remind", {}), ("balance", {})]
+    assert cut.usage.output_tokens <= 10
+    one = {"type": "auto", "disable_parallel_tool_use": True}
+    assert len((await client.messages.create(**with_tools(tool_choice=one))).content) == 1
+
+
+async def test_a_call_scripted_for_a_request_without_tools_is_refused_out_loud(client, claude_server):
+    claude_server.reply(tool_use=[REMIND_CALL])
+    for request in (ask(), with_tools(tool_choice={"type": "none"})):
+        with pytest.raises(anthropic.BadRequestError, match="may call no tool"):
+            await client.messages.create(**request)
+    with pytest.raises(TypeError, match="arguments"):
+        claude_server.reply(tool_use=[{"name": "remind", "arguments": {}}])
+    assert claude_server.invoice.paid == 0
+
+
+REMIND_CALL = {"name": "remind", "input": {}}
+TEXT = {"type": "text", "text": "And then?"}
+BROKEN_TALK = {
+    "a call without a result": (with_tools(called("t1"), {"role": "user", "content": [TEXT]}), "without"),
+    "one of two results": (with_tools(called("t1", "t2"), returned("t1")), "immediately after: t2"),
+    "text before the result": (
+        with_tools(called("t1"), {"role": "user", "content": [TEXT, *returned("t1")["content"]]}),
+        "without `tool_result`",
+    ),
+    "a call that ends the talk": (with_tools(called("t1")), "without `tool_result`"),
+    "a result of no call": (with_tools(called("t1"), returned("t1", "t9")), "unexpected `tool_use_id`"),
+    "a result that comes first": (ask(tools=[REMIND]) | {"messages": [returned("t1")]}, "unexpected"),
+    "a result given twice": (with_tools(called("t1"), returned("t1", "t1")), "single result"),
+    "an id used twice": (with_tools(called("t1", "t1"), returned("t1")), "must be unique"),
+    "an id used again": (
+        with_tools(called("t1"), returned("t1"), called("t1"), returned("t1")),
+        "must be unique",
+    ),
+    "a call by the user": (with_tools({"role": "user", "content": called("t1")["content"]}), "only be in"),
+    "no tools any more": (
+        ask() | {"messages": [*ask()["messages"], called("t1"), returned("t1")]},
+        "must define tools",
+    ),
+    "an input that is no object": (
+        with_tools(
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "b", "input": "x"}]},
+            returned("t1"),
+        ),
+        "is not of type 'object'",
+    ),
+    "two tools of one name": (ask(tools=[REMIND, REMIND]), "names must be unique"),
+    "a tool without a schema": (ask(tools=[{"name": "remind"}]), "tools.0"),
+    "a schema of a list": (ask(tools=[REMIND | {"input_schema": {"type": "array"}}]), "tools.0"),
+    "a schema that is none": (
+        ask(tools=[REMIND | {"input_schema": {"type": "object", "properties": {"a": {"type": "strong"}}}}]),
+        "draft 2020-12",
+    ),
+    "a name with a space": (ask(tools=[REMIND | {"name": "re mind"}]), "tools.0"),
+    "a choice without tools": (ask(tool_choice={"type": "any"}), "while providing `tools`"),
+    "a choice of no tool": (with_tools(tool_choice={"type": "tool", "name": "fly"}), "'fly' not found"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_TALK)
+async def test_a_talk_with_tools_that_breaks_the_apis_rules_is_refused(client, claude_server, broken):
+    request, reason = BROKEN_TALK[broken]
+    with pytest.raises(anthropic.BadRequestError, match=reason):
+        await client.messages.create(**request)
+    assert claude_server.invoice.paid == 0
+
+
 # The invoice.
 
 

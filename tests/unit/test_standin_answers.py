@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 from pydantic import BaseModel, Field
 
+from airflow_llm_provider.testing.answers import answer as answer_to
 from airflow_llm_provider.testing.answers import fill
 from airflow_llm_provider.testing.question import count_tokens, read_question
 from airflow_llm_provider.testing.spans import Text
@@ -96,6 +97,35 @@ def test_hints_for_options_are_found_in_the_prompt_too(spdx: str) -> None:
 def test_what_stands_on_top_wins_over_what_comes_with_it() -> None:
     text = LICENCES["Apache-2.0"] + "\n" * 50 + "Parts of it: " + LICENCES["BSD-3-Clause"]
     assert answer({"enum": list(LICENCES), "description": HINTS}, text) == "Apache-2.0"
+
+
+def test_an_item_that_lacks_what_is_required_of_it_is_none() -> None:
+    item = {
+        "type": "object",
+        "properties": {"account": {"type": "string", "pattern": r"^C-\d{4}$"}, "harm": {"type": "string"}},
+        "required": ["account", "harm"],
+    }
+    text = (
+        "The account C-2210 did harm. The account of an unknown did harm. C-1042 had harm on account of it."
+    )
+    found = answer({"type": "array", "items": item}, text)
+    assert [item["account"] for item in found] == ["C-2210", "C-1042"]
+
+
+def test_data_is_read_as_lines_of_names_and_values() -> None:
+    data = {
+        "risks": [{"area": "money", "quote": "All fees fall due at once."}],
+        "total_eur": 12.5,
+        "note": None,
+    }
+    body = {"model": "m", "max_tokens": 1}
+    source = {"type": "text", "data": orjson.dumps(data).decode()}
+    content = [{"type": "document", "source": source}, {"type": "text", "text": "Which fees are due?"}]
+    question = read_question({**body, "messages": [{"role": "user", "content": content}]})
+    assert answer_to(question) == "All fees fall due at once."
+    broken = [{"type": "document", "source": {"type": "text", "data": "{fees: due"}}]
+    question = read_question({**body, "messages": [{"role": "user", "content": broken}]})
+    assert answer_to(question) == "{fees: due"
 
 
 def test_an_option_for_nothing_found_is_taken_when_nothing_is_found() -> None:

@@ -1,0 +1,180 @@
+"""A support message finds its specialist: Claude chooses the branch, the branch brings its own model and tools.
+
+The fast tier reads the message and names one of three desks, with a confidence. A choice it is not sure of, an answer
+that is none, or a model that can't be reached: all lead to `a_person`, and the record of the branch says why.
+
+Each desk is one entry below: what it is for, which model works there, what that model is told, and which Python
+functions it may call. They look things up in the account; opening a ticket is marked irreversible and happens at most
+once, however often the task is retried. What the specialist writes is a draft: anybody can write any account number
+into a message, so a person looks at it before it goes out.
+
+A run answers one message: an example, or the `text` of the form. A help desk starts a run for each message that comes
+in, through the REST API with `{"text": …}` as its conf; the schedule is only an example's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from airflow.sdk import Param, dag, task
+
+from airflow_llm_provider.operators.branch import LLMBranchOperator
+from airflow_llm_provider.operators.branches import Branch, use_branch_settings
+from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.tools import tool
+
+MESSAGES = Path(__file__).parent / "inputs" / "support"
+TICKETS = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "support_tickets.jsonl"
+
+TRIAGE = "A customer wrote to the support of our shop software. Which desk should answer?"
+ANSWER = """\
+Answer the customer's message. Look up what you need with your tools before you say anything about an account; never \
+promise what they don't show. Sign as "the support team". Plain text, ten lines at most, in the message's language."""
+HOUSE_RULES = "You work for the support of a maker of shop software. Be brief, warm and exact."
+
+
+def invoices(account: str) -> list[dict[str, Any]]:
+    """List an account's invoices, the oldest first.
+
+    account: as on the message, such as C-1042.
+    """
+    return _account(account)["invoices"]
+
+
+def contract_ends(account: str) -> dict[str, str]:
+    """Say for each location of an account on which date its contract ends.
+
+    account: as on the message, such as C-1042.
+    """
+    return _account(account)["locations"]
+
+
+def service_status(region: Literal["eu-west", "eu-north", "us-east"]) -> str:
+    """Say whether a region's stock synchronisation works now.
+
+    region: where the customer's shop runs.
+    """
+    return "degraded since 23:34: updates are accepted and delivered late" if region == "eu-west" else "works"
+
+
+@tool(irreversible=True)
+def open_ticket(account: str, team: Literal["billing", "platform"], text: str) -> str:
+    """Open a ticket with the team that can act on it; returns its number.
+
+    account: as on the message, such as C-1042.
+    team: who is to act.
+    text: what they need to know, in two sentences.
+    """
+    opened = TICKETS.read_text().splitlines() if TICKETS.exists() else []
+    number = f"T-{len(opened) + 1:05}"
+    ticket = {"number": number, "account": account, "team": team, "text": text}
+    TICKETS.write_text("\n".join([*opened, json.dumps(ticket), ""]))
+    return number
+
+
+def _account(account: str) -> dict[str, Any]:
+    accounts: dict[str, dict[str, Any]] = json.loads((MESSAGES / "accounts.json").read_text())
+    if account not in accounts:
+        raise LookupError(f"There is no account {account!r}.")  # the model is told, and can ask the customer
+    return accounts[account]
+
+
+DESKS = {
+    "billing": Branch(
+        "invoices, payments, refunds, charged twice, card statement",
+        settings={
+            "model": "balanced",
+            "system": f"{HOUSE_RULES} You handle invoices. A refund is a ticket for the billing team, not a promise.",
+            "tools": [invoices, open_ticket],
+        },
+    ),
+    "technical": Branch(
+        "something does not work: sync, connector, API token, error codes, a till or web shop with wrong stock",
+        settings={
+            "model": "strong",
+            "system": f"{HOUSE_RULES} You know the connector inside out. Check the region's status before all else.",
+            "tools": [service_status, open_ticket],
+        },
+    ),
+    "contract": Branch(
+        "cancellation, cancel a plan, when a contract ends, change of plan, subscription",
+        min_confidence=0.8,  # telling a customer the wrong end of a contract is dear
+        settings={
+            "model": "balanced",
+            "system": f"{HOUSE_RULES} You handle contracts. Confirm dates only as the tools give them.",
+            "tools": [contract_ends, invoices],
+        },
+    ),
+}
+
+
+@dag(
+    schedule="@hourly",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    default_args={"owner": "support", "retries": 2, "retry_delay": timedelta(seconds=30)},
+    tags=["claude", "support", "example"],
+    doc_md=__doc__,
+    params={
+        "message": Param(
+            "double_charge",
+            enum=sorted(file.stem for file in MESSAGES.glob("*.txt")),
+            title="Example message",
+            description="One of the messages beside this DAG.",
+        ),
+        "text": Param(
+            None,
+            type=["null", "string"],
+            format="multiline",
+            title="Your own message",
+            description="Its text, pasted. Answered instead of the example.",
+        ),
+    },
+)
+def support_routing() -> None:
+    """Choose a desk, let it answer, or hand over to a person."""
+
+    @task
+    def message(params: dict[str, Any]) -> str:
+        """Return the message of the form."""
+        return params["text"] or (MESSAGES / f"{params['message']}.txt").read_text()
+
+    @task
+    def a_person(message: str) -> str:
+        """Leave the message to a person, as it is."""
+        return f"No desk was chosen for this message; somebody should read it:\n\n{message}"
+
+    @task(trigger_rule="none_failed_min_one_success")
+    def draft(ti: Any) -> dict[str, Any]:
+        """Return the draft, with where it comes from and why it was sent there."""
+        chosen = ti.xcom_pull(task_ids="triage", key="llm_branch")
+        (desk,) = chosen["taken"]
+        return {"desk": desk, "why": chosen["why"], "text": ti.xcom_pull(task_ids=desk)}
+
+    text = message()
+    triage = LLMBranchOperator(
+        task_id="triage",
+        model="fast",
+        prompt=TRIAGE,
+        inputs={"message": text},
+        branches=DESKS,
+        min_confidence=0.6,
+        default_branch="a_person",
+    )
+    desks = [
+        ClaudeOperator(
+            task_id=desk,
+            prompt=ANSWER,
+            inputs={"message": text},
+            pre_execute=use_branch_settings("triage"),  # model, system and tools
+        )
+        for desk in DESKS
+    ]
+    triage >> [*desks, a_person(text)] >> draft()
+
+
+support_routing()
