@@ -1,0 +1,197 @@
+"""The form of a question: text and data as Markdown that stays in its frame, and the fields that can be edited."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_llm_provider.engine.request import to_json
+from airflow_llm_provider.errors import BadRequest, InvalidOutput
+
+APPROVE, CHANGE, REJECT = "Approve", "Approve with changes", "Reject"  # the options' names
+CONTENT, FEEDBACK = "content", "feedback"  # the fields' names
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_LONGEST_CELL, _MOST_COLUMNS, _MOST_ROWS = 200, 8, 100
+_LARGEST_INTEGER = 2**53 - 1  # that a browser's numbers hold exactly
+
+
+def show(content: Any) -> str:
+    """Return text or JSON data as Markdown: a table where that is legible, else as it is, in a frame.
+
+    Nothing is cut. No part of it is read as Markdown or HTML.
+    """
+    if isinstance(content, str):
+        return frame(content)
+    if isinstance(content, dict) and content:
+        cells = {name: value for name, value in content.items() if _fits(name) and _fits(value)}
+        rows = [[name, value] for name, value in cells.items()]
+        parts = [_table(["field", "value"], rows)] if rows else []
+        for name, value in content.items():
+            if name not in cells:
+                parts.append(f"{line(name)}:\n\n{frame(value)}")
+        return "\n\n".join(parts)
+    if _is_table(content):
+        columns = list(dict.fromkeys(name for row in content for name in row))
+        return _table(columns, [[row.get(name, "") for name in columns] for row in content])
+    return frame(content)
+
+
+def frame(value: Any) -> str:
+    """Return text, or data as JSON, in a fence that nothing within it can end."""
+    kind, text = ("text", value) if isinstance(value, str) else ("json", _written(value))
+    text = text.replace("\r\n", "\n")
+    unseen = {character for character in text if _is_unseen(character)}
+    note = "*Characters that can't be seen are written as \\\\u and their number.*\n\n" if unseen else ""
+    for character in unseen:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{note}{ticks}{kind}\n{text}\n{ticks}"
+
+
+def titled(title: str, text: str) -> str:
+    """Return text under a bold title: beside it, where it is one line, else in a frame."""
+    return f"**{title}:** {line(text)}" if _fits(text) else f"**{title}:**\n\n{frame(text)}"
+
+
+def line(text: str) -> str:
+    """Return text as one line of a paragraph, as it is: nothing in it is Markdown."""
+    seen = "".join(f"\\u{ord(c):04x}" if _is_unseen(c) else c for c in " ".join(text.split()))
+    return _PUNCTUATION.sub(r"\\\1", seen)
+
+
+def fields(content: Any, *, editable: bool) -> dict[str, dict[str, Any]]:
+    """Return the form's fields: a line for feedback and, where it may be edited, the content.
+
+    Airflow's page takes text that looks like a JSON object for one, and its numbers are a browser's. So text
+    travels as a list of its lines, and so does data with numbers that a browser would change.
+    """
+    form: dict[str, dict[str, Any]] = {}
+    if editable:
+        is_text = _travels_as_lines(content)
+        form[CONTENT] = _field(
+            (content if isinstance(content, str) else _written(content)).split("\n") if is_text else content,
+            "What goes on. Edit it here; data is checked when the task resumes.",
+            {"type": ["array", "null"], "items": {"type": "string"}}
+            if is_text
+            else {"type": ["object", "null"]},
+            title="Content",
+        )
+    form[FEEDBACK] = _field(
+        "",
+        "Why, for whoever reads the decision.",
+        {"type": ["string", "null"], "format": "multiline"},
+        title="Feedback",
+    )
+    return form
+
+
+def edited(content: Any, given: Mapping[str, Any]) -> Any:
+    """Return the content as the form's fields `given` have it; `content` itself where nothing was changed.
+
+    What a browser merely wrote otherwise (1 for 1.0, fields in another order) is no change. Raises
+    InvalidOutput for what can't be read.
+    """
+    if CONTENT not in given:
+        return content
+    edit = given[CONTENT]
+    if _travels_as_lines(content):
+        is_lines = isinstance(edit, list) and all(isinstance(part, str) for part in edit)
+        text = "\n".join(edit) if is_lines else edit or ""
+        if not isinstance(text, str):
+            raise InvalidOutput("The edited content is neither text nor a list of its lines.")
+        edit = text if isinstance(content, str) else read_json(text)
+    elif edit is None:
+        raise InvalidOutput("The edited content is empty.")
+    edit = _untouched(content, edit)
+    is_same = _kept(edit) == to_json(content, sort_keys=True)
+    return content if is_same else edit
+
+
+def read_json(text: str) -> Any:
+    """Read edited JSON; raises InvalidOutput saying where it ends to be JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidOutput(f"The edited content is not JSON: {error}.", reply_text=text) from error
+
+
+def _kept(edit: Any) -> bytes:
+    """Return an edit's JSON, the same for every order of fields; raises InvalidOutput when it would not be exact."""
+    try:
+        kept = to_json(edit, sort_keys=True)
+    except BadRequest:
+        kept = b"null"  # a number too long, or too many levels
+    if json.loads(kept) != edit:
+        raise InvalidOutput("The edited content has a number that can't be kept exactly.")
+    return kept
+
+
+def _field(value: Any, description: str, schema: dict[str, Any], *, title: str) -> dict[str, Any]:
+    """Return a field as Airflow's Param writes itself."""
+    return {
+        "value": value,
+        "description": description,
+        "schema": {**schema, "title": title},
+        "source": "task",
+    }
+
+
+def _table(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [[line(name) for name in columns], ["---"] * len(columns)]
+    lines += [[line(value if isinstance(value, str) else _written(value)) for value in row] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _is_table(content: Any) -> bool:
+    if not isinstance(content, list) or not 0 < len(content) <= _MOST_ROWS:
+        return False
+    if not all(isinstance(row, dict) and row for row in content):
+        return False
+    names = {name for row in content for name in row}
+    cells = (value for row in content for value in row.values())
+    return len(names) <= _MOST_COLUMNS and all(map(_fits, names)) and all(map(_fits, cells))
+
+
+def _fits(value: Any) -> bool:
+    """Tell whether a cell shows a value as it is: one short line, no spaces that a page would drop."""
+    if isinstance(value, (dict, list)):
+        return False
+    if not isinstance(value, str):
+        return True
+    is_plain = value == " ".join(value.split()) and not any(map(_is_unseen, value))
+    return is_plain and len(value) <= _LONGEST_CELL
+
+
+def _is_unseen(character: str) -> bool:
+    """Tell what a reader can't see, and what could make text look like another: controls, marks of direction."""
+    return character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Zl", "Zp")
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def _travels_as_lines(content: Any) -> bool:
+    return not isinstance(content, (dict, list)) or not _browser_holds(content)
+
+
+def _browser_holds(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "__proto__" not in value and all(map(_browser_holds, value.values()))
+    if isinstance(value, list):
+        return all(map(_browser_holds, value))
+    return not isinstance(value, int) or abs(value) <= _LARGEST_INTEGER
+
+
+def _untouched(content: Any, edit: Any) -> Any:
+    """Return the edit with every number spelt as it was where it has not changed."""
+    if isinstance(content, dict) and isinstance(edit, dict):
+        return {name: _untouched(content.get(name), value) for name, value in edit.items()}
+    if isinstance(content, list) and isinstance(edit, list) and len(content) == len(edit):
+        return [_untouched(was, now) for was, now in zip(content, edit, strict=True)]
+    is_number = isinstance(edit, (int, float)) and not isinstance(edit, bool)
+    return content if is_number and not isinstance(content, bool) and content == edit else edit

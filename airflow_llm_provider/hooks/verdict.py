@@ -1,0 +1,80 @@
+"""What an answer from Airflow's form comes to: the verdict, and whether an edit may go on."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow_llm_provider.engine.request import to_json
+from airflow_llm_provider.engine.validate import OutputType, Validator, complaint_of
+from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError
+from airflow_llm_provider.hooks import form
+from airflow_llm_provider.ledger import reviews
+from airflow_llm_provider.ledger.reviews import Verdict
+
+
+def verdict_of(
+    content: Any, event: Mapping[str, Any], output_type: Any, validators: Sequence[Validator]
+) -> tuple[Verdict, TerminalError | None]:
+    """Return what was decided on `content`, and the error when nothing may go on.
+
+    event: what Airflow resumes the task with.
+    output_type, validators: what an edit must be and satisfy. What was typed goes on, not what they make of it.
+    """
+    given = event.get("params_input") or {}
+    choice = next(iter(event.get("chosen_options") or ()), None)
+    decided, error = content, None
+    if choice is None:
+        status = reviews.TIMED_OUT
+        error = TerminalError(
+            "Nobody decided in time, and on_timeout is to fail. Clear the task to ask again."
+        )
+    elif event.get("timedout"):
+        status = reviews.TIMED_OUT
+    elif choice == form.REJECT:
+        status = reviews.REJECTED
+    else:
+        status = reviews.APPROVED
+        try:
+            # Whichever button it was: what stood in the form is what was decided on.
+            decided = form.edited(content, given)
+            if decided is not content:
+                status, decided = reviews.MODIFIED, _checked(decided, output_type, validators)
+        except AnswerError as complaint:
+            status, decided = reviews.INVALID, given.get(form.CONTENT)
+            error = InvalidOutput(
+                f"The edit may not go on: {complaint}\nIt is kept in the ledger; clear the task to be asked again."
+            )
+    user = event.get("responded_by_user")
+    at = event.get("responded_at") or dt.datetime.now(dt.UTC)
+    verdict = Verdict(
+        status=status,
+        choice=choice,
+        decided=to_json(decided),
+        decided_by=user["id"] if user else None,
+        feedback=str(given.get(form.FEEDBACK) or ""),
+        decided_ms=round(at.timestamp() * 1000),
+    )
+    return verdict, error
+
+
+def _checked(edit: Any, output_type: Any, validators: Sequence[Validator]) -> Any:
+    """Return the edit if it is what the type and the validators want; raises AnswerError."""
+    output, value = OutputType(output_type), edit
+    if not output.is_text:
+        # Text that was no valid answer can be made one.
+        edit = form.read_json(edit) if isinstance(edit, str) and not _is_string(output) else edit
+        value = output.parse(to_json(output.wrap(edit)).decode())
+    elif isinstance(edit, str):
+        value = output.parse(edit)
+    for validator in validators:
+        if complaint := complaint_of(validator, value, None):
+            raise InvalidOutput(complaint.message)
+    return edit
+
+
+def _is_string(output: OutputType) -> bool:
+    """Tell a type whose values are text, such as an enum of strings."""
+    schema = output.item_schema or {}
+    return schema.get("type") == "string"

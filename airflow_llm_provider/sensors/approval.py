@@ -1,0 +1,274 @@
+"""ApprovalSensor: a person decides on what a task produced, and exactly that goes on."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from airflow.sdk import BaseNotifier, BaseOperator, XComArg
+from airflow.sdk.bases.branch import BranchMixIn
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
+from airflow_llm_provider.sensors.when import Facts, When, judge
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_llm_provider.hooks.review import Decision, Review, User
+
+OnTimeout = Literal["deny", "approve", "fail"]
+OnChanged = Literal["fail", "frozen"]
+
+
+class Shown:
+    """The content once it is resolved: Airflow does not show it under Rendered Templates."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "<content>"
+
+
+class ApprovalSensor(BaseOperator, BranchMixIn):
+    """Ask a person to approve, change or reject what a task produced; waits without a worker or a trigger.
+
+    content: what is decided on, and goes on: text, or anything JSON can hold, most often another task's
+        `.output`. It is shown whole, up to 60,000 bytes, or the task fails.
+    subject: the headline of the question; templates work here, and in `action` and `risk`.
+    action: what will be done once it is approved.
+    risk: what that may do.
+    editable: offer "Approve with changes". An edit is typed in the form and checked when the task resumes; one that
+        is not valid fails the task, and is kept in the ledger.
+    output_type, validators: what an edit must be and satisfy, as with ClaudeOperator; validators are functions of
+        the value. What was typed goes on.
+    when: whether a person is asked at all: `always`; BelowConfidence, AboveCost, OnComplaints or RandomShare of
+        `sensors.when`; a function of the content returning whether, or the reason; or a list, of which any asks.
+    on_reject: `skip` what is downstream, `fail`, or the id of a task or group directly downstream, which runs after
+        a rejection only, and then alone.
+    ignore_downstream_trigger_rules: on `skip`, skip all that is downstream, not only what comes next and leave the
+        rest to its trigger rules.
+    response_timeout: how long a decision is waited for; None: for ever.
+    on_timeout: what silence means: `deny`, `approve` or `fail`.
+    assigned_users: who may decide, as user ids or Airflow's dicts of id and name; empty: whoever may answer for
+        the DAG.
+    notifiers: called before the wait; `{{ review_url }}` in their templates is the page of the decision, and
+        `{{ review_subject }}` its headline.
+    on_changed: what happens when the content or the question is no longer what was first shown, which Airflow
+        shows through retries and clears: `fail`, or `frozen`: what was first shown is decided on and goes on.
+    claude_conn_id: the Airflow connection, of type `claude`, whose ledger keeps what was shown and decided.
+
+    Returns status (approved, modified, rejected, timed_out, passed), choice, content, content_hash, feedback,
+    decided_by, decided_at, took_s and why; what goes on is a second XCom too, `content`, plain data as it was
+    shown or typed. No model is asked. Raises AirflowFailException for what no retry can mend.
+    """
+
+    template_fields: Sequence[str] = ("subject", "content", "action", "risk", "claude_conn_id")
+    deserialization_allowed_class_fields = ("output_type",)
+    inherits_from_skipmixin = True
+    ui_color = "#e6e0f0"
+
+    def __init__(
+        self,
+        *,
+        content: Any,
+        subject: str,
+        action: str | None = None,
+        risk: str | None = None,
+        editable: bool = True,
+        output_type: Any = None,
+        validators: Sequence[Any] = (),
+        when: When | Sequence[When] = "always",
+        on_reject: str = "skip",
+        ignore_downstream_trigger_rules: bool = False,
+        response_timeout: dt.timedelta | None = None,
+        on_timeout: OnTimeout = "deny",
+        assigned_users: Sequence[str | User] = (),
+        notifiers: BaseNotifier | Sequence[BaseNotifier] = (),
+        on_changed: OnChanged = "fail",
+        claude_conn_id: str = DEFAULT_CONNECTION,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _require("on_timeout", on_timeout, get_args(OnTimeout))
+        _require("on_changed", on_changed, get_args(OnChanged))
+        if isinstance(when, str):
+            _require("when", when, ("always",))
+        self._content: Any = content
+        # Known only here: once the content is resolved, nothing tells where it came from.
+        self._sources = sorted({task.task_id for task, _ in XComArg.iter_xcom_references(content)})
+        self.subject = subject
+        self.action = action
+        self.risk = risk
+        self.editable = editable
+        self.output_type = output_type
+        self.validators = validators
+        self.when = when
+        self.on_reject = on_reject
+        self.ignore_downstream_trigger_rules = ignore_downstream_trigger_rules
+        self.response_timeout = response_timeout
+        self.on_timeout = on_timeout
+        self.assigned_users = assigned_users
+        self.notifiers = [notifiers] if isinstance(notifiers, BaseNotifier) else notifiers
+        self.on_changed = on_changed
+        self.claude_conn_id = claude_conn_id
+
+    @property
+    def content(self) -> Any:
+        """What is decided on."""
+        return self._content
+
+    @content.setter
+    def content(self, content: Any) -> None:
+        # The constructor sets `_content`, so that Airflow sees what to resolve; once resolved, it is data.
+        self._content = Shown(content)
+
+    @cached_property
+    def hook(self) -> ClaudeHook:
+        """The hook of the connection whose ledger is used."""
+        return ClaudeHook(self.claude_conn_id)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Ask, or say why nobody is asked."""
+        from airflow_llm_provider.hooks.review import let_pass, park
+
+        self._require_branch()
+        self._require_plain_validators()
+        facts = self._facts(context)
+        asks, reason = judge(self.when, facts)
+        review = self._review(facts, reason)
+        if not asks:
+            return self._go_on(let_pass(review, hook=self.hook, context=context), context)
+        decided = park(
+            review, hook=self.hook, context=context, resume="execute_complete", notifiers=self.notifiers
+        )
+        return self._go_on(decided, context)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on with what was decided."""
+        from airflow_llm_provider.hooks.review import decision
+
+        decided = decision(
+            self._review(self._facts(context)),
+            event,
+            hook=self.hook,
+            context=context,
+            output_type=self.output_type,
+            validators=self.validators,
+        )
+        return self._go_on(decided, context)
+
+    def _review(self, facts: Facts, reason: str = "") -> Review:
+        from airflow_llm_provider.hooks import form
+        from airflow_llm_provider.hooks.form import APPROVE, CHANGE, REJECT
+        from airflow_llm_provider.hooks.review import Review
+
+        body = [
+            form.titled(title, text) for title, text in (("Action", self.action), ("Risk", self.risk)) if text
+        ]
+        cost = facts.cost_usd
+        models = sorted({str(usage.get("model")) for usage in facts.usages})
+        aside = [form.titled("Cost", f"${cost} ({', '.join(models)})")] if cost is not None else []
+        if self.when != "always":
+            aside.append(form.titled("Asked because", reason))
+        return Review(
+            subject=self.subject,
+            content=facts.content,
+            body="\n\n".join(body),
+            aside="\n\n".join(aside),
+            options=(APPROVE, CHANGE, REJECT) if self.editable else (APPROVE, REJECT),
+            response_timeout=self.response_timeout,
+            on_timeout={"deny": REJECT, "approve": APPROVE, "fail": None}[self.on_timeout],
+            assigned_users=self.assigned_users,
+            on_changed=self.on_changed,
+            why=reason,
+        )
+
+    def _facts(self, context: Context) -> Facts:
+        ti = context["ti"]
+        sources = self._sources or sorted(self.upstream_task_ids)
+        return Facts(
+            content=self._content.value,
+            usages=[record for source in sources for record in _pulled(ti, source, "llm_usage")],
+            checks=[record for source in sources for record in _pulled(ti, source, "llm_checks")],
+            place=f"{ti.run_id}\0{ti.task_id}\0{ti.map_index}",
+        )
+
+    def _go_on(self, decided: Decision, context: Context) -> dict[str, Any]:
+        """Return the decision, and let run downstream what it lets run."""
+        ti, record = context["ti"], decided.record()
+        who = decided.decided_by or "nobody"
+        self.log.info("%s by %s after %.0f s (%s)", decided.status, who, decided.took_s, decided.why)
+        if decided.is_rejected and self.on_reject == "fail":
+            raise self.hook.for_airflow(_rejected(decided), context)
+        if self.do_xcom_push:
+            # Said now: Airflow pushes nothing for a task that skips others.
+            ti.xcom_push("return_value", record)
+            if not decided.is_rejected:
+                ti.xcom_push("content", decided.content)
+        if decided.is_rejected and self.on_reject == "skip":
+            relatives = (
+                self.get_flat_relatives if self.ignore_downstream_trigger_rules else self.get_direct_relatives
+            )
+            self.skip(ti, [task for task in relatives(upstream=False) if not task.is_teardown])
+        elif self.on_reject not in ("skip", "fail"):
+            others = [task_id for task_id in sorted(self.downstream_task_ids) if task_id not in self._branch]
+            self.do_branch(context, self._branch if decided.is_rejected else others)
+        return record
+
+    @property
+    def _branch(self) -> list[str]:
+        """The tasks that a rejection leads to."""
+        group = self.dag.task_group_dict.get(self.on_reject) if self.dag else None
+        return [root.task_id for root in group.roots] if group else [self.on_reject]
+
+    def _require_branch(self) -> None:
+        """Fail before a person is asked for a decision that could not be carried out."""
+        if self.on_reject not in ("skip", "fail") and not set(self._branch) <= self.downstream_task_ids:
+            raise AirflowFailException(
+                f"{self.task_id}: on_reject={self.on_reject!r} is neither 'skip' nor 'fail', nor a task or group "
+                f"directly downstream; there are {', '.join(sorted(self.downstream_task_ids)) or 'none'}."
+            )
+
+    def _require_plain_validators(self) -> None:
+        """Fail before a person is asked for an edit that could not be checked."""
+        from airflow_llm_provider.engine.validate import reads_source
+        from airflow_llm_provider.validators import Judge
+
+        for validator in self.validators:
+            if isinstance(validator, Judge) or reads_source(validator):
+                raise AirflowFailException(
+                    f"{self.task_id}: an edit is checked without a model and without the source it came from, so "
+                    f"{validator!r} can't be among the validators here."
+                )
+
+
+def _rejected(decided: Decision) -> Exception:
+    from airflow_llm_provider.errors import Rejected
+
+    who = (
+        f"{decided.decided_by} rejected it"
+        if decided.decided_by
+        else "Nobody decided in time, which means no"
+    )
+    return Rejected(f"{who}{': ' if decided.feedback else '.'}{decided.feedback}")
+
+
+def _pulled(ti: Any, task_id: str, key: str) -> list[Any]:
+    """Return what a task pushed: its instance of the same map index, where there is one, else all."""
+    if ti.map_index is not None and ti.map_index >= 0:
+        found = ti.xcom_pull(task_ids=task_id, key=key, map_indexes=ti.map_index)
+        if found is not None:
+            return [found]
+    found = ti.xcom_pull(task_ids=task_id, key=key)
+    return found if isinstance(found, list) else [found] if found is not None else []
+
+
+def _require(argument: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError, when the DAG is parsed, for a value that does not exist."""
+    if value not in known:
+        raise ValueError(f"{argument}={value!r}: use {', '.join(known)}.")

@@ -1,0 +1,137 @@
+"""When a person is asked: conditions on what a task produced, each with its reason in words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple, Protocol
+
+
+class Judged(NamedTuple):
+    """Whether a person is asked, and why, or why not."""
+
+    asks: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the content.
+
+    usages, checks: the XComs `llm_usage` and `llm_checks` of the tasks it came from.
+    place: run, task and map index; the same at every retry.
+    """
+
+    content: Any
+    usages: Sequence[Mapping[str, Any]]
+    checks: Sequence[Mapping[str, Any]]
+    place: str
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """What the content cost; None when that is not known."""
+        costs = [usage.get("cost_usd") for usage in self.usages]
+        return None if not costs or None in costs else sum(map(Decimal, map(str, costs)), Decimal())
+
+
+class Condition(Protocol):
+    """Something that can be asked whether to ask."""
+
+    def judge(self, facts: Facts) -> Judged:
+        """Return whether a person is asked, and why."""
+
+
+When = Literal["always"] | Condition | Callable[[Any], bool | str | None]
+
+
+@dataclass(frozen=True)
+class BelowConfidence:
+    """Ask where the content states a confidence below `bar`, or states none.
+
+    field: of the content, a number from 0 to 1.
+    """
+
+    bar: float
+    field: str = "confidence"
+
+    def judge(self, facts: Facts) -> Judged:
+        """Compare."""
+        content = facts.content
+        stated = (
+            content.get(self.field) if isinstance(content, Mapping) else getattr(content, self.field, None)
+        )
+        if isinstance(stated, bool) or not isinstance(stated, (int, float)):
+            return Judged(True, f"no {self.field} is stated")
+        asks = not stated >= self.bar  # NaN asks
+        return Judged(asks, f"{self.field} {stated:g} is {'below' if asks else 'not below'} {self.bar:g}")
+
+
+@dataclass(frozen=True)
+class AboveCost:
+    """Ask where the content cost more than `usd`, or its price is not known; from the XCom `llm_usage`."""
+
+    usd: float | str
+
+    def judge(self, facts: Facts) -> Judged:
+        """Compare."""
+        cost = facts.cost_usd
+        if cost is None:
+            return Judged(True, "what it cost is not known")
+        asks = cost > Decimal(str(self.usd))
+        return Judged(asks, f"it cost ${cost}, {'' if asks else 'not '}more than ${self.usd}")
+
+
+@dataclass(frozen=True)
+class OnComplaints:
+    """Ask where a validator complained, also of what was repaired since; from the XCom `llm_checks`."""
+
+    def judge(self, facts: Facts) -> Judged:
+        """Look for complaints."""
+        complaints = [str(said) for checks in facts.checks for said in checks.get("complaints") or ()]
+        is_invalid = any(not checks.get("valid", True) for checks in facts.checks)
+        if not complaints and not is_invalid:
+            return Judged(False, "no validator complained")
+        more = f" and {len(complaints) - 1} more" if len(complaints) > 1 else ""
+        return Judged(
+            True, f"a validator complained: {complaints[0]}{more}" if complaints else "it is not valid"
+        )
+
+
+@dataclass(frozen=True)
+class RandomShare:
+    """Ask for a random `share`, 0 to 1, that is the same at every retry and clear; `seed` draws another."""
+
+    share: float
+    seed: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"RandomShare({self.share}): a share is a number from 0 to 1.")
+
+    def judge(self, facts: Facts) -> Judged:
+        """Draw."""
+        drawn = hashlib.sha256(f"{self.seed}\0{facts.place}".encode()).digest()
+        asks = int.from_bytes(drawn[:8]) < self.share * 2**64
+        return Judged(asks, f"{'' if asks else 'not '}drawn for the sample of {self.share:.2%}")
+
+
+def judge(when: When | Sequence[When], facts: Facts) -> Judged:
+    """Return whether any condition asks, with the reasons of those that do; else those of all that don't."""
+    whens: Sequence[When] = when if isinstance(when, (list, tuple)) else [when]  # type: ignore[list-item]
+    judged = [_judge(each, facts) for each in whens]
+    asking = [each for each in judged if each.asks]
+    return Judged(bool(asking), "; ".join(each.reason for each in asking or judged))
+
+
+def _judge(when: When, facts: Facts) -> Judged:
+    if when == "always":
+        return Judged(True, "always asked")
+    if hasattr(when, "judge"):
+        return when.judge(facts)
+    name = getattr(when, "__name__", "when")
+    said = when(facts.content)
+    if isinstance(said, str) and said:
+        return Judged(True, said)
+    return Judged(bool(said), f"{name}() said {'so' if said else 'no'}")

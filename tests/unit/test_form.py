@@ -1,0 +1,159 @@
+"""Text of documents and models stays in its frame, and the form changes nothing that a person left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from airflow_llm_provider.engine.request import to_json
+from airflow_llm_provider.errors import InvalidOutput
+from airflow_llm_provider.hooks import form
+
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+NASTY = [
+    "```",
+    "````\n",
+    "~~~",
+    "<b>",
+    "</code>",
+    "![x](http://e)",
+    "[a](b)",
+    "|",
+    "\\|",
+    "\\",
+    "\r\n",
+    "\r",
+    "# h",
+]
+TEXT = st.lists(st.one_of(st.sampled_from(NASTY), st.text(max_size=8))).map("".join)
+NUMBERS = st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False))
+DATA = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXT, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+def tokens(markdown: str) -> list[Any]:
+    return [inner for token in MARKDOWN.parse(markdown) for inner in (token, *(token.children or ()))]
+
+
+def text_of(inline: Any) -> str:
+    return "".join(child.content for child in inline.children or ())
+
+
+def as_written(text: str) -> str:
+    """Return text as a frame must have it: what can't be seen written out."""
+    seen = text.replace("\r\n", "\n")
+    return "".join(f"\\u{ord(c):04x}" if form._is_unseen(c) else c for c in seen)
+
+
+@given(TEXT)
+def test_a_text_is_shown_whole_in_one_frame_that_it_can_not_leave(text: str) -> None:
+    fences = [token for token in tokens(form.show(text)) if token.type == "fence"]
+    assert [fence.content for fence in fences] == [as_written(text) + "\n"]
+    others = {t.type for t in tokens(form.show(text))} - {"fence"}
+    assert others <= {"paragraph_open", "inline", "em_open", "text", "em_close", "paragraph_close"}
+
+
+@given(DATA)
+def test_data_is_shown_whole_and_nothing_in_it_is_markdown_or_html(data: Any) -> None:
+    shown = tokens(form.show(data))
+    kinds = {token.type for token in shown}
+    assert not {
+        kind for kind in kinds if "html" in kind or "link" in kind or "image" in kind or "head" in kind
+    } - {
+        "thead_open",
+        "thead_close",
+    }
+    if isinstance(data, dict):
+        cells = [text_of(token) for token in shown if token.type == "inline"]
+        frames = [token.content for token in shown if token.type == "fence"]
+        for value in data.values():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+            assert text in cells or as_written(text) + "\n" in frames
+
+
+def test_a_table_shows_each_cell_as_it_is() -> None:
+    rows = [
+        {"a|b": "x|y \\| z", "n": 12.5},
+        {"n": None, "more": "<i>![p](q)</i> *s* `c` &amp; https://e.com"},
+    ]
+    cells = [text_of(token) for token in MARKDOWN.parse(form.show(rows)) if token.type == "inline"]
+    assert cells == ["a|b", "n", "more", "x|y \\| z", "12.5", "", "", "null", rows[1]["more"]]
+
+
+def browsed(value: Any) -> Any:
+    """Return data as a browser's JSON sends it back, untouched: its numbers, and its order of fields."""
+    if isinstance(value, dict):
+        order = sorted(value, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0))
+        return {name: browsed(value[name]) for name in order}
+    if isinstance(value, list):
+        return [browsed(each) for each in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value
+    number = float(value)
+    return int(number) if number.is_integer() and math.fabs(number) < 1e21 else number
+
+
+@given(DATA)
+def test_what_nobody_touched_is_what_it_was_to_the_byte(data: Any) -> None:
+    content = json.loads(to_json(data))
+    (field,) = [value for name, value in form.fields(content, editable=True).items() if name == form.CONTENT]
+    if isinstance(field["value"], str):
+        assert not field["value"].strip().startswith("{")  # the page would take it for an object
+    assert form.edited(content, {form.CONTENT: browsed(field["value"])}) is content
+    assert to_json(content) == to_json(json.loads(to_json(content)))
+
+
+@pytest.mark.parametrize(
+    ("content", "typed", "edited"),
+    [
+        ("a\nb", ["a", "c"], "a\nc"),
+        ("a\nb", "a\nc", "a\nc"),
+        ("a", None, ""),
+        ('{"a": 1}', ['{"a": 2}'], '{"a": 2}'),
+        ({"a": 1.0, "b": 1}, {"a": 1, "b": 2}, {"a": 1.0, "b": 2}),
+        ({"a": 1}, {"a": True}, {"a": True}),
+        ({"a": False}, {"a": 0}, {"a": 0}),
+        ({"a": 1, "b": 2}, {"a": 1}, {"a": 1}),
+        ([1, 2], [1, 2, 3], [1, 2, 3]),
+        (["a", "b"], ["a"], ["a"]),
+        ({"id": 2**60}, json.dumps({"id": 2**60 + 1}, indent=2).split("\n"), {"id": 2**60 + 1}),
+        (12.5, ["13"], 13),
+        (None, ["null"], None),
+    ],
+)
+def test_an_edit_is_what_was_typed(content: Any, typed: Any, edited: Any) -> None:
+    assert to_json(form.edited(content, {form.CONTENT: typed})) == to_json(edited)
+
+
+@pytest.mark.parametrize(
+    ("content", "typed", "complaint"),
+    [
+        ({"a": 1}, None, "is empty"),
+        ({"id": 2**60}, ['{"id": '], "is not JSON: Expecting value"),
+        (12.5, None, "is not JSON"),
+        (12.5, ["1e999"], "a number that can't be kept exactly"),
+        (12.5, ["NaN"], "a number that can't be kept exactly"),
+        ({"id": 2**60}, ['{"id": 123456789012345678901234567890}'], "a number that can't be kept exactly"),
+        ("text", {"a": 1}, "neither text nor a list of its lines"),
+        ("text", [1], "neither text nor a list of its lines"),
+    ],
+)
+def test_an_edit_that_can_not_be_read_is_named(content: Any, typed: Any, complaint: str) -> None:
+    with pytest.raises(InvalidOutput, match=complaint):
+        form.edited(content, {form.CONTENT: typed})
+
+
+def test_characters_that_can_not_be_seen_are_written_out_and_said() -> None:
+    shown = form.show("pay \u202e001\u202c to\u200b me\x00\n")
+    assert "can't be seen" in shown
+    assert "pay \\u202e001\\u202c to\\u200b me\\u0000" in shown
+    assert "can't be seen" not in form.show("naïve\u00a0東京\ttab\r\n")

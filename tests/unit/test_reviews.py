@@ -1,0 +1,132 @@
+"""What the ledger promises of questions to a person; the integration tests run it on PostgreSQL too."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from airflow_llm_provider.errors import ChangedSinceShown
+from airflow_llm_provider.ledger import reviews
+from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.ledger.reviews import Asked, Kept, Verdict, digest
+from airflow_llm_provider.ledger.schema import review
+from airflow_llm_provider.ledger.store import Ledger
+
+SCOPE = CallScope(dag_id="letters", run_id="monday", task_id="approval")
+CLEARED = dataclasses.replace(SCOPE, first_try=2)
+
+
+def asked(text: bytes = b'"a letter"', *, aside: bytes = b"", is_shown: bool = True) -> Asked:
+    return Asked(
+        asked_hash=digest(text),
+        shown=b'{"body": %s}%s' % (text, aside) if is_shown else None,
+        content=text,
+        why="always\0",
+    )
+
+
+def verdict(status: str = reviews.APPROVED, decided: bytes = b'"a letter"') -> Verdict:
+    return Verdict(
+        status=status, choice="Approve", decided=decided, decided_by="ada", feedback="Fine.\0", decided_ms=5
+    )
+
+
+class Book:
+    """The ledger as the hook uses it, a transaction a step."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    async def keep(self, question: Asked, scope: CallScope = SCOPE, key: str = "", **how: Any) -> Kept:
+        return await self.ledger.transact(lambda c, now: reviews.keep(c, now, scope, key, question, **how))
+
+    async def settle(self, said: Verdict, scope: CallScope = SCOPE) -> None:
+        await self.ledger.transact(lambda c, _: reviews.settle(c, scope, "", said))
+
+    async def let_pass(self, question: Asked, scope: CallScope = SCOPE) -> Kept:
+        return await self.ledger.transact(lambda c, now: reviews.let_pass(c, now, scope, "", question))
+
+    async def find(self, scope: CallScope = SCOPE, key: str = "") -> Kept | None:
+        return await self.ledger.transact(lambda c, _: reviews.find(c, scope, key))
+
+
+@pytest.fixture
+async def book(ledger_url: str) -> AsyncIterator[Book]:
+    ledger = Ledger(ledger_url)
+    yield Book(ledger)
+    await asyncio.to_thread(ledger.close)
+
+
+async def test_a_question_is_kept_as_it_was_first_shown(book: Book) -> None:
+    first = await book.keep(asked())
+    assert (first.asked.shown, first.verdict) == (asked().shown, None)
+    again = await book.keep(asked(aside=b" it cost more now"))
+    assert again == first
+
+
+async def test_what_was_decided_stands_for_a_retry_and_is_asked_anew_by_a_clear(book: Book) -> None:
+    await book.keep(asked())
+    await book.settle(verdict())
+    retried = await book.keep(asked())
+    assert retried.verdict == dataclasses.replace(verdict(), feedback="Fine.\N{REPLACEMENT CHARACTER}")
+    cleared = await book.keep(asked(), CLEARED)
+    assert (cleared.verdict, cleared.first_try) == (None, 2)
+    assert cleared.shown_ms >= retried.shown_ms
+
+
+@pytest.mark.parametrize("scope", [SCOPE, CLEARED])
+async def test_another_question_never_takes_the_place_of_one_that_was_shown(
+    book: Book, scope: CallScope
+) -> None:
+    await book.keep(asked())
+    other = await book.keep(asked(b'"another"'), scope)
+    assert other.asked.content == b'"a letter"'
+    frozen = await book.keep(asked(b'"another"'), scope, frozen=True)
+    assert (frozen.asked.content, frozen.verdict, frozen.first_try) == (b'"a letter"', None, scope.first_try)
+
+
+async def test_what_passed_gives_way_to_a_question(book: Book) -> None:
+    passed = await book.let_pass(asked(is_shown=False))
+    assert (passed.verdict.status, passed.verdict.decided_by, passed.asked.shown) == ("passed", None, None)
+    shown = await book.keep(asked(b'"another"'), CLEARED)
+    assert (shown.asked.content, shown.verdict) == (b'"another"', None)
+
+
+async def test_what_a_person_decided_is_not_let_pass_by_a_retry(book: Book) -> None:
+    await book.keep(asked())
+    await book.settle(verdict(reviews.REJECTED))
+    assert (await book.let_pass(asked(is_shown=False))).verdict.status == "rejected"
+    assert (await book.let_pass(asked(is_shown=False), CLEARED)).verdict.status == "passed"
+    # Airflow still holds the form of the first going, so a later one must be asked as that.
+    third = dataclasses.replace(SCOPE, first_try=3)
+    assert (await book.keep(asked(aside=b" anew"), third)).asked.shown == asked().shown
+
+
+async def test_questions_are_told_apart_by_instance_and_key(book: Book) -> None:
+    await book.keep(asked(b"1"))
+    await book.keep(asked(b"2"), key="tools")
+    await book.keep(asked(b"3"), dataclasses.replace(SCOPE, map_index=7))
+    await book.keep(asked(b"4"), dataclasses.replace(SCOPE, run_id="tuesday"))
+    assert (await book.find()).asked.content == b"1"
+    assert (await book.find(key="tools")).asked.content == b"2"
+    assert await book.find(dataclasses.replace(SCOPE, map_index=8)) is None
+
+
+@pytest.mark.parametrize("column", ["shown", "content", "decided"])
+async def test_bytes_that_are_not_what_was_written_are_named(book: Book, column: str) -> None:
+    await book.keep(asked())
+    await book.settle(verdict())
+
+    def tamper(connection: sa.Connection, _: int) -> None:
+        import zlib
+
+        connection.execute(review.update().values({column: zlib.compress(b'"pay Mallory"')}))
+
+    await book.ledger.transact(tamper)
+    with pytest.raises(ChangedSinceShown, match="not what was written there"):
+        await book.find()
