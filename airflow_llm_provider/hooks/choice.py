@@ -1,0 +1,233 @@
+"""A choice among branches: how it is put to the model, and what is done with what comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_llm_provider.engine.reply import Reply
+from airflow_llm_provider.engine.votes import cast, count
+from airflow_llm_provider.errors import (
+    AnswerError,
+    LLMError,
+    NetworkError,
+    Overloaded,
+    RateLimited,
+    ServerError,
+)
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.hooks.call import Call
+    from airflow_llm_provider.hooks.settings import Settings
+    from airflow_llm_provider.ledger.records import CallScope
+
+OnUnsure = Literal["default", "review", "fail"]
+
+# The model can't be had; a ledger that can't, or a key that somebody else is asking, says nothing about it.
+_UNREACHABLE = (NetworkError, Overloaded, RateLimited, ServerError)
+
+_QUESTION = """{prompt}
+
+Choose {which}. The branches, by id:
+
+{branches}"""
+
+
+_ADDED_UP = (
+    *("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"),
+    *("attempts", "repairs", "latency_s"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What the model says, and how sure that is.
+
+    branches: their ids, in alphabetical order.
+    confidence: 0 to 1; confidence_is: what sort of number it is.
+    stated_confidence: what the model stated; with votes, the mean of those that agree.
+    votes: what each said, where there was more than one.
+    usage: what it took, all votes added up.
+    """
+
+    branches: tuple[str, ...]
+    reason: str
+    confidence: float
+    confidence_is: str
+    stated_confidence: float
+    votes: Sequence[Mapping[str, Any]] = ()
+    usage: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """Return the proposal as plain data."""
+        return {
+            "proposed": list(self.branches),
+            "reason": self.reason,
+            "confidence": round(self.confidence, 4),
+            "confidence_is": self.confidence_is,
+            "stated_confidence": round(self.stated_confidence, 4),
+            "votes": list(self.votes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Which branches are taken, and why.
+
+    outcome: `chosen` as the model proposed, `default`, `review`: a person is asked, `reviewed`: a person chose,
+        or `failed`.
+    """
+
+    outcome: Literal["chosen", "default", "review", "reviewed", "failed"]
+    why: str
+    taken: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Return the decision as plain data."""
+        return {"outcome": self.outcome, "taken": list(self.taken), "why": self.why}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What is done with a proposal.
+
+    min_confidence: the bar; bars: those of single branches, by id, instead of it. The highest of what is
+        proposed counts.
+    default: the branches taken when the model can't be had, and where `on_unsure` says so; None: there are none.
+    on_unsure: what becomes of a proposal below its bar, and of an answer that is none.
+    """
+
+    min_confidence: float | None
+    bars: Mapping[str, float]
+    default: tuple[str, ...] | None
+    on_unsure: OnUnsure
+
+    def decide(self, proposed: Proposal | LLMError) -> Decision:
+        """Return what is done about a proposal, or about there being none."""
+        if isinstance(proposed, LLMError):
+            why = f"{type(proposed).__name__}: {proposed}"
+            if not isinstance(proposed, _UNREACHABLE):
+                return self._unsure(why)
+            if self.default is None:
+                return Decision(outcome="failed", why=why)
+            return Decision(outcome="default", why=why, taken=self.default)
+        bars = [self.bars.get(name, self.min_confidence) for name in proposed.branches] or [
+            self.min_confidence
+        ]
+        bar = max((bar for bar in bars if bar is not None), default=0.0)
+        sure = f"confidence {proposed.confidence:.2f} ({proposed.confidence_is})"
+        if proposed.confidence >= bar:
+            return Decision(outcome="chosen", why=sure, taken=proposed.branches)
+        return self._unsure(
+            f"{', '.join(proposed.branches) or 'none'} was proposed, but {sure} is below {bar:g}"
+        )
+
+    def _unsure(self, why: str) -> Decision:
+        match self.on_unsure:
+            case "review":
+                return Decision(outcome="review", why=why)
+            case "default" if self.default is not None:
+                return Decision(outcome="default", why=why, taken=self.default)
+            case _:
+                return Decision(outcome="failed", why=why)
+
+
+def choosing(call: Call, branches: Mapping[str, str], *, multiple: bool) -> Call:
+    """Return `call` as a question which of `branches` fits.
+
+    branches: descriptions by id. multiple: any number of them may fit, also none.
+    """
+    which = "every branch that fits, or none" if multiple else "the one branch that fits best"
+    listed = "\n".join(f"- {name}: {text}".replace("\n", "\n  ") for name, text in branches.items())
+    prompt = _QUESTION.format(prompt=call.prompt, which=which, branches=listed)
+    return dataclasses.replace(
+        call, prompt=prompt, output_type=_choice_among(list(branches), multiple=multiple)
+    )
+
+
+async def propose(
+    engine: Engine, call: Call, settings: Mapping[str | None, Settings], scope: CallScope, *, votes: int
+) -> Proposal | LLMError:
+    """Ask a question that `choosing` made, once or `votes` times.
+
+    A vote that ends in no answer agrees with nobody. Returns the error where all of them do, or where the model
+    can't be had; raises LLMError for what somebody has to mend, or a retry of the task.
+    """
+    try:
+        outcomes = await cast(
+            lambda sample: dataclasses.replace(call, sample=sample).ask(engine, settings, scope), votes
+        )
+    except _UNREACHABLE as error:
+        return error
+    usage = _added_up([_usage(outcome) for outcome in outcomes])
+    agreement = count([_read(outcome) for outcome in outcomes])
+    if agreement is None:
+        failed = outcomes[0]
+        assert isinstance(failed, AnswerError), "an answer is a vote for something"
+        failed.usage = usage
+        return failed
+    is_poll = votes > 1
+    voter = outcomes[agreement.voters[0]]
+    assert isinstance(voter, Reply), "only an answer is a vote for something"
+    return Proposal(
+        branches=agreement.choice,
+        reason=voter.value.reason,
+        confidence=agreement.share if is_poll else agreement.stated,
+        confidence_is=f"share of {votes} votes" if is_poll else "stated by the model",
+        stated_confidence=agreement.stated,
+        votes=[_vote(outcome) for outcome in outcomes] if is_poll else [],
+        usage=usage,
+    )
+
+
+def _choice_among(names: list[str], *, multiple: bool) -> Any:
+    """Return the type of the answer; the reason comes first, so that the choice follows from it."""
+    from pydantic import Field, create_model
+
+    one: Any = Literal[tuple(names)]
+    fields: dict[str, Any] = {
+        "reason": (str, Field(description="Why, in one sentence")),
+        "choice": (list[one] if multiple else one, Field(description="The id, as it is listed")),
+        "confidence": (
+            float,
+            Field(ge=0, le=1, description="How sure you are that the choice is right, 0 to 1"),
+        ),
+    }
+    return create_model("Choice", **fields)
+
+
+def _read(outcome: Reply | AnswerError) -> tuple[tuple[str, ...], float] | None:
+    """Return what was chosen and how sure that is; None where nothing was."""
+    if isinstance(outcome, AnswerError):
+        return None
+    choice = outcome.value.choice
+    return (choice,) if isinstance(choice, str) else tuple(sorted(set(choice))), outcome.value.confidence
+
+
+def _vote(outcome: Reply | AnswerError) -> dict[str, Any]:
+    if isinstance(outcome, AnswerError):
+        return {"error": f"{type(outcome).__name__}: {outcome}"}
+    chosen, confidence = _read(outcome) or ((), 0.0)
+    return {"proposed": list(chosen), "reason": outcome.value.reason, "stated_confidence": confidence}
+
+
+def _usage(outcome: Reply | AnswerError) -> Mapping[str, Any]:
+    return outcome.usage_record() if isinstance(outcome, Reply) else outcome.usage
+
+
+def _added_up(usages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Add up usage records: of all votes, also of those that came to nothing."""
+    first, *others = [usage for usage in usages if usage] or [{}]
+    if not others:
+        return first
+    costs = [usage["cost_usd"] for usage in (first, *others)]
+    return {
+        **first,
+        **{name: sum((usage[name] for usage in others), first[name]) for name in _ADDED_UP},
+        "cost_usd": None if None in costs else str(sum(map(Decimal, costs))),
+        "reused": all(usage["reused"] for usage in (first, *others)),
+    }
