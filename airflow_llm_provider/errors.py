@@ -29,7 +29,7 @@ LLMError
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 
@@ -155,8 +155,9 @@ class EffectUnknown(TerminalError):
 class AnswerError(TerminalError):
     """The call was paid, but what came back is not an answer.
 
-    reply_text: what did come.
+    reply_text: what did come, with what repairs put into it.
     fingerprints: of the requests that led here, repairs included; reused: none of them was sent just now.
+    complaints: what was found wrong, in order; usage: what the calls took, as a reply's usage record.
     """
 
     def __init__(self, message: str, *, reply_text: str = "") -> None:
@@ -164,6 +165,8 @@ class AnswerError(TerminalError):
         self.reply_text = reply_text
         self.fingerprints: tuple[str, ...] = ()
         self.reused = False
+        self.complaints: tuple[str, ...] = ()
+        self.usage: Mapping[str, Any] = {}
 
 
 class Refused(AnswerError):
@@ -185,9 +188,20 @@ class ToolLimit(AnswerError):
 
 
 class InvalidOutput(AnswerError):
-    """The answer is not of the shape that was asked for; the message is the complaint."""
+    """The answer is not of the shape that was asked for; the message is the complaint.
+
+    fields: the places at fault, such as `items.3.amount`; none: the answer as a whole.
+    needs_source: whether what was asked about has to be read again to put it right.
+    """
 
     kind = "invalid_output"
+
+    def __init__(
+        self, message: str, *, reply_text: str = "", fields: Sequence[str] = (), needs_source: bool = True
+    ) -> None:
+        super().__init__(message, reply_text=reply_text)
+        self.fields = tuple(fields)
+        self.needs_source = needs_source
 
 
 class BusinessError(AnswerError):

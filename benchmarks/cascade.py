@@ -18,7 +18,8 @@ import pydantic
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine, Route
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.records import CallScope

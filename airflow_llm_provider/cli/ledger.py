@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from airflow_llm_provider.cli.connection import claude_hook, read_airflow
-from airflow_llm_provider.cli.output import echo_json, fail
+from airflow_llm_provider.cli.output import echo_json, fail, shown
 
 app = typer.Typer(help="Look at the ledger of what was asked and paid.", no_args_is_help=True)
 
@@ -34,18 +34,19 @@ def show_ledger(
     run: Annotated[str | None, typer.Option("--run", help="Only the calls of this DAG run.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Show where the ledger is, its size, its calls by state, and what they cost."""
+    """Show where the ledger is, its calls by state, what they cost, and what was last wrong with answers."""
     import sqlalchemy as sa
 
     from airflow_llm_provider.ledger.database import Database
     from airflow_llm_provider.ledger.schema import UNPROVEN
-    from airflow_llm_provider.ledger.totals import size_bytes, totals
+    from airflow_llm_provider.ledger.totals import complaints, size_bytes, totals
     from airflow_llm_provider.pricing import usd
 
     database = Database(find_ledger(ledger_url, conn_id))
     where = database.url.render_as_string(hide_password=True)
     try:
         found, size = totals(database, dag_id=dag, run_id=run), size_bytes(database)
+        complained = complaints(database, dag_id=dag, run_id=run)
     except sa.exc.DBAPIError as error:
         fail(f"The ledger at {where} can't be read: {error.orig}")
     finally:
@@ -57,6 +58,7 @@ def show_ledger(
         "paid_usd": usd(sum(sums.cost_micro_usd for state, sums in found.items() if sums.is_paid)),
         "unpriced_calls": sum(sums.unpriced for sums in found.values() if sums.is_paid),
         "unproven_usd_at_most": usd(found[UNPROVEN].cost_micro_usd if UNPROVEN in found else 0),
+        "complaints": complained,
     }
     if as_json:
         echo_json(told)
@@ -75,6 +77,11 @@ def show_ledger(
     )
     if told["unpriced_calls"]:
         console.print(f"{told['unpriced_calls']} paid calls have no known price.", markup=False)
+    for each in complained:
+        where = shown(f"{each['dag_id']}.{each['task_id']} {each['item_id'] or ''}", 200)
+        console.print(
+            f"{where}: {each['error_class']}: {shown(each['error'], 200)}", markup=False, soft_wrap=True
+        )
 
 
 def find_ledger(ledger_url: str | None, conn_id: str | None) -> str:

@@ -160,6 +160,7 @@ class Run:
             "scope": self.scope,
             "reuse": self.reuse,
             "output": self.question.output,
+            "framing": self.question.framing,
             **self.terms,
         }
         route = self.terms.get("route")
@@ -321,11 +322,13 @@ class Run:
         request = question.request(content)
         if sighting is not None:
             self.engine.sight(sighting, request)
+        # Without all of its text there is nothing to check a quote against.
+        source = content.text if all(part.kind == "text" for part in content.parts) else None
         terms = {**self._terms, "item_id": document.id, "retry_dead": self.retry_dead}
         # One text can be cut or read in parts; pages and images go as they are.
         text = content.text if len(content.parts) == 1 else None
         if text is None or self.long.surely_fits(request):
-            return await self.engine.ask(request, **terms)
+            return await self.engine.ask(request, source=source, **terms)
         return await ask_about(
             self.engine, text, lambda part: question.request(content.with_text(part)), long=self.long, **terms
         )
@@ -364,7 +367,11 @@ class Run:
             "message": str(error),
         }
         if isinstance(error, AnswerError):
-            letter |= {"reply": error.reply_text, "fingerprints": list(error.fingerprints)}
+            letter |= {
+                "reply": error.reply_text,
+                "fingerprints": list(error.fingerprints),
+                "complaints": list(error.complaints),
+            }
         sink.dead(index, letter)
 
     def _give_up_if_hopeless(self, error: LLMError) -> None:

@@ -16,11 +16,12 @@ from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
 from airflow_llm_provider.engine.warm import Warmth
-from airflow_llm_provider.errors import KeyBusy, LLMError, NetworkError, RetryableError
+from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError, RetryableError
 from airflow_llm_provider.ledger.records import (
     Answer,
     Busy,
     CallScope,
+    Complained,
     Entry,
     Failure,
     KeptPrompt,
@@ -98,6 +99,11 @@ class Buyer:
         """Keep the prompt of an answer that turned out to be none, where the payload policy has it."""
         if bought.sends:
             self.ledger.note(KeptPrompt(bought.attempt_id, request.fingerprint, _prompt(request)))
+
+    def keep_complaint(self, bought: Purchase, error: AnswerError) -> None:
+        """Keep what is wrong with an answer beside it, whoever bought it."""
+        if bought.attempt_id:
+            self.ledger.note(Complained(bought.attempt_id, type(error).__name__, str(error)))
 
     async def close(self) -> None:
         """Commit what is pending and close the connections."""

@@ -46,16 +46,23 @@ class LongInput:
 
 
 async def ask_about(
-    engine: Engine, text: str, request: Callable[[str], Request], *, long: LongInput, **terms: Any
+    engine: Engine,
+    text: str,
+    request: Callable[[str], Request],
+    *,
+    source: Callable[[str], str | None] = str,
+    long: LongInput,
+    **terms: Any,
 ) -> Reply:
     """Return the answer about `text`, which is read whole, in part or in parts.
 
-    request: makes the request about a text. terms: as for Engine.ask.
+    request: makes the request about a text; source: what its answer is checked against, by default that text.
+    terms: as for Engine.ask.
     Parts are requests like any other: in the ledger, and not asked again by a retry. Raises TooLong.
     """
     room = _room(request(""), long)
     if room >= estimated_tokens(text):
-        return await engine.ask(request(text), **terms)
+        return await engine.ask(request(text), source=source(text), **terms)
     if long.too_long == "fail" or room <= 0:
         raise TooLong(
             f"The text has about {estimated_tokens(text)} tokens, and {max(room, 0)} can be read at once. "
@@ -63,8 +70,9 @@ async def ask_about(
             "max_input_tokens where the model can read more."
         )
     if long.too_long == "truncate":
-        return await engine.ask(request(text[: room * _CHARACTERS_A_TOKEN]), **terms)
-    return await _map_reduce(engine, split(text, room), request, long, terms)
+        beginning = text[: room * _CHARACTERS_A_TOKEN]
+        return await engine.ask(request(beginning), source=source(beginning), **terms)
+    return await _map_reduce(engine, text, split(text, room), request, source, long, terms)
 
 
 def split(text: str, tokens: int) -> list[str]:
@@ -83,13 +91,17 @@ def estimated_tokens(text: str) -> int:
 
 async def _map_reduce(
     engine: Engine,
+    text: str,
     parts: Sequence[str],
     request: Callable[[str], Request],
+    source: Callable[[str], str | None],
     long: LongInput,
     terms: dict[str, Any],
 ) -> Reply:
     async with asyncio.TaskGroup() as group:
-        asking = [group.create_task(engine.ask(request(part), **terms)) for part in parts]
+        asking = [
+            group.create_task(engine.ask(request(part), source=source(part), **terms)) for part in parts
+        ]
     replies = [task.result() for task in asking]
     output: OutputType = terms.get("output") or OutputType()
     answers = [output.dump(reply.value) for reply in replies]
@@ -101,7 +113,8 @@ async def _map_reduce(
     def merging(text: str) -> Request:
         return request(text).with_block({"type": "text", "text": _REDUCE})
 
-    reduced = await ask_about(engine, summary, merging, long=long, **terms)
+    # What the parts quote is in the whole.
+    reduced = await ask_about(engine, summary, merging, source=lambda _: source(text), long=long, **terms)
     return Reply.of_parts([*replies, reduced], reduced.value)
 
 

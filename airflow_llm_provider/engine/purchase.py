@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -43,7 +44,9 @@ class Tally:
 class Purchase:
     """A settled reply and how it was come by.
 
-    purpose: `answer`, `repair` (asked again, otherwise) or `escalation` (of a cheaper model's answer).
+    purpose: `answer`, `repair` (asked again, otherwise), `escalation` (of a cheaper model's answer), `tool_turn`,
+        `judge` (of an answer), or `given` (an answer that was there before, and cost nothing here).
+    complaint: what was wrong with it.
     """
 
     purpose: str
@@ -52,6 +55,7 @@ class Purchase:
     cost_micro_usd: int | None
     latency_s: float
     sends: int  # 0: it came from the ledger
+    complaint: str | None = None
 
     @classmethod
     def from_ledger(cls, answer: Answer, *, purpose: str) -> Self:
@@ -65,10 +69,26 @@ class Purchase:
             sends=0,
         )
 
+    @classmethod
+    def given(cls, text: str) -> Self:
+        """Take an answer that comes from elsewhere."""
+        message = Message(model="", stop_reason="end_turn", text=text, content=[], usage=Usage())
+        return cls(purpose="given", message=message, attempt_id="", cost_micro_usd=0, latency_s=0.0, sends=0)
+
+    def saying(self, text: str) -> Self:
+        """Return it with the whole answer in the place of the part that was asked for."""
+        return dataclasses.replace(self, message=dataclasses.replace(self.message, text=text))
+
+
+def last_answer(chain: Sequence[Purchase]) -> Purchase | None:
+    """Return the last of a chain that is no verdict on another."""
+    return next((purchase for purchase in reversed(chain) if purchase.purpose != "judge"), None)
+
 
 def add_up(value: Any, chain: Sequence[Purchase], *, trace_id: str) -> Reply:
     """Add up a chain of calls: the first answer and its repairs."""
-    last = chain[-1]
+    last = last_answer(chain)
+    assert last is not None, "nothing is added up before something was bought"
     usages = [purchase.message.usage for purchase in chain]
     costs = [purchase.cost_micro_usd for purchase in chain]
     known = [cost for cost in costs if cost is not None]
@@ -85,4 +105,5 @@ def add_up(value: Any, chain: Sequence[Purchase], *, trace_id: str) -> Reply:
         latency_s=sum(purchase.latency_s for purchase in chain),
         trace_id=trace_id,
         attempt_id=last.attempt_id,
+        complaints=tuple(purchase.complaint for purchase in chain if purchase.complaint),
     )

@@ -53,6 +53,7 @@ class Reply:
     reused: nothing was sent; all of it came from the ledger.
     attempts: requests sent for it just now; repairs: how many of its calls were repairs.
     latency_s: seconds the API took, added up over its calls.
+    complaints: what was wrong with the answers before it.
     escalations: how many stronger models were asked after the first.
     strong_alone_micro_usd: about what the strongest model of the route would have cost by itself: the first
         call's tokens at its rates; None without a route, or without a price.
@@ -70,6 +71,7 @@ class Reply:
     latency_s: float
     trace_id: str
     attempt_id: str
+    complaints: tuple[str, ...] = ()
     escalations: int = 0
     strong_alone_micro_usd: int | None = None
 
@@ -87,6 +89,7 @@ class Reply:
             attempts=sum(part.attempts for part in parts),
             repairs=sum(part.repairs for part in parts),
             latency_s=sum(part.latency_s for part in parts),
+            complaints=tuple(complaint for part in parts for complaint in part.complaints),
         )
 
     def usage_record(self) -> dict[str, Any]:

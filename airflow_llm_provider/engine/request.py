@@ -38,6 +38,8 @@ class Request:
     sample: 0, 1, 2 … where several independent answers to the same question are wanted.
     shared_blocks: how many leading content blocks of the first message are the same in other requests of
         the run: they, and the system prompt, are marked for prompt caching. A hint, not in the fingerprint.
+    cache_first: whether the whole first message is marked for prompt caching, too: a further request of the same
+        conversation then reads it at a tenth of the price. A hint, not in the fingerprint.
     input_ceiling: upper bound of input tokens for content that is not text (pages, images).
     """
 
@@ -53,6 +55,7 @@ class Request:
     version: str = ""
     sample: int = 0
     shared_blocks: int = 0
+    cache_first: bool = False
     input_ceiling: int = 0
 
     @cached_property
@@ -142,14 +145,16 @@ class Request:
         return {"cache_control": {"type": "ephemeral"}} if last and self.system else {}
 
     def _marked(self) -> Sequence[Message]:
-        """Return the messages with a cache breakpoint behind the shared blocks."""
-        if not self.shared_blocks:
-            return self.messages
+        """Return the messages with a cache breakpoint behind the shared blocks, and one behind the first message."""
         first, *rest = self.messages
+        if isinstance(first["content"], str):
+            return self.messages
         blocks = list(first["content"])
-        at = self.shared_blocks - 1
-        blocks[at] = {**blocks[at], "cache_control": {"type": "ephemeral"}}
-        return [{**first, "content": blocks}, *rest]
+        marked = {self.shared_blocks - 1} if self.shared_blocks else set()
+        marked |= {len(blocks) - 1} if self.cache_first else set()
+        for at in marked:
+            blocks[at] = {**blocks[at], "cache_control": {"type": "ephemeral"}}
+        return [{**first, "content": blocks}, *rest] if marked else self.messages
 
 
 def ceiling_micro_usd(request: Request) -> int | None:

@@ -3,83 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_llm_provider.engine.buyer import Buyer
-from airflow_llm_provider.engine.client import Client
 from airflow_llm_provider.engine.flow import for_each
-from airflow_llm_provider.engine.purchase import Purchase, add_up
+from airflow_llm_provider.engine.judge import judging, require_met
+from airflow_llm_provider.engine.purchase import Purchase, add_up, last_answer
+from airflow_llm_provider.engine.repair import Repair, SourceRepairs, repair
 from airflow_llm_provider.engine.reply import Message, Reply, require_complete
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.retry import Policies
-from airflow_llm_provider.engine.validate import OutputType, Validator
-from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError
-from airflow_llm_provider.ledger.records import CallScope, Reopening, Reuse, Sighting
-from airflow_llm_provider.pricing import rate_card
+from airflow_llm_provider.engine.terms import Fallback, Route, Terms
+from airflow_llm_provider.engine.tools import Buy, Conversation
+from airflow_llm_provider.engine.validate import complaint_of
+from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
+from airflow_llm_provider.ledger.records import Reopening, Sighting
+from airflow_llm_provider.validators import Judge
 
-TEXT = OutputType()
+log = logging.getLogger(__name__)
+
+_LONGEST_LOGGED = 300  # characters of a complaint; the ledger has it whole
 _MOST_TOKENS = 64_000  # what any current model can answer at the most
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Fallback:
-    """A model to ask instead; of another connection, where client, endpoint and connection_id say so."""
-
-    model: str
-    client: Client | None = None
-    endpoint: str | None = None
-    connection_id: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Route:
-    """Which models are asked.
-
-    escalate: asked in turn after the request's own model, while an answer is none, or unsure.
-    min_confidence: below it, an answer that states its `confidence` (a field, 0 to 1) is unsure.
-    fallbacks: asked in turn on errors of the kinds `fall_back_on`.
-    """
-
-    escalate: Sequence[str] = ()
-    min_confidence: float | None = None
-    fallbacks: Sequence[Fallback] = ()
-    fall_back_on: frozenset[str] = frozenset({"network", "overloaded", "server"})
-
-    def alone(self, first: Purchase) -> int | None:
-        """Return about what the last model would have cost by itself, in micro-USD."""
-        card = rate_card(self.escalate[-1]) if self.escalate else None
-        return card.price_micro_usd(first.message.usage) if card else None
-
-    def is_unsure(self, value: Any) -> bool:
-        """Tell whether an answer states a confidence below the bar."""
-        if self.min_confidence is None:
-            return False
-        stated = value.get("confidence") if isinstance(value, dict) else getattr(value, "confidence", None)
-        return isinstance(stated, (int, float)) and stated < self.min_confidence
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Terms:
-    """The terms a question is asked on.
-
-    scope: who asks. reuse: whose answers may be taken: `run` (the DAG run's), `always` (any) or `never`.
-    output: what an answer must be; validators: what it must satisfy besides.
-    max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
-    item_id: which document or row it is about.
-    policies, route: instead of the engine's own.
-    """
-
-    scope: CallScope
-    reuse: Reuse = "run"
-    output: OutputType = TEXT
-    validators: Sequence[Validator] = ()
-    max_repairs: int = 0
-    item_id: str | None = None
-    policies: Policies | None = None
-    route: Route | None = None
 
 
 @dataclass(kw_only=True)
@@ -90,6 +37,7 @@ class Engine(Buyer):
     """
 
     route: Route = dataclasses.field(default_factory=Route)
+    source_repairs: SourceRepairs = dataclasses.field(default_factory=SourceRepairs)
 
     async def ask(self, request: Request, *, retry_dead: bool = False, **terms: Any) -> Reply:
         """Return a valid answer to `request`, buying each of its calls at most once.
@@ -97,11 +45,17 @@ class Engine(Buyer):
         terms: the fields of Terms.
         retry_dead: ask anew what ended badly in an earlier run.
 
-        An answer of the wrong shape is sent back with what is wrong; every repair is a request like any
-        other, so a retry replays the chain from the ledger. Raises AnswerError when what was paid is no
-        answer, and what sending raised when nothing was.
+        An invalid answer is sent back with what is wrong; every repair, and every verdict of a judge, is a
+        request like any other, so a retry replays the chain from the ledger. Raises AnswerError when what was
+        paid is no answer, and what sending raised when nothing was.
         """
         asked = Terms(**terms)
+        if asked.needs_source and asked.source is None:
+            raise TerminalError(
+                "A validator compares with the text that is asked about, and there is none: pages and images are sent "
+                "as they are. Have them read as text (pdf='text'), or take validators that look at the answer alone. "
+                "Nothing was sent."
+            )
         try:
             return await self._ask_models(request, asked)
         except AnswerError as error:
@@ -118,15 +72,18 @@ class Engine(Buyer):
         done about it anyway.
         """
         asked = Terms(**terms)
+        if asked.needs_source or asked.judges:
+            return None  # it takes the text, or a request about the answer
         answer = await self.ledger.recall(sighting, asked.scope, asked.reuse)
         if answer is None:
             return None
         bought = Purchase.from_ledger(answer, purpose="answer")
         try:
-            value = _check(bought.message, asked)
+            value = _accepted(bought.message, asked)
         except AnswerError as error:
             if final:
                 error.fingerprints, error.reused = (answer.fingerprint,), True
+                error.complaints = (str(error),)
                 raise
             return None
         route = asked.route or self.route
@@ -173,13 +130,14 @@ class Engine(Buyer):
             is_last = number + 1 == len(models)
             try:
                 value = await self._ask_or_fall_back(_sent_to(request, model, request.endpoint), terms, chain)
-            except AnswerError:
+            except AnswerError as error:
                 if is_last:
+                    _tell(error, chain, terms)
                     raise
                 continue
             if is_last or not route.is_unsure(value):
                 reply = add_up(value, chain, trace_id=terms.scope.trace_id)
-                if not route.escalate:
+                if not route.escalate or terms.given is not None:
                     return reply
                 return dataclasses.replace(
                     reply, escalations=number, strong_alone_micro_usd=route.alone(chain[0])
@@ -209,42 +167,108 @@ class Engine(Buyer):
         asked: list[str] = []
         failed: Counter[str] = Counter()
         first = len(chain)
-        while True:
+
+        async def buy(request: Request, purpose: str = "tool_turn") -> Purchase:
             asked.append(request.fingerprint)
             bought = await self.obtain(
                 request,
                 client=target.client,
                 scope=scope,
                 reuse=terms.reuse,
-                purpose="repair" if len(asked) > 1 else "escalation" if chain else "answer",
-                parent=chain[-1].attempt_id if chain else None,
+                purpose=purpose,
+                parent=_parent(chain),
                 item_id=terms.item_id,
                 policies=terms.policies,
             )
             chain.append(bought)
+            return bought
+
+        tools = self._conversation(request, terms, buy, chain)
+        if self.source_repairs.caching_pays:
+            request = dataclasses.replace(request, cache_first=True)
+        fix: Repair | None = None
+        with_source = request  # the conversation in which the document stands
+        while True:
+            if terms.given is not None and not failed:
+                chain.append(bought := Purchase.given(terms.given))
+            else:
+                bought = await buy(request, "repair" if failed else "escalation" if chain else "answer")
+                self.source_repairs.count(bought, fix)
             try:
-                return _check(bought.message, terms)
+                if tools:
+                    request, bought = await tools.finish(request, bought)
+                if fix is None or fix.has_source:
+                    with_source = request
+                if fix:
+                    chain[-1] = bought = bought.saying(fix.answer(bought.message.text, terms.output))
+                value = _accepted(bought.message, terms)
+                for judge in terms.judges:
+                    await self._require_met(judge, bought, terms, asked, chain)
+                return value
             except AnswerError as error:
+                error.reply_text = error.reply_text or bought.message.text
                 self.keep_prompt(request, bought)
+                self.keep_complaint(_complain(chain, error, terms.item_id), error)
                 failed[error.kind] += 1
-                otherwise = _asked_otherwise(request, error, bought.message)
-                if otherwise is None or failed[error.kind] >= self._attempts(error, terms):
+                otherwise: Request | None
+                if failed[error.kind] >= self._attempts(error, terms):
+                    otherwise = None
+                elif isinstance(error, InvalidOutput):
+                    # With tools, the answer may take another look.
+                    may_be_small = tools is None and (fix is None or fix.has_source)
+                    fix = repair(with_source, error, terms.output, framing=terms.framing, small=may_be_small)
+                    otherwise = fix.request
+                else:
+                    otherwise = _asked_otherwise(request, error)
+                if otherwise is None:
                     error.fingerprints = tuple(asked)
                     error.reused = not any(purchase.sends for purchase in chain[first:])
                     raise
                 request = otherwise
 
+    async def _require_met(
+        self, judge: Judge, bought: Purchase, terms: Terms, asked: list[str], chain: list[Purchase]
+    ) -> None:
+        """Raise InvalidOutput unless the judge finds its criteria met; what was asked joins `asked` and `chain`."""
+        request = judging(judge, bought.message.text, terms.source, framing=terms.framing)
+        asked.append(request.fingerprint)
+        verdict = await self.obtain(
+            request,
+            scope=terms.scope,
+            reuse=terms.reuse,
+            purpose="judge",
+            parent=bought.attempt_id or None,
+            item_id=terms.item_id,
+            policies=terms.policies,
+        )
+        chain.append(verdict)
+        try:
+            require_met(judge, verdict.message)
+        except InvalidOutput:
+            raise
+        except AnswerError as error:
+            raise BusinessError(f"The judge gave no verdict: {error}") from error
+
+    def _conversation(
+        self, request: Request, terms: Terms, buy: Buy, spent: Sequence[Purchase]
+    ) -> Conversation | None:
+        """Return the conversation that the request opens, where there are tools."""
+        if terms.toolbox is None:
+            return None
+        terms.toolbox.require_price(request)
+        return terms.toolbox.conversation(
+            ledger=self.ledger,
+            scope=terms.scope,
+            item_id=terms.item_id,
+            sleep=self.sleep,
+            buy=buy,
+            spent=spent,
+        )
+
     def _attempts(self, error: AnswerError, terms: Terms) -> int:
         if isinstance(error, InvalidOutput):
             return terms.max_repairs + 1
         return (terms.policies or self.policies)[error.kind].attempts
-
-
-_REPAIR = """Your answer was not valid:
-
-{complaint}
-
-Answer again, in full, with this put right and everything else kept."""
 
 
 def _sent_to(request: Request, model: str, endpoint: str) -> Request:
@@ -253,14 +277,11 @@ def _sent_to(request: Request, model: str, endpoint: str) -> Request:
     return dataclasses.replace(request, model=model, endpoint=endpoint)
 
 
-def _asked_otherwise(request: Request, error: AnswerError, message: Message) -> Request | None:
+def _asked_otherwise(request: Request, error: AnswerError) -> Request | None:
     """Return the request that may get what this one did not; None where there is none."""
     match error.kind:
-        case "invalid_output":
-            return request.followed_by(
-                {"role": "assistant", "content": message.text or "(nothing)"},
-                {"role": "user", "content": _REPAIR.format(complaint=error)},
-            )
+        case "tool_limit":
+            return None
         case "truncation":
             if request.max_tokens >= _MOST_TOKENS:
                 return None
@@ -269,26 +290,44 @@ def _asked_otherwise(request: Request, error: AnswerError, message: Message) -> 
             return dataclasses.replace(request, sample=request.sample + 1)
 
 
-def _check(message: Message, terms: Terms) -> Any:
+def _accepted(message: Message, terms: Terms) -> Any:
+    """Return the value of a message that is whole, of the right form, and that no function complains of."""
     require_complete(message)
-    value = terms.output.parse(message.text)
-    for validator in terms.validators:
-        if (complaint := _complaint(validator, value)) is not None:
-            raise InvalidOutput(complaint, reply_text=message.text)
+    value, how = terms.output.read(message.text)
+    if how:
+        log.info("%sthe answer was %s; nothing is paid for that.", _about(terms.item_id), how)
+    for validator in terms.functions:
+        if complaint := complaint_of(validator, value, terms.source):
+            raise InvalidOutput(
+                complaint.message,
+                reply_text=message.text,
+                fields=complaint.fields,
+                needs_source=complaint.needs_source,
+            )
     return value
 
 
-def _complaint(validator: Validator, value: Any) -> str | None:
-    """Call an author's validator; what it raises is about this answer, and must not end a run of others."""
-    name = getattr(validator, "__name__", repr(validator))
-    try:
-        complaint = validator(value)
-    except LLMError:
-        raise
-    except Exception as error:
-        raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
-    if complaint is not None and not isinstance(complaint, str):
-        raise BusinessError(
-            f"The validator {name} returned {complaint!r}: return None, or a complaint as text."
-        )
-    return complaint
+def _complain(chain: list[Purchase], error: AnswerError, item_id: str | None) -> Purchase:
+    """Say in the log, and in the chain, what is wrong with its last answer; return that."""
+    at = max(number for number, purchase in enumerate(chain) if purchase.purpose != "judge")
+    chain[at] = dataclasses.replace(chain[at], complaint=str(error))
+    told = " ".join(str(error).split())
+    short = told if len(told) <= _LONGEST_LOGGED else f"{told[:_LONGEST_LOGGED]}…"
+    log.info("%s%s (%s): %s", _about(item_id), error.kind, chain[at].attempt_id or chain[at].purpose, short)
+    return chain[at]
+
+
+def _tell(error: AnswerError, chain: Sequence[Purchase], terms: Terms) -> None:
+    """Put into an error what it took to come to it."""
+    if chain:
+        spent = add_up(None, chain, trace_id=terms.scope.trace_id)
+        error.complaints, error.usage = spent.complaints, spent.usage_record()
+
+
+def _parent(chain: Sequence[Purchase]) -> str | None:
+    last = last_answer(chain)
+    return last.attempt_id or None if last else None
+
+
+def _about(item_id: str | None) -> str:
+    return f"{' '.join(item_id.split())}: " if item_id else ""

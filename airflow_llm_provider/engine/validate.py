@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import enum
+import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, get_args, get_origin
 
-from airflow_llm_provider.errors import InvalidOutput
+from airflow_llm_provider.engine.mend import is_json, members, objects_in
+from airflow_llm_provider.engine.schema import fields_of, names_in, part_of
+from airflow_llm_provider.errors import BusinessError, InvalidOutput, LLMError
+from airflow_llm_provider.validators import Complaint, Judge, Validator
 
-Validator = Callable[[Any], str | None]
-"""Takes the validated value; returns None, or a complaint that a model can act on; may raise BusinessError."""
+__all__ = ["OutputType", "Validator", "complaint_of", "reads_source"]
 
 # The API wants an object at the top; anything else travels in one field of this name.
 _LIST_FIELD, _VALUE_FIELD = "items", "value"
+
+# Faults that can be put right without reading the document again: pydantic's, beside all of wrong types and of
+# texts that can't be parsed, and those of JSON schemas.
+_FORM_KINDS = frozenset(
+    {
+        *("enum", "literal_error", "extra_forbidden", "json_invalid", "int_from_float"),
+        *("string_pattern_mismatch", "string_too_long", "date_from_datetime_inexact"),
+    }
+)
+_FORM_KEYWORDS = frozenset(
+    {"type", "enum", "const", "format", "pattern", "additionalProperties", "maxLength"}
+)
 
 
 class OutputType:
@@ -29,6 +44,7 @@ class OutputType:
         self.output_type = output_type
         self.is_text = output_type is None or output_type is str
         self.is_list = get_origin(output_type) is list
+        self._parts: dict[tuple[str, ...], Mapping[str, Any] | None] = {}
 
     @cached_property
     def schema(self) -> Mapping[str, Any] | None:
@@ -56,19 +72,81 @@ class OutputType:
 
     def parse(self, text: str) -> Any:
         """Return the validated value of an answer; raises InvalidOutput with a complaint a model can act on."""
+        return self.read(text)[0]
+
+    def read(self, text: str) -> tuple[Any, str]:
+        """Return the validated value of an answer, and what was done to read it; raises InvalidOutput.
+
+        Where the text is no JSON, it is looked for among other text and in fences, and its punctuation is mended:
+        that is free, and adds nothing.
+        """
         if self.is_text:
             if not text.strip():
                 raise InvalidOutput("The answer is empty.", reply_text=text)
+            return text, ""
+        faults: list[InvalidOutput] = []
+        read: list[tuple[Any, str]] = []
+        for candidate, how in ((text, ""), *objects_in(text, self._names)):
+            try:
+                read.append((self._validated(candidate), how))
+            except InvalidOutput as error:
+                faults.append(error)
+        if len({repr(value) for value, _ in read}) == 1:
+            return read[0]
+        # Of one object in other text, its own faults are told.
+        fault = faults[-1] if len(faults) <= 2 else faults[0]
+        if read:
+            fault = InvalidOutput("The answer has several objects that differ: give one.", needs_source=False)
+        fault.reply_text = text
+        raise fault
+
+    def structure(self, text: str) -> str | None:
+        """Return the text of the one JSON object that an answer is, or has in it; None where there is none."""
+        candidates = [candidate for candidate, _ in objects_in(text, self._names)]
+        if not candidates and is_json(text):
+            candidates = [text] if isinstance(json.loads(text), dict) else []
+        return candidates[0] if len(candidates) == 1 else None
+
+    def answer_text(self, given: Any) -> str:
+        """Return an answer that comes from elsewhere, text or data, as the text that a model would have given."""
+        if isinstance(given, str):
+            structure = None if self._field is None else self.structure(given)
+            if self._field is None or (structure and self._field in members(structure)):
+                return given
+            written = given if is_json(given) else json.dumps(given)
+        else:
+            from pydantic_core import to_json
+
+            written = to_json(given, by_alias=True).decode()
+        return f'{{"{self._field}": {written}}}' if self._field else written
+
+    def read_loosely(self, text: str) -> Any:
+        """Return what an invalid answer says as plain data, or the text as it is where it is no JSON."""
+        structure = None if self.is_text else self.structure(text)
+        if structure is None:
             return text
-        try:
-            return self._validate(text)
-        except InvalidOutput as error:
-            error.reply_text = text
-            raise
-        except Exception as error:  # an author's own validator, or an answer nested to break its reader
-            raise InvalidOutput(
-                f"The answer could not be checked: {type(error).__name__}: {error}", reply_text=text
-            ) from error
+        data = json.loads(structure)
+        return data if self._field is None else data.get(self._field, data)
+
+    @property
+    def fields(self) -> Sequence[str]:
+        """The names of the top-level fields of a whole answer."""
+        return list(fields_of(self.schema or {}))
+
+    def top_level(self, places: Iterable[str]) -> list[str]:
+        """Return the fields of the whole answer in which these places of its value lie.
+
+        None of them where one lies in no field that the schema has.
+        """
+        tops = list(dict.fromkeys(self._field or place.partition(".")[0] for place in places))
+        return tops if set(tops) <= set(self.fields) else []
+
+    def part(self, names: Iterable[str]) -> Mapping[str, Any] | None:
+        """Return the schema of some top-level fields, the same object each time; None where the API takes none."""
+        wanted = tuple(names)
+        if wanted not in self._parts:
+            self._parts[wanted] = part_of(self.schema or {}, wanted)
+        return self._parts[wanted]
 
     @cached_property
     def is_importable(self) -> bool:
@@ -91,6 +169,20 @@ class OutputType:
         except Exception as error:  # an author's own serializer, or bytes that are no text
             raise InvalidOutput(f"The answer can't be written: {type(error).__name__}: {error}") from error
 
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return names_in(self.schema or {})
+
+    def _validated(self, text: str) -> Any:
+        try:
+            return self._validate(text)
+        except InvalidOutput:
+            raise
+        except Exception as error:  # an author's own validator, or an answer nested to break its reader
+            raise InvalidOutput(
+                f"The answer could not be checked: {type(error).__name__}: {error}"
+            ) from error
+
     def _validate(self, text: str) -> Any:
         """Validate the text itself: parsed and written again, long numbers would change."""
         if self._adapter is None:
@@ -100,9 +192,10 @@ class OutputType:
         try:
             value = (self._wrapped or self._adapter).validate_json(text)
         except ValidationError as error:
-            details = error.errors(include_url=False, include_context=False, include_input=False)
-            raise InvalidOutput(
-                _complaint((".".join(map(str, e["loc"])), e["msg"]) for e in details)
+            details = error.errors(include_url=False, include_context=False)
+            raise _invalid(
+                ((".".join(map(str, e["loc"])), e["msg"]) for e in details),
+                is_of_form=all(_is_of_form(e["type"]) and e["input"] is not None for e in details),
             ) from error
         return value if self._wrapped is None else getattr(value, self._field or "")
 
@@ -112,14 +205,17 @@ class OutputType:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise InvalidOutput(f"The answer is not JSON: {error}.") from error
+            raise InvalidOutput(f"The answer is not JSON: {error}.", needs_source=False) from error
         if self._field is not None:
             if not isinstance(data, dict) or self._field not in data:
                 raise InvalidOutput(f"The answer is not an object with the field {self._field!r}.")
             data = data[self._field]
         errors = sorted(Draft202012Validator(self.output_type).iter_errors(data), key=lambda e: e.json_path)
         if errors:
-            raise InvalidOutput(_complaint((e.json_path.removeprefix("$."), e.message) for e in errors))
+            raise _invalid(
+                ((".".join(map(str, e.absolute_path)), _told(e)) for e in errors),
+                is_of_form=all(e.validator in _FORM_KEYWORDS and e.instance is not None for e in errors),
+            )
         return data
 
     @cached_property
@@ -159,6 +255,34 @@ class OutputType:
         return _LIST_FIELD if self.is_list else _VALUE_FIELD
 
 
+def reads_source(validator: Validator | Judge) -> bool:
+    """Tell whether a validator compares the answer with the text that was asked about."""
+    if isinstance(validator, Judge):
+        return validator.reads_source
+    try:
+        return "source" in inspect.signature(validator).parameters
+    except (TypeError, ValueError):  # some builtins
+        return False
+
+
+def complaint_of(validator: Validator, value: Any, source: str | None) -> Complaint | None:
+    """Call a validator; what it raises is about this answer, and must not end a run of others."""
+    name = getattr(validator, "__name__", repr(validator))
+    try:
+        complaint = validator(value, source=source) if reads_source(validator) else validator(value)
+    except LLMError:
+        raise
+    except Exception as error:
+        raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
+    if isinstance(complaint, str):
+        return Complaint(complaint)
+    if complaint is not None and not isinstance(complaint, Complaint):
+        raise BusinessError(
+            f"The validator {name} returned {complaint!r}: return None, a text, or a Complaint."
+        )
+    return complaint
+
+
 def _classes(annotation: Any) -> list[type]:
     """List the classes a type annotation is made of."""
     if arguments := get_args(annotation):
@@ -176,8 +300,21 @@ def is_importable(cls: type) -> bool:
     return found is cls
 
 
-def _complaint(problems: Any, most: int = 10) -> str:
-    """Write what is wrong, one line a field, for the model as much as for the log."""
-    lines = [f"{place or 'answer'}: {message}" for place, message in problems]
-    more = f"\n… and {len(lines) - most} more" if len(lines) > most else ""
-    return "\n".join(lines[:most]) + more
+def _invalid(problems: Iterable[tuple[str, str]], *, is_of_form: bool) -> InvalidOutput:
+    """Return the error that says what is wrong, one line a field, for the model as much as for the log."""
+    complaint = Complaint.about(problems, needs_source=not is_of_form)
+    assert complaint is not None, "what is not valid has a reason"
+    return InvalidOutput(complaint.message, fields=complaint.fields, needs_source=complaint.needs_source)
+
+
+def _is_of_form(kind: str) -> bool:
+    """Tell whether an error of pydantic's is about how something is written, rather than what."""
+    return kind.endswith(("_type", "_parsing")) or kind in _FORM_KINDS
+
+
+def _told(error: Any) -> str:
+    """Return what is wrong by a JSON schema, without the words of the answer."""
+    if error.validator in ("required", "additionalProperties"):
+        return str(error.message)
+    rule = json.dumps(error.validator_value, ensure_ascii=False, default=str)
+    return f"{error.validator} should be {rule[:200]}"

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from airflow_llm_provider.engine.long import LongInput, TooLongMode, ask_about
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.engine.validate import OutputType, Validator
-from airflow_llm_provider.errors import TerminalError
+from airflow_llm_provider.engine.tools import Toolbox
+from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.errors import AnswerError, TerminalError
+from airflow_llm_provider.hooks.checks import Exhausted, with_models
 from airflow_llm_provider.hooks.routing import Routing
 from airflow_llm_provider.hooks.storage import object_storage
+from airflow_llm_provider.tools import by_name
+from airflow_llm_provider.validators import Judge, Validator
 
 if TYPE_CHECKING:
+    from airflow.sdk import Context
+
     from airflow_llm_provider.hooks.settings import Settings
     from airflow_llm_provider.ledger.records import CallScope
+    from airflow_llm_provider.ledger.store import Ledger
 
 # XComs are rows of Airflow's database, read whole by every page that shows them.
 MAX_XCOM_BYTES = 1_000_000
@@ -25,15 +33,20 @@ MAX_XCOM_BYTES = 1_000_000
 
 _IN_BODY = ("thinking", "stop_sequences", "metadata")
 _OF_ROUTING = ("model", "min_confidence", "fallbacks", "fall_back_on", "retry", "max_repairs")
+_OF_EXHAUSTED = ("on_exhausted", "default", "dead_letters")
 _OF_CALL = (
     *("prompt", "output_type", "inputs", "messages", "system", "max_tokens", "effort", "validators"),
     *("too_long", "max_input_tokens", "reuse", "version"),
+    *("tools", "max_tool_turns", "max_tool_s", "max_tool_usd", "approval"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One question, with the terms it is asked on; the fields are ClaudeOperator's arguments."""
+    """One question, with the terms it is asked on; the fields are ClaudeOperator's arguments.
+
+    given: an answer that there is already, text or data: it is checked, and only repairs are asked for.
+    """
 
     prompt: str
     output_type: Any = None
@@ -43,13 +56,21 @@ class Call:
     max_tokens: int = 4096
     effort: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    validators: Sequence[Validator] = ()
+    validators: Sequence[Validator | Judge] = ()
     routing: Routing = field(default_factory=Routing)
     too_long: TooLongMode = "fail"
     max_input_tokens: int | None = None
     reuse: Literal["always", "run", "never"] = "run"
     version: str = ""
+    sample: int = 0
     output_path: str | None = None
+    given: Any = None
+    exhausted: Exhausted = field(default_factory=Exhausted)
+    tools: Sequence[Callable[..., Any]] = ()
+    max_tool_turns: int = 10
+    max_tool_s: float = 600.0
+    max_tool_usd: float | None = None
+    approval: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
@@ -59,6 +80,7 @@ class Call:
         return cls(
             **{name: given[name] for name in _OF_CALL if name in given},
             routing=Routing(**{name: given[name] for name in _OF_ROUTING if name in given}),
+            exhausted=Exhausted(**{name: given[name] for name in _OF_EXHAUSTED if name in given}),
             extra=extra,
             output_path=given.get("output"),
         )
@@ -70,18 +92,33 @@ class Call:
         """
         own = settings[None]
         longest, text = self._longest_text()
+        output = OutputType(self.output_type)
+        self.exhausted.require_fits(output)
+
+        def inputs(part: str) -> Mapping[str, Any]:
+            return {**self.inputs, longest: part} if longest else self.inputs
+
+        def request(part: str) -> Request:
+            return self._request(own, inputs(part), self.routing.first_model(own))
+
+        terms: dict[str, Any] = {
+            "scope": scope,
+            "reuse": self.reuse,
+            "output": output,
+            "validators": with_models(self.validators, own),
+            "toolbox": self._toolbox(engine.ledger, scope),
+            **self.routing.terms(engine, settings),
+        }
+        if self.given is not None:
+            given = output.answer_text(self.given)
+            return await engine.ask(request(text), source=self._source(inputs(text)), given=given, **terms)
         return await ask_about(
             engine,
             text,
-            lambda part: self._request(
-                own, {**self.inputs, longest: part} if longest else self.inputs, self.routing.first_model(own)
-            ),
+            request,
+            source=lambda part: self._source(inputs(part)),
             long=LongInput(too_long=self.too_long, max_input_tokens=self.max_input_tokens),
-            scope=scope,
-            reuse=self.reuse,
-            output=OutputType(self.output_type),
-            validators=self.validators,
-            **self.routing.terms(engine, settings),
+            **terms,
         )
 
     def delivered(self, reply: Reply) -> Any:
@@ -91,7 +128,16 @@ class Call:
         becomes a dict, since its name carries the file's path, which other machines don't share.
         """
         output = OutputType(self.output_type)
-        plain = output.dump(reply.value)
+        return self._put(reply.value, output.dump(reply.value))
+
+    def instead(self, error: AnswerError, context: Context) -> Any:
+        """Return what goes into the XCom in the place of an answer; raises AirflowSkipException or `error`."""
+        output = OutputType(self.output_type)
+        value = self.exhausted.instead(error, output, context)
+        is_answer = self.exhausted.on_exhausted == "default" and value is not None
+        return self._put(value, output.dump(value) if is_answer else value)
+
+    def _put(self, value: Any, plain: Any) -> Any:
         if self.output_path:
             return _write(self.output_path, plain)
         if len(to_json(plain)) > MAX_XCOM_BYTES:
@@ -99,7 +145,7 @@ class Call:
                 f"The answer has {len(to_json(plain)):,} bytes, too many for an XCom ({MAX_XCOM_BYTES:,}). Give the "
                 "task output= a path or URL to write it to, and clear it: the answer is kept and costs nothing more."
             )
-        return reply.value if output.is_importable else plain
+        return value if OutputType(self.output_type).is_importable else plain
 
     def _request(self, settings: Settings, inputs: Mapping[str, Any], model: str) -> Request:
         blocks = [block for name, value in inputs.items() for block in _blocks(name, value)]
@@ -110,11 +156,37 @@ class Call:
             messages=[*self.messages, asked],
             max_tokens=self.max_tokens,
             schema=OutputType(self.output_type).schema,
+            tools=[tool.definition for tool in by_name(self.tools).values()],
             effort=self.effort,
             extra=self.extra,
             endpoint=settings.client.endpoint,
             version=self.version,
+            sample=self.sample,
         )
+
+    def _toolbox(self, ledger: Ledger, scope: CallScope) -> Toolbox | None:
+        """Return the tools with their bounds; None where there are none."""
+        if not self.tools:
+            return None
+        from airflow_llm_provider.hooks.tools import verdicts
+
+        return Toolbox(
+            tools=by_name(self.tools),
+            max_turns=self.max_tool_turns,
+            max_s=self.max_tool_s,
+            max_micro_usd=_micro_usd(self.max_tool_usd),
+            verdict=verdicts(ledger, scope, self.approval),
+        )
+
+    def _source(self, inputs: Mapping[str, Any]) -> str | None:
+        """Return the text that is asked about; None where some of it is no text.
+
+        It is that of the inputs; without any, the prompt holds it.
+        """
+        blocks = [block for name, value in inputs.items() for block in _blocks(name, value)]
+        if not all(block["source"].get("type") == "text" for block in blocks):
+            return None
+        return "\n\n".join(block["source"]["data"] for block in blocks) if blocks else self.prompt
 
     def _longest_text(self) -> tuple[str | None, str]:
         """Return the input that is read in parts, should it be too long to be read at once."""
@@ -123,6 +195,10 @@ class Call:
             return None, ""
         name = max(texts, key=lambda name: len(texts[name]))
         return name, texts[name]
+
+
+def _micro_usd(usd: float | None) -> int | None:
+    return None if usd is None else int(Decimal(str(usd)) * 1_000_000)
 
 
 def _blocks(name: str, value: Any) -> list[dict[str, Any]]:

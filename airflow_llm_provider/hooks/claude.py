@@ -82,7 +82,7 @@ class ClaudeHook(BaseHook):
         try:
             return asyncio.run(main())
         except BaseExceptionGroup as group:
-            error = _first(group)
+            error = gravest(group)
             raise self.for_airflow(error, context) from (None if isinstance(error, LLMError) else group)
         except LLMError as error:
             # Its message says it all; the hundred lines of how it came through the loop would bury it.
@@ -168,7 +168,7 @@ def _listed(model: str, models: dict[str, Any]) -> bool:
     return any(listed == model or listed.startswith(f"{model}-2") for listed in models)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error that ended a task group, the gravest first."""
-    errors = [_first(e) if isinstance(e, BaseExceptionGroup) else e for e in group.exceptions]
+    errors = [gravest(e) if isinstance(e, BaseExceptionGroup) else e for e in group.exceptions]
     return next((error for error in errors if isinstance(error, TerminalError)), errors[0])

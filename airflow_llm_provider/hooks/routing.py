@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.run import Engine, Fallback, Route
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.terms import Fallback, Route
 
 if TYPE_CHECKING:
     from airflow_llm_provider.hooks.settings import Settings

@@ -134,6 +134,15 @@ class KeptPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Complained:
+    """What was wrong with the answer that a settled attempt brought."""
+
+    attempt_id: str
+    error_class: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reopening:
     """An answer to be asked for anew, unless it was bought by this very going of the task."""
 
@@ -141,4 +150,4 @@ class Reopening:
     scope: CallScope
 
 
-Write = Entry | Settlement | Failure | Sighting | KeptPrompt | Reopening
+Write = Entry | Settlement | Failure | Sighting | KeptPrompt | Complained | Reopening

@@ -90,6 +90,11 @@ RENEW = (
     .values(lease_until_ms=sa.bindparam("until"))
 )
 KEEP = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
+COMPLAIN = (
+    call.update()
+    .where(_unlocked(call.c.id == _ATTEMPT))
+    .values(error_class=sa.bindparam("error_class_"), error=sa.bindparam("error_"))
+)
 REOPEN = (
     call.update()
     .where(

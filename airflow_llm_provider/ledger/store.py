@@ -21,6 +21,7 @@ from airflow_llm_provider.ledger.records import (
     Answer,
     Busy,
     CallScope,
+    Complained,
     Entry,
     Failure,
     KeptPrompt,
@@ -96,11 +97,13 @@ class Ledger:
         outcome: Opened | Answer | Busy = await self._writer.submit(entry)
         return outcome
 
-    async def record(self, write: Settlement | Failure | Sighting | KeptPrompt | Reopening) -> None:
+    async def record(
+        self, write: Settlement | Failure | Sighting | KeptPrompt | Complained | Reopening
+    ) -> None:
         """Commit `write`; returns when it is durable, also when the waiting coroutine is cancelled."""
         await self._writer.submit(write)
 
-    def note(self, write: Failure | Sighting | KeptPrompt) -> None:
+    def note(self, write: Failure | Sighting | KeptPrompt | Complained) -> None:
         """Commit `write` with the next batch, without waiting for it: for what nobody waits on."""
         self._writer.submit(write).add_done_callback(_log_failure)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -46,6 +47,25 @@ def totals(database: Database, *, dag_id: str | None = None, run_id: str | None 
             state: Sums(state=state, calls=calls, cost_micro_usd=int(cost_micro_usd), unpriced=unpriced)
             for state, calls, cost_micro_usd, unpriced in connection.execute(query.order_by(call.c.state))
         }
+
+
+def complaints(
+    database: Database, *, dag_id: str | None = None, run_id: str | None = None, most: int = 20
+) -> list[dict[str, Any]]:
+    """Return what was wrong with answers that were paid, the newest first: attempt, task, item, complaint."""
+    columns = (call.c.id, call.c.dag_id, call.c.run_id, call.c.task_id, call.c.item_id)
+    query = (
+        sa.select(*columns, call.c.error_class, call.c.error)
+        .where(call.c.state.in_(PAID), call.c.error_class.is_not(None))
+        .order_by(call.c.id.desc())
+        .limit(most)
+    )
+    if dag_id is not None:
+        query = query.where(call.c.dag_id == dag_id)
+    if run_id is not None:
+        query = query.where(call.c.run_id == run_id)
+    with database.read() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def size_bytes(database: Database) -> int:

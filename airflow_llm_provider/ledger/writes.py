@@ -13,6 +13,7 @@ from airflow_llm_provider.ledger.payloads import PayloadPolicy, pack_prompt
 from airflow_llm_provider.ledger.records import (
     Answer,
     Busy,
+    Complained,
     Entry,
     Failure,
     KeptPrompt,
@@ -55,6 +56,7 @@ class Writes:
         self._settle(connection, now, by_kind.get(Settlement, []))
         self._fail(connection, now, by_kind.get(Failure, []))
         self._keep(connection, by_kind.get(KeptPrompt, []))
+        self._complain(connection, by_kind.get(Complained, []))
         self._reopen(connection, by_kind.get(Reopening, []))
         self._sight(connection, by_kind.get(Sighting, []))
         opened = iter(self._open(connection, now, by_kind.get(Entry, [])))
@@ -130,6 +132,16 @@ class Writes:
         if kept := [k for k in kept if self._policy.keeps(k.fingerprint, error=True)]:
             connection.execute(
                 sql.KEEP, [{"attempt": k.attempt_id, "prompt_": pack_prompt(k.prompt)} for k in kept]
+            )
+
+    def _complain(self, connection: sa.Connection, complained: Sequence[Complained]) -> None:
+        if complained:
+            connection.execute(
+                sql.COMPLAIN,
+                [
+                    {"attempt": c.attempt_id, "error_class_": c.error_class, "error_": _storable(c.error)}
+                    for c in sorted(complained, key=lambda c: c.attempt_id)
+                ],
             )
 
     def _reopen(self, connection: sa.Connection, reopened: Sequence[Reopening]) -> None:

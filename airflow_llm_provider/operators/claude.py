@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.errors import error_of, require_kinds
-from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.errors import AnswerError, LLMError, error_of, require_kinds
+from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_record
+from airflow_llm_provider.hooks.claude import ClaudeHook, gravest
 from airflow_llm_provider.hooks.files import is_file, with_files_read
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
+from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.triggers.lane import LanePartial, place
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+    from airflow_llm_provider.engine.reply import Reply
     from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.engine.tool_calls import ApprovalNeeded
+    from airflow_llm_provider.hooks.call import Call
 
 
 CALL_ARGUMENTS = (
     *("prompt", "inputs", "messages", "system", "model", "output_type", "max_tokens", "effort", "thinking"),
     *("stop_sequences", "metadata", "extra_body", "validators", "max_repairs", "min_confidence", "retry"),
     *("fallbacks", "fall_back_on", "too_long", "max_input_tokens", "output", "reuse", "version", "tags"),
-    "claude_conn_id",
+    *("tools", "max_tool_turns", "max_tool_s", "max_tool_usd", "approval", "claude_conn_id"),
+    *("on_exhausted", "default", "dead_letters"),
 )
+_OF_APPROVAL = ("response_timeout", "assigned_users", "notifiers")
 _ATTRIBUTES = {"output": "output_path"}  # BaseOperator.output is the XCom
 
 
@@ -71,9 +78,20 @@ class ClaudeOperator(BaseOperator):
     max_tokens: the longest answer; a long one streams under the hood.
     effort, thinking, stop_sequences, metadata, extra_body: as the Messages API takes them.
     min_confidence: an answer that states a `confidence` (a field, 0 to 1) below it is unsure.
-    validators: functions of the validated value that return None or a complaint, which is sent back to the
-        model; they may raise BusinessError where asking again is no use.
-    max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
+    validators: functions of the validated value, and of the text asked about where they have a second parameter
+        `source`, that return None or a complaint, which is sent back to the model; they may raise BusinessError
+        where asking again is no use. And Judges, asked once all functions have passed; see `validators`.
+    max_repairs: how often an invalid answer is sent back with what is wrong.
+    on_exhausted: what is done when that was in vain: `fail`; `skip`; `default` (the task returns `default`);
+        `review` (it returns the last answer as it is, for an ApprovalSensor downstream); or `dead_letter` (it
+        is written into the folder `dead_letters`, and the task is skipped).
+    default, dead_letters: for these: what an answer would be; an absolute path or URL.
+    tools: typed functions that the model may call, plain or made by `airflow_llm_provider.tools.tool`, which marks
+        those that are irreversible or need approval. What they return and raise is told to the model.
+    max_tool_turns, max_tool_s, max_tool_usd: how many of its replies may call tools, how many seconds that may
+        take, and what the answer may cost in all (None: no bound); past one of them the task fails.
+    approval: of tools that need it: `response_timeout` (a timedelta, after which the call is refused; None:
+        never), `assigned_users` and `notifiers`, as ApprovalSensor takes them.
     retry: policies by class of error, such as `{"rate_limit": {"attempts": 3}}`; see engine.retry.
     fallbacks: tiers, model ids or `conn:ID` (another connection), asked in turn when the model can't be had;
         None: the connection's own.
@@ -91,7 +109,8 @@ class ClaudeOperator(BaseOperator):
         says so when the DAG is parsed.
 
     Returns the text or the validated data. A pydantic model from an importable module arrives downstream as
-    that type, one defined in the DAG file as a dict. What the call took is a second XCom, `llm_usage`.
+    that type, one defined in the DAG file as a dict. What the call took is a second XCom, `llm_usage`; what was
+    wrong with answers, where anything was, a third, `llm_checks`: `valid`, `complaints`, `repairs`.
     Raises AirflowFailException for what no retry can mend.
     """
 
@@ -102,6 +121,7 @@ class ClaudeOperator(BaseOperator):
         "system",
         "model",
         "output_path",
+        "dead_letters",
         "version",
         "claude_conn_id",
     )
@@ -109,6 +129,7 @@ class ClaudeOperator(BaseOperator):
     deserialization_allowed_class_fields = ("output_type",)
     ui_color = "#f0e4d8"
     starts_in_worker: ClassVar[bool] = False
+    _said: Mapping[str, Any] | None = None  # what Airflow resumed the task with, until it is kept
 
     def __init__(
         self,
@@ -128,7 +149,15 @@ class ClaudeOperator(BaseOperator):
         extra_body: Mapping[str, Any] | None = None,
         validators: Sequence[Any] = (),
         max_repairs: int = 3,
+        on_exhausted: OnExhausted = "fail",
+        default: Any = None,
+        dead_letters: str | None = None,
         min_confidence: float | None = None,
+        tools: Sequence[Callable[..., Any]] = (),
+        max_tool_turns: int = 10,
+        max_tool_s: float = 600.0,
+        max_tool_usd: float | None = None,
+        approval: Mapping[str, Any] | None = None,
         retry: Mapping[str, Any] | None = None,
         fallbacks: Sequence[str] | None = None,
         fall_back_on: Sequence[str] = ("network", "overloaded", "server"),
@@ -143,6 +172,7 @@ class ClaudeOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         _require_known(retry)
+        _require_tools(tools, approval)
         if "retry_policy" not in (kwargs.get("default_args") or {}):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
@@ -166,7 +196,16 @@ class ClaudeOperator(BaseOperator):
         self.extra_body = extra_body
         self.validators = validators
         self.max_repairs = max_repairs
+        Exhausted(on_exhausted=on_exhausted, default=default, dead_letters=dead_letters).require_consistent()
+        self.on_exhausted = on_exhausted
+        self.default = default
+        self.dead_letters = dead_letters
         self.min_confidence = min_confidence
+        self.tools = tools
+        self.max_tool_turns = max_tool_turns
+        self.max_tool_s = max_tool_s
+        self.max_tool_usd = max_tool_usd
+        self.approval = approval or {}
         self.retry = retry
         self.fallbacks = fallbacks
         self.fall_back_on = fall_back_on
@@ -189,6 +228,7 @@ class ClaudeOperator(BaseOperator):
     def partial(cls, **kwargs: Any) -> LanePartial:
         """Return a partial whose `.expand()` chooses the lane."""
         _require_known(kwargs.get("retry"))
+        _require_tools(kwargs.get("tools"), kwargs.get("approval"))
         return LanePartial.of(super().partial(**kwargs))
 
     @classmethod
@@ -216,18 +256,25 @@ class ClaudeOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask in this worker, and return the answer."""
-        from airflow_llm_provider.hooks.call import Call
+        from airflow_llm_provider.engine.tool_calls import ApprovalNeeded
         from airflow_llm_provider.pricing import usd
 
         if not self.prompt or not self.prompt.strip():
             raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
         files = with_files_read(self.inputs, roots=self.allowed_roots, typed=self._typed_files)
-        call = Call.of({**self.arguments(), "inputs": files})
+        call = self.call(files)
         settings = self.hook.all_settings(call.routing)
         scope = self.hook.scope(context, tuple(self.tags))
 
-        async def work(engine: Engine) -> Any:
-            reply = await call.ask(engine, settings, scope)
+        async def work(engine: Engine) -> tuple[Reply | AnswerError, Any]:
+            try:
+                reply = await call.ask(engine, settings, scope)
+            except AnswerError as error:
+                return error, None
+            except BaseExceptionGroup as group:  # parts of a long input are asked in a task group
+                if isinstance(worst := gravest(group), AnswerError):
+                    return worst, None
+                raise
             if reply.strong_alone_micro_usd is not None:
                 cost, alone = reply.cost_micro_usd or 0, reply.strong_alone_micro_usd
                 self.log.info(
@@ -236,11 +283,56 @@ class ClaudeOperator(BaseOperator):
                     usd(cost),
                     usd(alone),
                 )
-            return reply.usage_record(), await asyncio.to_thread(call.delivered, reply)
+            return reply, await asyncio.to_thread(call.delivered, reply)
 
-        usage, answer = self.hook.run(work, context=context)
-        context["ti"].xcom_push(key="llm_usage", value=usage)
+        try:
+            outcome, answer = self.hook.run(work, context=context)
+        except ApprovalNeeded as needed:
+            self._put_to_a_person(needed, context)
+            return ClaudeOperator.execute(self, context)
+        if outcome.complaints:
+            context["ti"].xcom_push(key="llm_checks", value=checks_record(outcome))
+        if isinstance(outcome, AnswerError):
+            context["ti"].xcom_push(key="llm_usage", value=outcome.usage)
+            return self._instead(outcome, call, context)
+        context["ti"].xcom_push(key="llm_usage", value=outcome.usage_record())
         return answer
+
+    def call(self, inputs: Mapping[str, Any]) -> Call:
+        """Return the call to make, with the files among its inputs read."""
+        from airflow_llm_provider.hooks.call import Call
+
+        return Call.of({**self.arguments(), "inputs": inputs})
+
+    def _instead(self, error: AnswerError, call: Call, context: Context) -> Any:
+        """Do what `on_exhausted` says."""
+        try:
+            return call.instead(error, context)
+        except LLMError as raised:
+            raise self.hook.for_airflow(raised, context) from None
+
+    def decided(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Go on with what a person said of tool calls: up to them, nothing is asked or run again."""
+        self._said = event
+        return self.execute(context)
+
+    def _put_to_a_person(self, needed: ApprovalNeeded, context: Context) -> None:
+        """Keep what was said of these calls, or park the task until something is."""
+        from airflow_llm_provider.hooks.review import decision, park
+        from airflow_llm_provider.hooks.tools import question
+
+        review, said = question(needed, self.approval), self._said
+        if said is None:
+            park(
+                review,
+                hook=self.hook,
+                context=context,
+                resume="decided",
+                notifiers=self.approval.get("notifiers", ()),
+            )
+        else:
+            self._said = None
+            decision(review, said, hook=self.hook, context=context)
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on where the trigger could not: raise what it met, or make the call here."""
@@ -260,3 +352,10 @@ def _require_known(retry: Mapping[str, Any] | None) -> None:
         from airflow_llm_provider.engine.retry import policies
 
         policies(retry)
+
+
+def _require_tools(tools: Sequence[Callable[..., Any]] | None, approval: Mapping[str, Any] | None) -> None:
+    """Raise TypeError or ValueError, when the DAG is parsed, for what can't be a tool or is no such option."""
+    by_name(tools or ())
+    if unknown := sorted(set(approval or ()) - set(_OF_APPROVAL)):
+        raise ValueError(f"approval= knows no {unknown[0]!r}; there are {', '.join(_OF_APPROVAL)}.")

@@ -65,8 +65,9 @@ class ClaudeDocumentsOperator(BaseOperator):
     framing: `document` (the API's document blocks) or `tag`, for compatible servers that lack them.
     max_bytes: larger documents are dead letters.
     max_tokens, effort, extra_body: as the Messages API takes them.
-    validators: functions of the validated value that return None or a complaint, which is sent back.
-    max_repairs: how often an answer of the wrong shape is sent back with what is wrong.
+    validators: functions of the validated value, and of the document's text where they have a second parameter
+        `source`, that return None or a complaint, which is sent back; and Judges; see `validators`.
+    max_repairs: how often an invalid answer is sent back with what is wrong; then the document is a dead letter.
     retry, fallbacks, fall_back_on, too_long, max_input_tokens: as for ClaudeOperator.
     max_failed: dead letters that are tolerated: an int is a count, a float a share of the documents found.
         Beyond it the task fails, after all others are done and written.
@@ -252,6 +253,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         from airflow_llm_provider.documents.run import Run
         from airflow_llm_provider.engine.long import LongInput
         from airflow_llm_provider.engine.validate import OutputType
+        from airflow_llm_provider.hooks.checks import with_models
 
         output_type = OutputType(self.output_type)
         run = Run(
@@ -263,7 +265,10 @@ class ClaudeDocumentsOperator(BaseOperator):
             max_in_flight=self.max_in_flight,
             limit=_number(self.limit),
             long=LongInput(too_long=self.too_long, max_input_tokens=self.max_input_tokens),
-            terms={"validators": self.validators, **self._routing.terms(engine, settings)},
+            terms={
+                "validators": with_models(self.validators, self.hook.settings),
+                **self._routing.terms(engine, settings),
+            },
             log=self.log,
         )
         try:

@@ -12,8 +12,9 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from jinja2 import TemplateError
 
 from airflow_llm_provider.engine.names import found
-from airflow_llm_provider.errors import LLMError, TerminalError, record_of
+from airflow_llm_provider.errors import AnswerError, LLMError, TerminalError, record_of
 from airflow_llm_provider.hooks.call import Call
+from airflow_llm_provider.hooks.checks import checks_record
 from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
 from airflow_llm_provider.triggers.arguments import resolved
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 # Of ClaudeOperator's arguments, those whose strings Airflow renders.
 TEMPLATES = frozenset(
-    {"prompt", "inputs", "messages", "system", "model", "output", "version", "claude_conn_id"}
+    {"prompt", "inputs", "messages", "system", "model", "output", "dead_letters", "version", "claude_conn_id"}
 )
 # SQLite can hold Airflow's supervisor up for twenty seconds at its first use.
 _RESOLVE_S = 60.0
@@ -91,10 +92,19 @@ class ClaudeTrigger(BaseTrigger):
         for name in asked.routing.connections(own):
             settings[name] = await _settings(name)
         who = self._scope(conn_id, arguments, scope)
+        if asked.exhausted.on_exhausted != "fail":
+            raise NeedsWorker("on_exhausted= is not 'fail', and only a worker does anything else")
         async with shared_engine(own) as engine:
-            reply = await asked.ask(engine, settings, who)
+            try:
+                reply = await asked.ask(engine, settings, who)
+            except AnswerError as error:
+                if error.complaints:
+                    await self._push("llm_checks", checks_record(error))
+                raise
         answer = await asyncio.to_thread(asked.delivered, reply)
         await self._push("llm_usage", reply.usage_record())
+        if reply.complaints:
+            await self._push("llm_checks", checks_record(reply))
         if call["push"] and answer is not None:
             await self._push("return_value", answer, is_mapped_over=self._is_mapped_over(call))
 
@@ -139,7 +149,7 @@ class ClaudeTrigger(BaseTrigger):
         from airflow.sdk.execution_time.comms import DeleteXCom
         from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-        for key in ("return_value", "llm_usage"):
+        for key in ("return_value", "llm_usage", "llm_checks"):
             await SUPERVISOR_COMMS.asend(
                 DeleteXCom(
                     key=key, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index

@@ -62,6 +62,10 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     if arguments.get("validators"):
         raise NeedsWorker("it has validators, which are Python")
+    if arguments.get("tools"):
+        raise NeedsWorker("it has tools, which are Python")
+    if (arguments.get("on_exhausted") or "fail") != "fail":
+        raise NeedsWorker("on_exhausted= is not 'fail', and only a worker does anything else")
     if arguments.get("reuse") == "never":
         raise NeedsWorker("reuse='never' tells a retry from a clear, which the triggerer can't")
     try:

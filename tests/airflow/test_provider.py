@@ -77,7 +77,7 @@ def test_every_class_that_the_info_names_can_be_imported():
         import_string(connection_type["hook-class-name"])
     for decorator in info["task-decorators"]:
         assert callable(import_string(decorator["class-name"]))
-    for group in (*info["operators"], *info["hooks"]):
+    for group in (*info["operators"], *info["sensors"], *info["hooks"]):
         for module in group["python-modules"]:
             importlib.import_module(module)
 

@@ -150,7 +150,7 @@ async def test_a_passing_fault_costs_nothing_but_time(
     assert reply.value.amount == "$1,250.00"
 
 
-@pytest.mark.parametrize("kind", ["truncated_json", "wrong_shape", "prose"])
+@pytest.mark.parametrize("kind", ["truncated_json", "wrong_shape"])
 async def test_an_answer_of_the_wrong_shape_is_repaired(
     engine: Engine, claude_server: StandIn, kind: str
 ) -> None:
@@ -158,6 +158,15 @@ async def test_an_answer_of_the_wrong_shape_is_repaired(
     reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact), max_repairs=2)
     assert reply.repairs == 1
     assert claude_server.invoice.paid == 2
+
+
+async def test_an_answer_among_prose_is_found_and_nothing_is_paid_for_that(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    claude_server.fail(kind="prose", times=1)
+    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact), max_repairs=2)
+    assert reply.value.amount == "$1,250.00"
+    assert claude_server.invoice.paid == 1
 
 
 async def test_a_server_that_hangs_is_left_after_the_time_out(engine: Engine, claude_server: StandIn) -> None:

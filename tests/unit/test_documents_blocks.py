@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from airflow_llm_provider.documents.blocks import (
     IMAGE_TOKENS,
     PDF_PAGE_TOKENS,
-    _tag,
     ceiling_tokens,
     to_blocks,
 )
 from airflow_llm_provider.documents.content import Content, Part
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.reader import read
+from airflow_llm_provider.engine.framing import _tag
 
 HELM = """\
 {{- define "chart.name" -}}

@@ -11,7 +11,8 @@ from conftest import SCOPE, Clock, Wire, message, question
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.run import Engine, Fallback, Route
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AnswerError,
@@ -123,9 +124,8 @@ async def test_an_invalid_answer_is_sent_back_with_what_is_wrong(engine: Engine,
     reply = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
     assert reply.value == Verdict(good=True)
     assert (reply.repairs, reply.attempts) == (1, 2)
-    complaint = wire.sent[1].messages[-1]["content"]
-    assert "good" in complaint
-    assert "boolean" in complaint
+    *_, complaint = wire.sent[1].messages[-1]["content"]
+    assert complaint["source"]["data"] == "good: Input should be a valid boolean, unable to interpret input"
 
 
 async def test_a_repaired_answer_is_replayed_from_the_ledger(engine: Engine, wire: Wire) -> None:
@@ -358,7 +358,8 @@ async def test_a_validators_complaint_is_sent_back_like_any_other(engine: Engine
 
     reply = await engine.ask(question(), scope=SCOPE, validators=[ends_with_a_stop], max_repairs=1)
     assert reply.value == "Yes."
-    assert "End with a full stop." in wire.sent[1].messages[-1]["content"]
+    complaint, _ = wire.sent[1].messages[-1]["content"]
+    assert complaint["source"]["data"] == "End with a full stop."
 
 
 async def test_a_validator_may_say_that_asking_again_is_no_use(engine: Engine, wire: Wire) -> None:

@@ -17,6 +17,7 @@ from airflow_llm_provider.ledger.records import (
     Answer,
     Busy,
     CallScope,
+    Complained,
     Entry,
     Failure,
     KeptPrompt,
@@ -342,6 +343,16 @@ async def test_the_newest_answer_is_taken(ledger: Ledger) -> None:
     scope = dataclasses.replace(NIGHTLY, run_id="run-2")
     newest = await bought(ledger, reuse="run", scope=scope)
     assert (await ledger.answered(KEY, NIGHTLY, "always")).attempt_id == newest.attempt_id
+
+
+async def test_a_complaint_stands_beside_an_answer_that_is_still_one(ledger: Ledger) -> None:
+    opened = await bought(ledger)
+    for complaint in ("total: Field required", "total: too\0low"):
+        await ledger.record(Complained(opened.attempt_id, "InvalidOutput", complaint))
+    assert isinstance(await ledger.answered(KEY, NIGHTLY, "always"), Answer)
+    (row,) = rows(ledger)
+    assert (row.state, row.cost_micro_usd) == ("settled", 4)
+    assert (row.error_class, row.error) == ("InvalidOutput", "total: too\N{REPLACEMENT CHARACTER}low")
 
 
 async def test_a_reopened_answer_is_asked_anew_and_stays_on_the_books(ledger: Ledger) -> None:

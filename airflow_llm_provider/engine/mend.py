@@ -1,0 +1,176 @@
+"""JSON in an answer's text: found among prose, its punctuation mended, one field put in another's place."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Any
+
+_MOST_CHARACTERS = 100_000  # beyond it mending takes the loop's time, and a paid repair is the better bargain
+_MOST_DEPTH = 64  # of nesting, for the same reason
+_MOST_TRIES = 50  # braces in prose that begin no object
+_DECODER = json.JSONDecoder()
+# What begins an object, if a broken one: what stands within it is a part and no answer.
+_OBJECT = re.compile(r"""\{\s*(["'“}]|\w+\s*:)""")
+_PUNCTUATION = re.compile(r"""[\s"'“”‘’`,:\\]+""")  # noqa: RUF001 - quotes of all kinds
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[nrtbf])")
+_ZEROS = re.compile(r"(\d\.\d*?)0+(?!\d)")
+_LITERAL = re.compile(r"\b(True|False|None)\b")
+_LITERALS = {"True": "true", "False": "false", "None": "null"}
+_BRACKET = re.compile(r"[{}\[\]]")
+_QUOTE = re.compile(r'(?<!\\)"')
+
+
+def is_json(text: str) -> bool:
+    """Tell whether a text is JSON as it stands."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def objects_in(text: str, names: frozenset[str]) -> list[tuple[str, str]]:
+    """Return the JSON objects in a text that is no JSON itself, each with what was done to read it.
+
+    names: of the fields there may be, as far as they are known. A mended object with others was cut at the wrong
+        quote, and is none.
+    """
+    if is_json(text):
+        return []
+    if found := found_objects(text):
+        return [(one, "found among other text") for one in dict.fromkeys(found)]
+    put_right = mended(text)
+    if put_right is None or (names and not _names(json.loads(put_right)) <= names):
+        return []
+    return [(put_right, "mended in its punctuation")]
+
+
+def found_objects(text: str) -> list[str]:
+    """Return the JSON objects that stand in a text, those within others left out; none where one is broken."""
+    found: list[str] = []
+    at, tries = text.find("{"), 0
+    while at >= 0 and tries < _MOST_TRIES:
+        try:
+            end = _DECODER.raw_decode(text, at)[1]
+        except (ValueError, RecursionError):
+            if _OBJECT.match(text, at):
+                return []
+            tries, end = tries + 1, at + 1
+        else:
+            found.append(text[at:end])
+        at = text.find("{", end)
+    return found
+
+
+def mended(text: str) -> str | None:
+    """Return the JSON object in a text with its punctuation put right; None where that is not enough.
+
+    Quotes, commas, colons, escapes and Python's True, False and None are put right. No bracket, number or word is
+    added, lost or moved: what was cut off stays broken, since nobody knows what came after.
+    """
+    first, last = text.find("{"), text.rfind("}")
+    if first < 0 or last < first or last - first > _MOST_CHARACTERS:
+        return None
+    broken = text[first : last + 1]
+    if any(broken.count(opened) != broken.count(closed) for opened, closed in ("{}", "[]")):
+        return None
+    if max(accumulate(1 if bracket in "{[" else -1 for bracket in _BRACKET.findall(broken))) > _MOST_DEPTH:
+        return None
+    if (
+        len(_QUOTE.findall(broken)) % 2
+    ):  # a text that was cut off within a string, at a brace of the string's own
+        return None
+    try:
+        import json_repair
+
+        data = json_repair.loads(broken, skip_json_loads=True)
+        if not isinstance(data, dict) or _substance(_ESCAPE.sub(_character, broken)) != _substance(
+            "".join(_written(data))
+        ):
+            return None
+        return (
+            json.dumps(data, ensure_ascii=False, allow_nan=False).encode().decode()
+        )  # no half of a character
+    except Exception:  # noqa: BLE001  # whatever the text does to the library, it is then not mended
+        return None
+
+
+def is_cut_off(text: str) -> bool:
+    """Tell whether a text begins a JSON object that it does not end."""
+    return "{" in text and text.count("{") > text.count("}")
+
+
+def members(text: str) -> dict[str, tuple[int, int]]:
+    """Return where the values of a JSON object's members stand in its text."""
+    spans: dict[str, tuple[int, int]] = {}
+    at = _after(text, text.index("{") + 1)
+    while text[at] != "}":
+        name, at = _DECODER.raw_decode(text, at)
+        start = _after(text, _after(text, at) + 1)  # behind the colon
+        at = _DECODER.raw_decode(text, start)[1]
+        spans[name] = start, at
+        at = _after(text, at)
+        if text[at] == ",":
+            at = _after(text, at + 1)
+    return spans
+
+
+def replaced(text: str, values: Mapping[str, str]) -> str:
+    """Return a JSON object's text with the values of some members replaced, everything else byte for byte.
+
+    values: JSON texts by name; a name that the object lacks is added at its end.
+    """
+    spans = members(text)
+    for name in sorted(values.keys() & spans.keys(), key=spans.__getitem__, reverse=True):
+        start, end = spans[name]
+        text = text[:start] + values[name] + text[end:]
+    added = [f"{json.dumps(name)}: {value}" for name, value in values.items() if name not in spans]
+    if not added:
+        return text
+    end = text.rindex("}")
+    return text[:end].rstrip() + (", " if spans else "") + ", ".join(added) + text[end:]
+
+
+def _after(text: str, at: int) -> int:
+    """Return where the next thing but white space stands."""
+    while text[at] in " \t\n\r":
+        at += 1
+    return at
+
+
+def _character(escape: re.Match[str]) -> str:
+    return chr(int(escape[1][1:], 16)) if escape[1][0] == "u" else " "
+
+
+def _substance(text: str) -> str:
+    """Return all of a text but its punctuation and white space, so that 1.50 is 1.5 and True is true."""
+    text = _LITERAL.sub(lambda match: _LITERALS[match[1]], text)
+    return _PUNCTUATION.sub("", _ZEROS.sub(lambda match: match[1].rstrip("."), text))
+
+
+def _names(data: Any) -> set[str]:
+    """Return the names of all members, however deep."""
+    if isinstance(data, dict):
+        return data.keys() | {name for value in data.values() for name in _names(value)}
+    return {name for value in data for name in _names(value)} if isinstance(data, list) else set()
+
+
+def _written(data: Any) -> Iterator[str]:
+    """Yield brackets, names and values in the order of their writing."""
+    if isinstance(data, dict):
+        yield "{"
+        for name, value in data.items():
+            yield f" {name} "
+            yield from _written(value)
+        yield "}"
+    elif isinstance(data, list):
+        yield "["
+        for value in data:
+            yield " "
+            yield from _written(value)
+        yield "]"
+    else:
+        yield data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
