@@ -9,7 +9,7 @@ READY = $(VENV)/.installed
 TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-dags test-distributed chaos stand-in clean
+.PHONY: help demo test check bench test-dags test-distributed chaos package docs stand-in clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -22,11 +22,12 @@ test: $(READY) ## Run the tests that CI runs
 	  echo "== $$tests"; $(PYTEST) $$tests -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
 
-check: $(READY) ## Lint, formatting, types, import rules
+check: $(READY) ## Lint, formatting, types, import rules, security
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+	@$(VENV)/bin/bandit --quiet --recursive --severity-level medium airflow_llm_provider dags
 
 bench: $(READY) ## Run a benchmark (NAME=…); without a name, list them
 	@$(if $(NAME),$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS),echo "make bench NAME=…, one of:"; grep -l '^def main' benchmarks/*.py | sed 's|benchmarks/\(.*\)\.py|  \1|')
@@ -37,8 +38,14 @@ test-dags: $(READY) ## Run all of tests/system in real Airflows, the example DAG
 test-distributed: $(READY) ## Run docker-compose.yaml's services as processes, kill a worker, hold the books
 	@$(PYTEST) tests/distributed $(ARGS)
 
-chaos: $(READY) ## Kill things at random moments and hold the books, long
+chaos: $(READY) ## Break a running Airflow everywhere, by SEED, and hold the books, long (SEEDS=50)
 	@$(PYTEST) tests/chaos $(ARGS)
+
+package: $(READY) ## Build the wheel twice, look inside, install it beside an Airflow; check the types of the API
+	@$(PYTEST) tests/packaging $(ARGS)
+
+docs: $(READY) ## Build the documentation into build/docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir build/docs && echo "build/docs/index.html"
 
 stand-in: $(READY) ## Serve the stand-in of the Claude API (ARGS="--port 8765 --latency 0.5")
 	@$(VENV)/bin/airflow-llm stand-in $(ARGS)

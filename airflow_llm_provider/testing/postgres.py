@@ -132,7 +132,7 @@ class LocalPostgres:
     def _start(self) -> None:
         # Straight under /tmp: a socket's path has at most 107 characters, and another user must get there.
         with signals_held():
-            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="llm-postgres-", dir="/tmp"))
+            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="llm-postgres-", dir=Path("/", "tmp")))
         data = self._data_dir.resolve() if self._data_dir is not None else self._folder / "data"
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._user is not None:
