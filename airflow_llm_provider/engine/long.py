@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,8 +14,9 @@ from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
-from airflow_llm_provider.errors import TooLong
+from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError, TooLong
 from airflow_llm_provider.pricing import context_window
+from airflow_llm_provider.validators import Judge
 
 TooLongMode = Literal["fail", "truncate", "map_reduce"]
 
@@ -98,16 +100,23 @@ async def _map_reduce(
     long: LongInput,
     terms: dict[str, Any],
 ) -> Reply:
-    async with asyncio.TaskGroup() as group:
-        asking = [
-            group.create_task(engine.ask(request(part), source=source(part), **terms)) for part in parts
-        ]
-    replies = [task.result() for task in asking]
+    # Each to its end: what is in flight when one fails is paid for all the same.
+    asked = await asyncio.gather(
+        *(engine.ask(request(part), source=source(part), **terms) for part in parts), return_exceptions=True
+    )
+    if failed := [each for each in asked if isinstance(each, BaseException)]:
+        raise _of_whole(next((error for error in failed if isinstance(error, TerminalError)), failed[0]))
+    replies = [each for each in asked if isinstance(each, Reply)]
     output: OutputType = terms.get("output") or OutputType()
     answers = [output.dump(reply.value) for reply in replies]
     if (joined := _joined(answers)) is not None:
-        value = output.parse(orjson.dumps(output.wrap(joined)).decode())
-        return Reply.of_parts(replies, value)
+        functions = [each for each in terms.get("validators", ()) if not isinstance(each, Judge)]
+        once = {**terms, "validators": functions, "max_repairs": 0}
+        whole = orjson.dumps(output.wrap(joined)).decode()
+        # What every part has passed, all of them together may not: then it takes judgement.
+        with contextlib.suppress(InvalidOutput):
+            checked = await engine.ask(request(""), given=whole, source=source(text), **once)
+            return Reply.of_parts(replies, checked.value)
     summary = orjson.dumps(answers, option=orjson.OPT_INDENT_2).decode()
 
     def merging(text: str) -> Request:
@@ -116,6 +125,13 @@ async def _map_reduce(
     # What the parts quote is in the whole.
     reduced = await ask_about(engine, summary, merging, source=lambda _: source(text), long=long, **terms)
     return Reply.of_parts([*replies, reduced], reduced.value)
+
+
+def _of_whole(error: BaseException) -> BaseException:
+    """Return a part's error as one about the whole: what it says of the part is no answer about all of it."""
+    if isinstance(error, AnswerError):
+        error.reply_text = ""
+    return error
 
 
 def _joined(answers: Sequence[Any]) -> Any:

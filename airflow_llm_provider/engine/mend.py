@@ -16,7 +16,7 @@ _DECODER = json.JSONDecoder()
 _OBJECT = re.compile(r"""\{\s*(["'“}]|\w+\s*:)""")
 _PUNCTUATION = re.compile(r"""[\s"'“”‘’`,:\\]+""")  # noqa: RUF001 - quotes of all kinds
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[nrtbf])")
-_ZEROS = re.compile(r"(\d\.\d*?)0+(?!\d)")
+_FRACTION = re.compile(r"(?<=\d)\.\d+")
 _LITERAL = re.compile(r"\b(True|False|None)\b")
 _LITERALS = {"True": "true", "False": "false", "None": "null"}
 _BRACKET = re.compile(r"[{}\[\]]")
@@ -148,7 +148,7 @@ def _character(escape: re.Match[str]) -> str:
 def _substance(text: str) -> str:
     """Return all of a text but its punctuation and white space, so that 1.50 is 1.5 and True is true."""
     text = _LITERAL.sub(lambda match: _LITERALS[match[1]], text)
-    return _PUNCTUATION.sub("", _ZEROS.sub(lambda match: match[1].rstrip("."), text))
+    return _PUNCTUATION.sub("", _FRACTION.sub(lambda match: match[0].rstrip("0").rstrip("."), text))
 
 
 def _names(data: Any) -> set[str]:

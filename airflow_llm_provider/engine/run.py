@@ -53,8 +53,8 @@ class Engine(Buyer):
         if asked.needs_source and asked.source is None:
             raise TerminalError(
                 "A validator compares with the text that is asked about, and there is none: pages and images are sent "
-                "as they are. Have them read as text (pdf='text'), or take validators that look at the answer alone. "
-                "Nothing was sent."
+                "as they are. Have them read as text (pdf='text'), give an answer its source=, or take validators that "
+                "look at the answer alone. Nothing was sent."
             )
         try:
             return await self._ask_models(request, asked)

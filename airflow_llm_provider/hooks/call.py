@@ -181,12 +181,14 @@ class Call:
     def _source(self, inputs: Mapping[str, Any]) -> str | None:
         """Return the text that is asked about; None where some of it is no text.
 
-        It is that of the inputs; without any, the prompt holds it.
+        It is that of the inputs; without any, the prompt holds it, but for an answer that comes from elsewhere.
         """
         blocks = [block for name, value in inputs.items() for block in _blocks(name, value)]
         if not all(block["source"].get("type") == "text" for block in blocks):
             return None
-        return "\n\n".join(block["source"]["data"] for block in blocks) if blocks else self.prompt
+        if not blocks:
+            return self.prompt if self.given is None else None
+        return "\n\n".join(block["source"]["data"] for block in blocks)
 
     def _longest_text(self) -> tuple[str | None, str]:
         """Return the input that is read in parts, should it be too long to be read at once."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.hooks.claude import ClaudeHook
+    from airflow_llm_provider.ledger.records import CallScope
 
 # Shown whole or not at all: MySQL's text columns end at 65,535 bytes, and so does a reader's patience.
 MAX_SHOWN_BYTES = 60_000
@@ -188,7 +189,7 @@ def park(
                 connection, now_ms, scope, review.key, asked, frozen=is_frozen
             )
         )
-        return kept, _as_shown(kept, asked, review)
+        return _standing(kept, scope), _as_shown(kept, asked, review)
 
     kept, shown = hook.run(keep, context=context)
     if kept.verdict and kept.first_try == scope.first_try:
@@ -226,7 +227,13 @@ def decision(
         if kept is None:
             raise _changed("The ledger knows nothing of what was shown")
         _as_shown(kept, asked, review)
-        verdict, error = verdict_of(orjson.loads(kept.asked.content), event, output_type, validators)
+        verdict, error = verdict_of(
+            orjson.loads(kept.asked.content),
+            event,
+            output_type,
+            validators,
+            is_editable=CHANGE in review.options,
+        )
         await engine.ledger.transact(
             lambda connection, _: reviews.settle(connection, scope, review.key, verdict)
         )
@@ -246,11 +253,10 @@ def let_pass(review: Review, *, hook: ClaudeHook, context: Context) -> Decision:
 
     async def keep(engine: Engine) -> Decision:
         asked = review.asked(is_shown=False)
-        return Decision.of(
-            await engine.ledger.transact(
-                lambda connection, now_ms: reviews.let_pass(connection, now_ms, scope, review.key, asked)
-            )
+        kept = await engine.ledger.transact(
+            lambda connection, now_ms: reviews.let_pass(connection, now_ms, scope, review.key, asked)
         )
+        return Decision.of(_standing(kept, scope))
 
     return hook.run(keep, context=context)
 
@@ -264,6 +270,16 @@ def decision_url(context: Context) -> str:
     parts = ("dags", ti.dag_id, "runs", ti.run_id, "tasks", ti.task_id)
     path = "/".join(quote(part, safe="") for part in parts)
     return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/{path}{mapped}/required_actions"
+
+
+def _standing(kept: Kept, scope: CallScope) -> Kept:
+    """Return a question; raises TerminalError where a try was killed before it could fail for what was decided."""
+    if kept.first_try == scope.first_try and kept.verdict and not kept.verdict.stands:
+        raise TerminalError(
+            f"What was decided ({kept.verdict.status}) may not go on. It is kept in the ledger; clear the task to be "
+            "asked again."
+        )
+    return kept
 
 
 def _as_shown(kept: Kept, asked: Asked, review: Review) -> dict[str, Any]:

@@ -15,12 +15,18 @@ from airflow_llm_provider.ledger.reviews import Verdict
 
 
 def verdict_of(
-    content: Any, event: Mapping[str, Any], output_type: Any, validators: Sequence[Validator]
+    content: Any,
+    event: Mapping[str, Any],
+    output_type: Any,
+    validators: Sequence[Validator],
+    *,
+    is_editable: bool,
 ) -> tuple[Verdict, TerminalError | None]:
     """Return what was decided on `content`, and the error when nothing may go on.
 
     event: what Airflow resumes the task with.
     output_type, validators: what an edit must be and satisfy. What was typed goes on, not what they make of it.
+    is_editable: whether changes were offered; Airflow's API takes any.
     """
     given = event.get("params_input") or {}
     choice = next(iter(event.get("chosen_options") or ()), None)
@@ -40,6 +46,8 @@ def verdict_of(
             # Whichever button it was: what stood in the form is what was decided on.
             decided = form.edited(content, given)
             if decided is not content:
+                if not is_editable:
+                    raise InvalidOutput("No changes were offered.")
                 status, decided = reviews.MODIFIED, _checked(decided, output_type, validators)
         except AnswerError as complaint:
             status, decided = reviews.INVALID, given.get(form.CONTENT)

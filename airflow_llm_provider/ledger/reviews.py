@@ -44,6 +44,11 @@ class Verdict:
     feedback: str
     decided_ms: int
 
+    @property
+    def stands(self) -> bool:
+        """Whether it says what goes on, if anything does: no invalid edit, and no silence that means nothing."""
+        return self.status == PASSED or (self.status != INVALID and self.choice is not None)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kept:

@@ -192,7 +192,8 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         ti = context["ti"]
         sources = self._sources or sorted(self.upstream_task_ids)
         return Facts(
-            content=self._content.value,
+            # Airflow resolves nothing that is empty.
+            content=self._content.value if isinstance(self._content, Shown) else self._content,
             usages=[record for source in sources for record in _pulled(ti, source, "llm_usage")],
             checks=[record for source in sources for record in _pulled(ti, source, "llm_checks")],
             place=f"{ti.run_id}\0{ti.task_id}\0{ti.map_index}",

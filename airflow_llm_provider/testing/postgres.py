@@ -99,29 +99,9 @@ class LocalPostgres:
         for process in processes:
             send_signal(process.pid, signal.SIGKILL)
         wait_until(lambda: not any(is_alive(process) for process in processes), _STOP_S)
-        self._has_ended()
 
-    def restart(self) -> None:
-        """Start the server over its data, at the same port; end it first, and its clients' connections, if it runs."""
-        if not self._has_ended():
-            self._end()
-        self._start()
-
-    def close(self) -> None:
-        """End the server without waiting for its clients, and remove its folder."""
-        with signals_held():
-            self._end()
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder = None
-            for number, handler in self._replaced_handlers.items():
-                signal.signal(number, handler)
-            self._replaced_handlers = {}
-
-    def _has_ended(self) -> bool:
-        return self._server is None or self._server.has_ended()
-
-    def _end(self) -> None:
+    def stop(self) -> None:
+        """End the server without waiting for its clients; `restart` starts it again."""
         if self._server is not None:
             server, self._server = self._server, None
             send_signal(server.pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
@@ -129,10 +109,28 @@ class LocalPostgres:
             kill_sessions({server.pid})
             wait_until(server.has_ended, 5.0)
 
+    def restart(self) -> None:
+        """Start the server over its data, at the same port; stop it first if it runs."""
+        self.stop()
+        self._start()
+
+    def close(self) -> None:
+        """End the server without waiting for its clients, and remove its folder."""
+        with signals_held():
+            self.stop()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
+            for number, handler in self._replaced_handlers.items():
+                signal.signal(number, handler)
+            self._replaced_handlers = {}
+
     def _start(self) -> None:
         # Straight under /tmp: a socket's path has at most 107 characters, and another user must get there.
         with signals_held():
-            self._folder = self._folder or Path(tempfile.mkdtemp(prefix="llm-postgres-", dir=Path("/", "tmp")))
+            self._folder = self._folder or Path(
+                tempfile.mkdtemp(prefix="llm-postgres-", dir=Path("/", "tmp"))
+            )
         data = self._data_dir.resolve() if self._data_dir is not None else self._folder / "data"
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._user is not None:

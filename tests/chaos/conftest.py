@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from jobs import HEARTBEAT_TIMEOUT_S, KILLS, LEASE_S, LEDGERS, SEED, SEEDS, Chaos, Job
+from jobs import CASES, HEARTBEAT_TIMEOUT_S, KILLS, LEASE_S, SEED, SEEDS, Chaos, Job
 
 from airflow_llm_provider.testing.airflow import LocalAirflow
 from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.standin import StandIn
+
+pytest.register_assert_rewrite("workload")  # it is full of assertions, and no test module
 
 _results: list[dict[str, Any]] = []
 
@@ -20,7 +23,7 @@ _results: list[dict[str, Any]] = []
 def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
     folder = tmp_path_factory.mktemp("chaos")
     (folder / "dags").mkdir()
-    names = [f"{kind}_{seed}" for kind in LEDGERS for seed in range(SEED, SEED + SEEDS)]
+    names = [f"{kind}_{seed}" for kind, seed in CASES]
     stops = ("failed", "cleared")
     servers = {name: StandIn(latency_s=1.0) for name in names} | {
         name: StandIn(latency_s=3.0) for name in stops
@@ -65,16 +68,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    runs = [result for result in _results if "kills" in result]
+    runs = [result for result in _results if result]
     if runs:
-        totals = {name: sum(run[name] for run in runs) for name in ("kills", "duplicates", "in_flight")}
-        seconds = round(sum(run["seconds"] for run in runs), 1)
-        told = {
-            "name": "chaos",
-            "runs": len(runs),
-            **totals,
-            "seconds": seconds,
-            "seed": SEED,
-            "seeds": SEEDS,
-        }
-        terminalreporter.write_line(json.dumps(told))
+        totals: Counter[str] = Counter()
+        for run in runs:
+            totals.update(run)
+        told = {"name": "chaos", "runs": len(runs), **totals, "seed": SEED, "seeds": SEEDS}
+        terminalreporter.write_line(json.dumps(told | {"seconds": round(totals["seconds"], 1)}))

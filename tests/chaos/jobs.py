@@ -20,12 +20,13 @@ from airflow_llm_provider.testing.standin import StandIn
 
 # SEED=4711 repeats that seed; SEEDS=5 takes the four after it too; KILLS=9 kills so often in each run.
 SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(1_000_000))
-SEEDS = int(os.environ.get("SEEDS") or 2)
+SEEDS = int(os.environ.get("SEEDS") or 3)
 KILLS = int(os.environ.get("KILLS") or 7)
 # How long the call of a killed process blocks its key; 45 s by default, shortened to wait less here.
 LEASE_S = float(os.environ.get("LEASE_S") or 8)
 
-LEDGERS = ("sqlite", "postgresql")
+# A seed kills at one ledger, the next one at the other.
+CASES = [(("sqlite", "postgresql")[seed % 2], seed) for seed in range(SEED, SEED + SEEDS)]
 HEARTBEAT_TIMEOUT_S = 10
 
 DAG = """

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from jobs import KILLS, LEDGERS, SEED, SEEDS, Chaos, Job, runs
+from jobs import CASES, KILLS, Chaos, Job, runs
 
 from airflow_llm_provider.testing.airflow import TaskProcess
 from airflow_llm_provider.testing.processes import is_alive, send_signal, wait_until
@@ -57,8 +57,7 @@ def plan(draws: random.Random, documents: int) -> list[Kill]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + SEEDS), ids=lambda seed: f"seed-{seed}")
-@pytest.mark.parametrize("ledger", LEDGERS)
+@pytest.mark.parametrize(("ledger", "seed"), CASES, ids=[f"{ledger}-seed-{seed}" for ledger, seed in CASES])
 def test_each_document_has_one_row_and_only_calls_in_flight_are_paid_again(
     chaos: Chaos, result: dict[str, Any], ledger: str, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
