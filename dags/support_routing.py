@@ -22,8 +22,7 @@ from typing import Any, Literal
 
 from airflow.sdk import Param, dag, task
 
-from airflow_llm_provider.operators.branch import LLMBranchOperator
-from airflow_llm_provider.operators.branches import Branch, use_branch_settings
+from airflow_llm_provider.operators.branch import Branch, LLMBranchOperator, use_branch_settings
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.tools import tool
 

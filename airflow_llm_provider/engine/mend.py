@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from itertools import accumulate
 from typing import Any
 
@@ -14,11 +15,11 @@ _MOST_TRIES = 50  # braces in prose that begin no object
 _DECODER = json.JSONDecoder()
 # What begins an object, if a broken one: what stands within it is a part and no answer.
 _OBJECT = re.compile(r"""\{\s*(["'“}]|\w+\s*:)""")
-_PUNCTUATION = re.compile(r"""[\s"'“”‘’`,:\\]+""")  # noqa: RUF001 - quotes of all kinds
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[nrtbf])")
-_FRACTION = re.compile(r"(?<=\d)\.\d+")
-_LITERAL = re.compile(r"\b(True|False|None)\b")
-_LITERALS = {"True": "true", "False": "false", "None": "null"}
+_GAP = re.compile(r"[\s,:]*")
+_QUOTES = "\"'`“”‘’"  # noqa: RUF001 - quotes of all kinds
+_ENDS = re.compile(r"""\s*[,:}\]]|\s+["'`“”‘’\w{\[-]""")  # noqa: RUF001 - what may come after a name or a value
+_LITERAL = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|[Tt]rue|[Ff]alse|[Nn](?:ull|one)")
+_LITERALS = {"true": True, "false": False, "null": None, "none": None}
 _BRACKET = re.compile(r"[{}\[\]]")
 _QUOTE = re.compile(r'(?<!\\)"')
 
@@ -87,9 +88,7 @@ def mended(text: str) -> str | None:
         import json_repair
 
         data = json_repair.loads(broken, skip_json_loads=True)
-        if not isinstance(data, dict) or _substance(_ESCAPE.sub(_character, broken)) != _substance(
-            "".join(_written(data))
-        ):
+        if not isinstance(data, dict) or not _says(broken, data):
             return None
         return (
             json.dumps(data, ensure_ascii=False, allow_nan=False).encode().decode()
@@ -141,14 +140,47 @@ def _after(text: str, at: int) -> int:
     return at
 
 
-def _character(escape: re.Match[str]) -> str:
-    return chr(int(escape[1][1:], 16)) if escape[1][0] == "u" else " "
+def _says(text: str, data: Any) -> bool:
+    """Tell whether a text says this and nothing else: every bracket, name and value of it, letter for letter."""
+    at = 0
+    for part in _parts(data):
+        at = _end_of(part, text, _GAP.match(text, at).end())  # type: ignore[union-attr]  # it matches nothing, too
+        if at < 0:
+            return False
+    return at == len(text)
 
 
-def _substance(text: str) -> str:
-    """Return all of a text but its punctuation and white space, so that 1.50 is 1.5 and True is true."""
-    text = _LITERAL.sub(lambda match: _LITERALS[match[1]], text)
-    return _PUNCTUATION.sub("", _FRACTION.sub(lambda match: match[0].rstrip("0").rstrip("."), text))
+def _end_of(part: Any, text: str, at: int) -> int:
+    """Return where in a text a bracket, name or value ends that begins there; -1 where it does not."""
+    if isinstance(part, _Bracket):
+        return at + 1 if text.startswith(part, at) else -1
+    if not isinstance(part, str):
+        written = _LITERAL.match(text, at)
+        if not written or not _ENDS.match(text, written.end()):
+            return -1
+        same = _LITERALS.get(written[0].lower(), written[0])
+        is_same = same is part if isinstance(part, bool | None) else Decimal(str(same)) == Decimal(str(part))
+        return written.end() if is_same else -1
+    quote = text[at : at + 1] if text[at : at + 1] in _QUOTES else ""
+    at += len(quote)
+    for spelt in _spellings(part, quote):
+        end = at + len(spelt)
+        is_closed = not quote or text[end : end + 1] in _QUOTES
+        end += len(quote)
+        if is_closed and text.startswith(spelt, at) and _ENDS.match(text, end):
+            return end
+    return -1
+
+
+def _spellings(part: str, quote: str) -> Iterator[str]:
+    """Yield the ways in which a text may have been written between such quotes."""
+    # Where another text could begin within it, nobody knows where it ends.
+    if not quote or not re.search(rf"[{_QUOTES}]\s*[,:\]}}]|[,:\[{{]\s*[{_QUOTES}]", part):
+        yield part
+    for is_ascii in (False, True):
+        escaped = json.dumps(part, ensure_ascii=is_ascii)[1:-1]
+        yield escaped
+        yield escaped.replace('\\"', '"').replace("'", "\\'")
 
 
 def _names(data: Any) -> set[str]:
@@ -158,19 +190,22 @@ def _names(data: Any) -> set[str]:
     return {name for value in data for name in _names(value)} if isinstance(data, list) else set()
 
 
-def _written(data: Any) -> Iterator[str]:
+class _Bracket(str):
+    __slots__ = ()
+
+
+def _parts(data: Any) -> Iterator[Any]:
     """Yield brackets, names and values in the order of their writing."""
     if isinstance(data, dict):
-        yield "{"
+        yield _Bracket("{")
         for name, value in data.items():
-            yield f" {name} "
-            yield from _written(value)
-        yield "}"
+            yield name
+            yield from _parts(value)
+        yield _Bracket("}")
     elif isinstance(data, list):
-        yield "["
+        yield _Bracket("[")
         for value in data:
-            yield " "
-            yield from _written(value)
-        yield "]"
+            yield from _parts(value)
+        yield _Bracket("]")
     else:
-        yield data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+        yield data

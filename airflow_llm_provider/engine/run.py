@@ -169,6 +169,8 @@ class Engine(Buyer):
         first = len(chain)
 
         async def buy(request: Request, purpose: str = "tool_turn") -> Purchase:
+            if tools:
+                tools.require_money(request)
             asked.append(request.fingerprint)
             bought = await self.obtain(
                 request,

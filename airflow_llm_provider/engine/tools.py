@@ -97,7 +97,6 @@ class Conversation:
                 {"role": "assistant", "content": bought.message.content},
                 {"role": "user", "content": results},
             )
-            self._require_money(request)
             bought = await self.buy(request)
         return request, bought
 
@@ -113,7 +112,8 @@ class Conversation:
         if self._left_s <= 0:
             raise self._out_of_time("before it could run the tools that the model calls")
 
-    def _require_money(self, request: Request) -> None:
+    def require_money(self, request: Request) -> None:
+        """Raise ToolLimit where the next request of the conversation could cost more than there is left."""
         bound = self.toolbox.max_micro_usd
         if bound is None:
             return

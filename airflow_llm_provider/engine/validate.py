@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -91,7 +92,8 @@ class OutputType:
                 read.append((self._validated(candidate), how))
             except InvalidOutput as error:
                 faults.append(error)
-        if len({repr(value) for value, _ in read}) == 1:
+        # Equal and written alike: 1 is not true, and a field may be kept out of repr().
+        if read and all((repr(value), value) == (repr(read[0][0]), read[0][0]) for value, _ in read):
             return read[0]
         # Of one object in other text, its own faults are told.
         fault = faults[-1] if len(faults) <= 2 else faults[0]
@@ -203,7 +205,7 @@ class OutputType:
         from jsonschema import Draft202012Validator
 
         try:
-            data = json.loads(text)
+            data = json.loads(text, parse_constant=_finite, parse_float=_finite)
         except ValueError as error:
             raise InvalidOutput(f"The answer is not JSON: {error}.", needs_source=False) from error
         if self._field is not None:
@@ -281,6 +283,13 @@ def complaint_of(validator: Validator, value: Any, source: str | None) -> Compla
             f"The validator {name} returned {complaint!r}: return None, a text, or a Complaint."
         )
     return complaint
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    if not math.isfinite(number):
+        raise ValueError(f"{written} is no number")
+    return number
 
 
 def _classes(annotation: Any) -> list[type]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -74,20 +74,6 @@ async def _outcome(asking: Awaitable[Reply]) -> Reply | LLMError:
         return await asking
     except LLMError as error:
         return error
-    except BaseExceptionGroup as group:  # a text that was read in parts
-        errors = list(_leaves(group))
-        known = [error for error in errors if isinstance(error, LLMError)]
-        if len(known) < len(errors):
-            raise
-        return _gravest(known)
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 def _gravest(errors: Sequence[LLMError]) -> LLMError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from airflow_llm_provider.errors import ChangedSinceShown
 from airflow_llm_provider.ledger.records import CallScope
@@ -101,7 +102,9 @@ def keep(
     known = find(connection, scope, key)
     if known is None or known.asked.shown is None:
         connection.execute(review.delete().where(review.c.id == _id(scope, key)))
-        connection.execute(review.insert().values(**_columns(scope, key, asked), shown_ms=now_ms))
+        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(review)
+        first = insert.values(**_columns(scope, key, asked), shown_ms=now_ms)
+        connection.execute(first.on_conflict_do_nothing())  # another process of the task instance may be first
     elif known.first_try != scope.first_try and (frozen or known.asked.asked_hash == asked.asked_hash):
         _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, **_NOTHING_DECIDED)
     else:
@@ -177,7 +180,8 @@ def _id(scope: CallScope, key: str) -> str:
 
 
 def _text(said: str) -> str:
-    return said.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL's texts hold no NUL
+    # PostgreSQL's texts hold no NUL, and no text half a character.
+    return said.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def _unpacked(packed: bytes, expected: str) -> bytes:

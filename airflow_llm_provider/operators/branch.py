@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.hooks.files import with_files_read
+from airflow_llm_provider.hooks.people import require_people
 from airflow_llm_provider.operators.branches import (
     RECORD,
     SETTINGS,
@@ -101,6 +102,9 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
             min_confidence=min_confidence,
             votes=votes,
             on_unsure=on_unsure,
+            assigned_users=assigned_users,
+            response_timeout=response_timeout,
+            notifiers=notifiers,
             deferrable=deferrable,
         )
         super().__init__(prompt=prompt, min_confidence=min_confidence, deferrable=False, **kwargs)
@@ -130,7 +134,9 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         if decision.outcome == "failed":
             context["ti"].xcom_push(key=RECORD, value={**record, **decision.record()})
             where = f"{self.dag_id}.{self.task_id}"
-            unsure = AirflowFailException(f"{where}: {decision.why}. Give it a default_branch.")
+            unsure = AirflowFailException(
+                f"{where}: {decision.why}. With on_unsure= a default_branch is taken instead, or a person asked."
+            )
             raise self.hook.for_airflow(proposed, context) if isinstance(proposed, LLMError) else unsure
         return self._take(decision, record, branches, context)
 
@@ -139,7 +145,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         from airflow_llm_provider.hooks.review import decision
 
         branches = self._offered()
-        record = context["ti"].xcom_pull(key=RECORD)
+        record = context["ti"].xcom_pull(key=RECORD, map_indexes=context["ti"].map_index)
         asked = self._branch_review(record, record.pop("asked"), branches)
         answer = decision(asked.review(), event, hook=self.hook, context=context)
         return self._take(asked.decided(answer), record, branches, context)
@@ -149,13 +155,14 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
     ) -> Any:
         """Write down what was decided, and skip the rest."""
         level = logging.WARNING if decision.outcome == "default" else logging.INFO
-        self.log.log(level, "%s: %s", decision.outcome.capitalize(), decision.why)
+        taken = list(decision.taken)
+        said = f"{decision.outcome.capitalize()}: {', '.join(taken) or 'none'}"
+        self.log.log(level, "%s; %s", said, decision.why)
         settings = {name: branches.get(name, Branch()).written_settings() for name in decision.taken}
         context["ti"].xcom_push(key=RECORD, value={**record, **decision.record()})
         context["ti"].xcom_push(
             key=SETTINGS, value=settings if self.multiple else next(iter(settings.values()), {})
         )
-        taken = list(decision.taken)
         return self.do_branch(context, taken if self.multiple or len(taken) != 1 else taken[0])
 
     def _offered(self) -> dict[str, Branch]:
@@ -281,10 +288,13 @@ def _require_sound(**given: Any) -> None:
         raise ValueError("on_unsure='default' needs a default_branch=.")
     if not isinstance(default, str | None) and len(default) > 1 and not given.get("multiple"):
         raise ValueError(f"default_branch={default!r}: several branches need multiple=True.")
-    if isinstance(votes := given.get("votes", 1), int) and votes < 1:
-        raise ValueError(f"votes= is {votes}, and should be 1 or more.")
+    require_people(given.get("assigned_users"), given.get("response_timeout"))
+    if not isinstance(votes := given.get("votes", 1), int) or votes < 1:
+        raise ValueError(f"votes= is {votes!r}, and should be a whole number, 1 or more.")
     bars = {"min_confidence": given.get("min_confidence")}
-    if isinstance(branches := given.get("branches"), Mapping):
+    if (branches := given.get("branches")) is not None:
+        if not isinstance(branches, Mapping):
+            raise ValueError("branches= should be a dict: a description, or a Branch, for each id.")
         for name, branch in branches.items():
             try:
                 Branch.of(branch).written_settings()
@@ -292,5 +302,5 @@ def _require_sound(**given: Any) -> None:
                 raise ValueError(f"branches[{name!r}]: {error}") from None
             bars[f"branches[{name!r}]: min_confidence"] = Branch.of(branch).min_confidence
     for name, bar in bars.items():
-        if isinstance(bar, int | float) and not 0 <= bar <= 1:
-            raise ValueError(f"{name}= is {bar}, and should be between 0 and 1.")
+        if bar is not None and not (isinstance(bar, int | float) and 0 <= bar <= 1):
+            raise ValueError(f"{name}= is {bar!r}, and should be between 0 and 1.")

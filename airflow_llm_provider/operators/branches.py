@@ -104,8 +104,10 @@ def use_branch_settings(task_id: str) -> Callable[[Context], None]:
     """
 
     def use(context: Context) -> None:
-        task = context["task"]
-        record = context["ti"].xcom_pull(task_ids=task_id, key=RECORD)
+        task, ti = context["task"], context["ti"]
+        # In a mapped group, the choice of this task's own index.
+        own_first = ti.xcom_pull(task_ids=task_id, key=RECORD, map_indexes=[ti.map_index, -1])
+        record = next(filter(None, own_first), None)
         if not record:
             raise AirflowFailException(f"{task.task_id}: {task_id} has taken no branch in this run.")
         taken = record["taken"]

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import AnswerError, LLMError, error_of, require_kinds
 from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_record
-from airflow_llm_provider.hooks.claude import ClaudeHook, gravest
+from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.files import is_file, with_files_read
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
@@ -271,10 +271,6 @@ class ClaudeOperator(BaseOperator):
                 reply = await call.ask(engine, settings, scope)
             except AnswerError as error:
                 return error, None
-            except BaseExceptionGroup as group:  # parts of a long input are asked in a task group
-                if isinstance(worst := gravest(group), AnswerError):
-                    return worst, None
-                raise
             if reply.strong_alone_micro_usd is not None:
                 cost, alone = reply.cost_micro_usd or 0, reply.strong_alone_micro_usd
                 self.log.info(

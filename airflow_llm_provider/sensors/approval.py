@@ -12,8 +12,9 @@ from airflow.sdk.bases.branch import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.people import require_people
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
-from airflow_llm_provider.sensors.when import Facts, When, judge
+from airflow_llm_provider.sensors.when import Facts, When, judge, require_conditions
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -96,8 +97,12 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         super().__init__(**kwargs)
         _require("on_timeout", on_timeout, get_args(OnTimeout))
         _require("on_changed", on_changed, get_args(OnChanged))
-        if isinstance(when, str):
-            _require("when", when, ("always",))
+        require_conditions(when)
+        require_people(assigned_users, response_timeout)
+        if on_timeout != "deny" and response_timeout is None:
+            raise ValueError(
+                f"on_timeout={on_timeout!r} needs a response_timeout=: without one, time never runs out."
+            )
         self._content: Any = content
         # Known only here: once the content is resolved, nothing tells where it came from.
         self._sources = sorted({task.task_id for task, _ in XComArg.iter_xcom_references(content)})
@@ -202,8 +207,11 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
     def _go_on(self, decided: Decision, context: Context) -> dict[str, Any]:
         """Return the decision, and let run downstream what it lets run."""
         ti, record = context["ti"], decided.record()
-        who = decided.decided_by or "nobody"
-        self.log.info("%s by %s after %.0f s (%s)", decided.status, who, decided.took_s, decided.why)
+        if decided.choice is None:
+            self.log.info("Nobody was asked: %s", decided.why)
+        else:
+            who = decided.decided_by or "nobody in time"
+            self.log.info("%s by %s after %.0f s (%s)", decided.status, who, decided.took_s, decided.why)
         if decided.is_rejected and self.on_reject == "fail":
             raise self.hook.for_airflow(_rejected(decided), context)
         if self.do_xcom_push:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, NamedTuple, Protocol
 
 
@@ -56,6 +56,10 @@ class BelowConfidence:
     bar: float
     field: str = "confidence"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.bar <= 1:
+            raise ValueError(f"BelowConfidence({self.bar}): a confidence is a number from 0 to 1.")
+
     def judge(self, facts: Facts) -> Judged:
         """Compare."""
         content = facts.content
@@ -73,6 +77,12 @@ class AboveCost:
     """Ask where the content cost more than `usd`, or its price is not known; from the XCom `llm_usage`."""
 
     usd: float | str
+
+    def __post_init__(self) -> None:
+        try:
+            Decimal(str(self.usd))
+        except InvalidOperation:
+            raise ValueError(f"AboveCost({self.usd!r}): give a number of US dollars.") from None
 
     def judge(self, facts: Facts) -> Judged:
         """Compare."""
@@ -123,6 +133,21 @@ def judge(when: When | Sequence[When], facts: Facts) -> Judged:
     judged = [_judge(each, facts) for each in whens]
     asking = [each for each in judged if each.asks]
     return Judged(bool(asking), "; ".join(each.reason for each in asking or judged))
+
+
+def require_conditions(when: Any) -> None:
+    """Raise ValueError, when the DAG is parsed, for what can't be asked whether to ask."""
+    for each in when if isinstance(when, (list, tuple)) else [when]:
+        if isinstance(each, str) and each != "always":
+            raise ValueError(
+                f"when={each!r}: use always, a condition of sensors.when, or a function of the content."
+            )
+        if isinstance(each, type):
+            raise ValueError(f"when={each.__name__}: it takes its arguments, as in {each.__name__}(…).")
+        if not (isinstance(each, str) or callable(each) or hasattr(each, "judge")):
+            raise ValueError(
+                f"when={each!r} is neither a condition of sensors.when nor a function of the content."
+            )
 
 
 def _judge(when: When, facts: Facts) -> Judged:

@@ -69,11 +69,6 @@ class ClaudeTrigger(BaseTrigger):
             event = _event({"needs_worker": str(reason) or "Airflow did not answer in time"})
         except LLMError as error:
             event = _event(record_of(error))
-        except BaseExceptionGroup as group:  # parts of a long input are asked in a task group
-            errors = [error for error in group.exceptions if isinstance(error, LLMError)]
-            if not errors:
-                raise
-            event = _event(record_of(errors[0]))
         yield event
 
     async def _finish(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import unicodedata
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any, Literal
@@ -30,6 +30,7 @@ def quotes_in_source(*at: str) -> Validator:
 
     Differences of white space, of the kind of quotation marks and dashes, and of ligatures are none.
     """
+    _require_paths("quotes_in_source", at)
 
     def quotes_are_in_source(value: Any, source: str) -> Complaint | None:
         told, data = _spelled_alike(source), plain(value)
@@ -74,6 +75,7 @@ def dates_between(
     at: dates or times in ISO 8601; of a time, its date counts.
     earliest, latest: fixed dates. One that moves with the clock would judge a paid answer otherwise at a retry.
     """
+    _require_paths("dates_between", at)
     first, last = _bound(earliest), _bound(latest)
 
     def dates_are_in_range(value: Any) -> Complaint | None:
@@ -95,6 +97,9 @@ def refers_to(*at: str, known: Collection[Any] | None = None, defined_at: str | 
     """Check that what is at these paths exists: among `known`, or at the path `defined_at` of the same answer."""
     if (known is None) == (defined_at is None):
         raise ValueError("refers_to(…): give either known= or defined_at=.")
+    if isinstance(known, str):  # its letters would be taken for what is known
+        raise ValueError(f"refers_to(…): known={known!r} should be a list or a set.")
+    _require_paths("refers_to", at)
     listed = None if known is None else frozenset(known)
 
     def references_exist(value: Any) -> Complaint | None:
@@ -119,6 +124,10 @@ def length_between(
     unit: Literal["characters", "words"] = "characters",
 ) -> Validator:
     """Check how long the texts at these paths are; without a path, the answer itself."""
+    if most is None and not least:
+        raise ValueError("length_between(…): give least=, most= or both.")
+    if most is not None and most < least:
+        raise ValueError(f"length_between(…): least={least} is more than most={most}.")
 
     def lengths_are_right(value: Any) -> Complaint | None:
         sizes = [
@@ -170,6 +179,12 @@ def written_in(language: str, *at: str) -> Validator:
         )
 
     return is_written_in
+
+
+def _require_paths(validator: str, at: Sequence[str]) -> None:
+    """Raise ValueError, when the DAG is parsed, where a validator would check nothing, and so never complain."""
+    if not at:
+        raise ValueError(f"{validator}(…): name the paths to check, such as 'items.*.amount'.")
 
 
 def _spelled_alike(text: str) -> str:

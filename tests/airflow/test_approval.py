@@ -352,7 +352,12 @@ def test_wrong_arguments_are_named_when_the_dag_is_parsed() -> None:
     for wrong, named in (
         ({"on_timeout": "deny it"}, "on_timeout='deny it': use deny, approve, fail."),
         ({"on_changed": "frosen"}, "on_changed='frosen': use fail, frozen."),
-        ({"when": "sometimes"}, "when='sometimes': use always."),
+        ({"when": "sometimes"}, "when='sometimes': use always, a condition"),
+        ({"when": OnComplaints}, "when=OnComplaints: it takes its arguments, as in OnComplaints(…)."),
+        ({"when": ["always", 0.8]}, "when=0.8 is neither a condition"),
+        ({"on_timeout": "approve"}, "on_timeout='approve' needs a response_timeout="),
+        ({"assigned_users": "ada"}, "assigned_users='ada': give a list, such as ['ada']."),
+        ({"response_timeout": 3600}, "response_timeout=3600: give a timedelta"),
     ):
         with pytest.raises(ValueError, match=re.escape(named)):
             approval(**wrong)()

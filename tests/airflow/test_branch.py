@@ -276,7 +276,7 @@ def test_under_its_bar_the_default_branch_is_taken(route: Any, bars: Any, taken:
     if taken == "other":
         why = "billing was proposed, but confidence 0.60 (stated by the model) is below 0.7"
         assert (record["outcome"], record["why"]) == ("default", why)
-        assert f"Default: {why}" in ran.log
+        assert f"Default: other; {why}" in ran.log
 
 
 def test_of_several_branches_the_highest_bar_counts(route: Any) -> None:
@@ -326,7 +326,7 @@ def test_with_the_model_down_the_default_branch_is_taken_and_the_log_says_so(dep
     assert (record["outcome"], record["taken"]) == ("default", ["other"])
     assert record["why"].startswith("Overloaded: ")
     assert "proposed" not in record
-    assert f"Default: {record['why']}" in ran.log
+    assert f"Default: other; {record['why']}" in ran.log
     assert deployment.server.seen == 2
 
 
@@ -513,6 +513,10 @@ def test_a_branch_with_nothing_downstream_says_so(deployment: Any) -> None:
         ({"tools": [tool(irreversible=True)(look_up)]}, "takes no tool like 'look_up'"),
         ({"tools": [tool(needs_approval=True)(look_up)]}, "takes no tool like 'look_up'"),
         ({"votes": 0}, "votes= is 0"),
+        ({"votes": "5"}, "votes= is '5', and should be a whole number"),
+        ({"branches": ["billing", "technical"]}, "branches= should be a dict"),
+        ({"assigned_users": "ada"}, r"assigned_users='ada': give a list, such as \['ada'\]"),
+        ({"response_timeout": 3600}, "response_timeout=3600: give a timedelta"),
         ({"min_confidence": 70}, "min_confidence= is 70, and should be between 0 and 1"),
         ({"branches": {"a": Branch("…", min_confidence=2)}}, r"branches\['a'\]: min_confidence= is 2"),
         ({"on_unsure": "default"}, "needs a default_branch"),

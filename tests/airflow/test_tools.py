@@ -123,7 +123,7 @@ def test_a_model_that_never_stops_calling_fails_the_task_without_a_retry(deploym
     assert ran.ti().try_number == 1
     assert deployment.server.invoice.paid == 3
     assert deployment.run(asking(shop, max_tool_usd=0.000_001)).state == "failed"
-    assert deployment.server.invoice.paid == 4
+    assert deployment.server.invoice.paid == 3
 
 
 def nobody(amount, to: str) -> None: ...

@@ -13,7 +13,7 @@ from airflow_llm_provider.engine.long import LongInput, ask_about, estimated_tok
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
-from airflow_llm_provider.errors import TooLong
+from airflow_llm_provider.errors import Refused, TooLong
 
 
 class Report(pydantic.BaseModel):
@@ -94,3 +94,35 @@ def test_no_part_is_longer_than_asked_and_no_word_is_lost(text: str, tokens: int
     parts = split(text, tokens)
     assert all(estimated_tokens(part) <= tokens for part in parts)
     assert "".join("".join(parts).split()) == "".join(text.split())
+
+
+async def test_a_part_that_fails_fails_its_text_and_costs_the_others_nothing(
+    engine: Engine, wire: Wire
+) -> None:
+    def answer(request: Request) -> bytes:
+        refuses = "FACT-000" in str(request.messages)
+        return message("A part.", stop_reason="refusal" if refuses else "end_turn")
+
+    wire.usually = answer
+    long = LongInput(too_long="map_reduce", max_input_tokens=20_000)
+    with pytest.raises(Refused) as caught:
+        await ask_about(engine, book(60), about, long=long, scope=SCOPE)
+    assert caught.value.reply_text == ""  # what was said of a part is no answer about the whole
+    assert (engine.tally.requests, engine.tally.unproven) == (len(wire.sent), 0)
+
+
+async def test_parts_that_are_valid_may_not_be_so_together(engine: Engine, wire: Wire) -> None:
+    def at_most_30(found: list[str]) -> str | None:
+        return "More than 30." if len(found) > 30 else None
+
+    def answer(request: Request) -> bytes:
+        is_merging = len(request.messages[-1]["content"]) == 3
+        return message('{"items": ["FACT-007"]}') if is_merging else facts(request)
+
+    wire.usually = answer
+    long = LongInput(too_long="map_reduce", max_input_tokens=5_000)
+    terms = {"scope": SCOPE, "output": OutputType(list[str]), "validators": [at_most_30]}
+    few = await ask_about(engine, book(30), about, long=long, **terms)
+    assert (len(few.value), few.attempts) == (30, len(wire.sent))
+    many = await ask_about(engine, book(31), about, long=long, **terms)
+    assert many.value == ["FACT-007"]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
-from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.tool_calls import MAX_OUTPUT_CHARACTERS, ApprovalNeeded, Verdict
 from airflow_llm_provider.engine.tools import Toolbox
@@ -415,8 +415,12 @@ async def test_the_next_turn_is_not_bought_when_it_might_cost_too_much(
     engine: Engine, wire: Wire, bank: Bank
 ) -> None:
     wire.usually = calling(("balance", {"account": "A1"}))
-    with pytest.raises(ToolLimit, match=r"\$0.000004 is spent.*max_tool_usd, \$0.001000. Raise it"):
-        await ask(engine, bank.balance, bounds={"max_micro_usd": 1000})
+    first = question("What do I have?", tools=[Tool.of(bank.balance).definition])
+    with pytest.raises(ToolLimit, match=r"\$0.000004 is spent.*max_tool_usd, .*Raise it"):
+        await ask(engine, bank.balance, bounds={"max_micro_usd": ceiling_micro_usd(first)})
+    assert len(wire.sent) == 1
+    with pytest.raises(ToolLimit, match=r"\$0.000000 is spent"):
+        await ask(engine, bank.balance, bounds={"max_micro_usd": 1000}, item_id="another")
     assert len(wire.sent) == 1
 
 

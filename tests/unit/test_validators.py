@@ -219,3 +219,19 @@ def test_a_judge_without_criteria_is_an_authors_mistake() -> None:
     for criteria in ("Is polite.", []):
         with pytest.raises(ValueError, match="list"):
             Judge(criteria=criteria)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: quotes_in_source(), "name the paths to check"),
+        (lambda: dates_between(earliest="2020-01-01"), "name the paths to check"),
+        (lambda: refers_to(known=["a"]), "name the paths to check"),
+        (lambda: refers_to("party", known="abc"), "should be a list or a set"),
+        (lambda: length_between("summary"), "give least=, most= or both"),
+        (lambda: length_between("summary", least=10, most=5), "least=10 is more than most=5"),
+    ],
+)
+def test_a_validator_that_would_check_nothing_is_refused(make: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make()

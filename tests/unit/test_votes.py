@@ -87,16 +87,6 @@ async def test_a_cancelled_poll_cancels_its_votes(engine: Engine, wire: Wire) ->
     assert engine.tally.unproven == 3
 
 
-async def test_a_group_of_errors_is_the_error_it_stands_for() -> None:
-    async def ask(sample: int) -> Reply:
-        raise ExceptionGroup(
-            "a text read in parts", [Overloaded("busy"), ExceptionGroup("", [Refused("no")])]
-        )
-
-    (outcome,) = await cast(ask, 1)
-    assert isinstance(outcome, Refused)
-
-
 async def test_a_fault_of_ours_is_no_vote() -> None:
     async def ask(sample: int) -> Reply:
         raise ZeroDivisionError

@@ -92,3 +92,10 @@ def test_a_random_share_is_the_share_and_the_same_at_every_try() -> None:
 def test_a_share_is_a_share() -> None:
     with pytest.raises(ValueError, match="a share is a number from 0 to 1"):
         RandomShare(20)
+
+
+def test_a_bar_no_content_can_be_held_against_is_refused() -> None:
+    with pytest.raises(ValueError, match="a confidence is a number from 0 to 1"):
+        BelowConfidence(80)
+    with pytest.raises(ValueError, match="give a number of US dollars"):
+        AboveCost("a lot")
