@@ -88,8 +88,11 @@ async def _map_reduce(
     long: LongInput,
     terms: dict[str, Any],
 ) -> Reply:
-    async with asyncio.TaskGroup() as group:
-        asking = [group.create_task(engine.ask(request(part), **terms)) for part in parts]
+    try:
+        async with asyncio.TaskGroup() as group:
+            asking = [group.create_task(engine.ask(request(part), **terms)) for part in parts]
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None  # the others were cancelled for it, and it concerns the whole
     replies = [task.result() for task in asking]
     output: OutputType = terms.get("output") or OutputType()
     answers = [output.dump(reply.value) for reply in replies]

@@ -18,7 +18,7 @@ from airflow_llm_provider.engine.retry import Policies
 from airflow_llm_provider.engine.validate import OutputType, Validator
 from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Reuse, Sighting
-from airflow_llm_provider.pricing import rate_card
+from airflow_llm_provider.pricing import Prices
 
 TEXT = OutputType()
 _MOST_TOKENS = 64_000  # what any current model can answer at the most
@@ -48,9 +48,9 @@ class Route:
     fallbacks: Sequence[Fallback] = ()
     fall_back_on: frozenset[str] = frozenset({"network", "overloaded", "server"})
 
-    def alone(self, first: Purchase) -> int | None:
+    def alone(self, first: Purchase, prices: Prices) -> int | None:
         """Return about what the last model would have cost by itself, in micro-USD."""
-        card = rate_card(self.escalate[-1]) if self.escalate else None
+        card = prices.card(self.escalate[-1]) if self.escalate else None
         return card.price_micro_usd(first.message.usage) if card else None
 
     def is_unsure(self, value: Any) -> bool:
@@ -133,7 +133,7 @@ class Engine(Buyer):
         if route.escalate and route.is_unsure(value):
             return None
         reply = add_up(value, [bought], trace_id=asked.scope.trace_id)
-        return dataclasses.replace(reply, strong_alone_micro_usd=route.alone(bought))
+        return dataclasses.replace(reply, strong_alone_micro_usd=route.alone(bought, self.prices))
 
     def sight(self, sighting: str, request: Request) -> None:
         """Remember what a document in this state is asked."""
@@ -182,7 +182,7 @@ class Engine(Buyer):
                 if not route.escalate:
                     return reply
                 return dataclasses.replace(
-                    reply, escalations=number, strong_alone_micro_usd=route.alone(chain[0])
+                    reply, escalations=number, strong_alone_micro_usd=route.alone(chain[0], self.prices)
                 )
         raise AssertionError("the last model answers or raises")
 

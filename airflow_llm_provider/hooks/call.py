@@ -14,6 +14,7 @@ from airflow_llm_provider.engine.validate import OutputType, Validator
 from airflow_llm_provider.errors import TerminalError
 from airflow_llm_provider.hooks.routing import Routing
 from airflow_llm_provider.hooks.storage import object_storage
+from airflow_llm_provider.ledger.savings import Saving
 
 if TYPE_CHECKING:
     from airflow_llm_provider.hooks.settings import Settings
@@ -100,6 +101,18 @@ class Call:
                 "task output= a path or URL to write it to, and clear it: the answer is kept and costs nothing more."
             )
         return reply.value if output.is_importable else plain
+
+    def saving(self, reply: Reply, scope: CallScope) -> Saving:
+        """Return what an answer saved: all of it where it was known, else what routing did."""
+        alone, cost = reply.strong_alone_micro_usd, reply.cost_micro_usd or 0
+        return Saving(
+            scope=scope,
+            model=reply.model,
+            version=self.version,
+            reused=int(reply.reused),
+            reused_micro_usd=cost if reply.reused else 0,
+            routed_micro_usd=0 if reply.reused or alone is None else alone - cost,
+        )
 
     def _request(self, settings: Settings, inputs: Mapping[str, Any], model: str) -> Request:
         blocks = [block for name, value in inputs.items() for block in _blocks(name, value)]

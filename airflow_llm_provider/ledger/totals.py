@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import sqlalchemy as sa
 
@@ -46,12 +45,3 @@ def totals(database: Database, *, dag_id: str | None = None, run_id: str | None 
             state: Sums(state=state, calls=calls, cost_micro_usd=int(cost_micro_usd), unpriced=unpriced)
             for state, calls, cost_micro_usd, unpriced in connection.execute(query.order_by(call.c.state))
         }
-
-
-def size_bytes(database: Database) -> int:
-    """Return how much room the ledger takes: its files, or its whole PostgreSQL database."""
-    if database.dialect == "sqlite":
-        files = (Path(f"{database.url.database}{suffix}") for suffix in ("", "-wal", "-shm"))
-        return sum(file.stat().st_size for file in files if file.exists())
-    with database.read() as connection:
-        return int(connection.execute(sa.text("SELECT pg_database_size(current_database())")).scalar_one())

@@ -14,6 +14,7 @@ from airflow_llm_provider.errors import error_of, require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.files import is_file, with_files_read
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
+from airflow_llm_provider.hooks.scope import require_budgets
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.triggers.lane import LanePartial, place
 
@@ -28,6 +29,7 @@ CALL_ARGUMENTS = (
     *("prompt", "inputs", "messages", "system", "model", "output_type", "max_tokens", "effort", "thinking"),
     *("stop_sequences", "metadata", "extra_body", "validators", "max_repairs", "min_confidence", "retry"),
     *("fallbacks", "fall_back_on", "too_long", "max_input_tokens", "output", "reuse", "version", "tags"),
+    *("budget_usd", "run_budget_usd", "on_exceeded", "budget_notifiers"),
     "claude_conn_id",
 )
 _ATTRIBUTES = {"output": "output_path"}  # BaseOperator.output is the XCom
@@ -84,6 +86,10 @@ class ClaudeOperator(BaseOperator):
         JSON; the task then returns the path. Needed for answers over 1 MB.
     reuse: whose answers may be taken: `run` (this DAG run's), `always` (any run's) or `never`.
     version: change it to ask anew.
+    budget_usd: what the task instance may cost, over all its tries, in US dollars; None: no cap of its own.
+    run_budget_usd: what the whole DAG run may cost, its other tasks counted.
+    on_exceeded: what becomes of the task when a call could cost more than either has left: `fail` or `skip`.
+    budget_notifiers: Airflow notifiers, told when 50, 80 and 95 % of a budget are spent.
     tags: kept with the call, beside the DAG's own.
     claude_conn_id: the Airflow connection, of type `claude`.
     deferrable: wait in the triggerer, from start to end, and hold no worker. What needs Python of the DAG file
@@ -103,6 +109,8 @@ class ClaudeOperator(BaseOperator):
         "model",
         "output_path",
         "version",
+        "budget_usd",
+        "run_budget_usd",
         "claude_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
@@ -137,6 +145,10 @@ class ClaudeOperator(BaseOperator):
         output: str | None = None,
         reuse: Literal["always", "run", "never"] = "run",
         version: str = "",
+        budget_usd: float | str | None = None,
+        run_budget_usd: float | str | None = None,
+        on_exceeded: Literal["fail", "skip"] = "fail",
+        budget_notifiers: Sequence[Any] = (),
         tags: Sequence[str] = (),
         deferrable: bool = False,
         claude_conn_id: str = DEFAULT_CONNECTION,
@@ -147,6 +159,7 @@ class ClaudeOperator(BaseOperator):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
         require_kinds("fall_back_on", fall_back_on)
+        require_budgets(on_exceeded, budget_usd=budget_usd, run_budget_usd=run_budget_usd)
         self.prompt = prompt
         self._inputs: Any = inputs or {}
         self.allowed_roots = roots  # BaseOperator.roots are the first tasks of the DAG
@@ -175,6 +188,10 @@ class ClaudeOperator(BaseOperator):
         self.output_path = output  # BaseOperator.output is the XCom
         self.reuse = reuse
         self.version = version
+        self.budget_usd = budget_usd
+        self.run_budget_usd = run_budget_usd
+        self.on_exceeded = on_exceeded
+        self.budget_notifiers = budget_notifiers
         self.tags = tags
         self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
@@ -216,7 +233,9 @@ class ClaudeOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask in this worker, and return the answer."""
+        from airflow_llm_provider.engine.bill import bill
         from airflow_llm_provider.hooks.call import Call
+        from airflow_llm_provider.ledger.savings import keep_saving
         from airflow_llm_provider.pricing import usd
 
         if not self.prompt or not self.prompt.strip():
@@ -236,7 +255,10 @@ class ClaudeOperator(BaseOperator):
                     usd(cost),
                     usd(alone),
                 )
-            return reply.usage_record(), await asyncio.to_thread(call.delivered, reply)
+            delivered = await asyncio.to_thread(call.delivered, reply)
+            await keep_saving(engine.ledger, call.saving(reply, scope))
+            self.log.info("%s", await bill(engine, scope))
+            return reply.usage_record(), delivered
 
         usage, answer = self.hook.run(work, context=context)
         context["ti"].xcom_push(key="llm_usage", value=usage)

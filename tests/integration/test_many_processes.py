@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.records import Busy, Failure, Opened
-from airflow_llm_provider.ledger.schema import call, version
+from airflow_llm_provider.ledger.schema import MIGRATIONS, call, version
 from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
@@ -73,7 +73,7 @@ async def test_sixteen_first_users_make_the_tables_once(ledger_url: str) -> None
     ledger = Ledger(ledger_url)
     assert [row.state for row in rows(ledger)] == ["settled"] * 16
     with ledger.database.read() as connection:
-        assert connection.scalars(sa.select(version.c.version)).all() == [1]
+        assert connection.scalars(sa.select(version.c.version)).all() == list(range(1, len(MIGRATIONS) + 1))
     ledger.close()
 
 
