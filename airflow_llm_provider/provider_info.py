@@ -105,7 +105,10 @@ _CONNECTION_FIELDS = {
         "Output tokens a minute", "integer", "For all tasks together; empty: as the API's headers say"
     ),
     "burst_s": _field(
-        "Burst (s)", "number", "How many seconds' worth of these limits may go at once after a lull", default=8
+        "Burst (s)",
+        "number",
+        "How many seconds' worth of these limits may go at once after a lull",
+        default=8,
     ),
     "prices": _field(
         "Prices",
@@ -157,7 +160,9 @@ _OPTIONS = {
         "45",
         type="float",
     ),
-    "call_budget_usd": _option("The most that one request may cost, in US dollars. Empty: no cap.", "", "0.50"),
+    "call_budget_usd": _option(
+        "The most that one request may cost, in US dollars. Empty: no cap.", "", "0.50"
+    ),
     "run_budget_usd": _option("The most that each DAG run may cost. Empty: no cap.", "", "20"),
     "day_budget_usd": _option("The most that all calls of a day may cost. Empty: no cap.", "", "100"),
     "month_budget_usd": _option("The most that all calls of a month may cost. Empty: no cap.", "", "1500"),
@@ -175,7 +180,9 @@ _OPTIONS = {
         "400",
     ),
     "payload_retention_days": _option(
-        "Days that prompts and replies are kept; their calls stay in the books. Empty: as long as those.", "", "90"
+        "Days that prompts and replies are kept; their calls stay in the books. Empty: as long as those.",
+        "",
+        "90",
     ),
     "deployment": _option("Name of this Airflow deployment; part of every trace id.", "airflow"),
 }

@@ -15,7 +15,7 @@ from airflow_llm_provider.documents.rehearsal import Rehearsal, RehearsedRun
 from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.span import Span
 from airflow_llm_provider.engine.retry import Policies
-from airflow_llm_provider.engine.run import Route
+from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.ledger.history import past_calls
 from airflow_llm_provider.ledger.permits import Limits
 from airflow_llm_provider.pricing import usd

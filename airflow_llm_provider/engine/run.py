@@ -183,7 +183,7 @@ class Engine(Buyer):
             chain.append(bought)
             return bought
 
-        tools = self._conversation(request, terms, buy, chain)
+        tools = self._conversation(request, dataclasses.replace(terms, scope=scope), buy, chain)
         if self.source_repairs.caching_pays:
             request = dataclasses.replace(request, cache_first=True)
         fix: Repair | None = None

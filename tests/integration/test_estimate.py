@@ -16,7 +16,8 @@ from airflow_llm_provider.documents.run import Question, Run
 from airflow_llm_provider.documents.sink import RowSink
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.long import LongInput
-from airflow_llm_provider.engine.run import Engine, Route
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.store import Ledger

@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
-from airflow_llm_provider.engine.run import Engine, Fallback, Route
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.errors import (
     BudgetExceeded,
     BudgetSkips,

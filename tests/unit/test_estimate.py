@@ -24,7 +24,8 @@ from airflow_llm_provider.documents.sink import RowSink
 from airflow_llm_provider.documents.source import list_documents
 from airflow_llm_provider.engine.long import LongInput
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine, Route
+from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.ledger.history import PastCall, past_calls
 from airflow_llm_provider.ledger.permits import Limits

@@ -83,7 +83,16 @@ def test_a_run_that_did_anything_lately_keeps_all_of_its_calls(database: Databas
         | {"reused_micro_usd": 5, "routed_micro_usd": 0},
         table=saving,
     )
-    shown = {**who, "status": "x", "shown": b"", "shown_hash": "", "content": b"", "content_hash": ""}
+    shown = {
+        **who,
+        "status": "x",
+        "first_try": 1,
+        "asked_hash": "",
+        "shown": b"",
+        "shown_hash": "",
+        "content": b"",
+        "content_hash": "",
+    }
     put(
         database,
         {"id": "1", **shown, "run_id": "shown", "shown_ms": long_ago, "decided_ms": recent},
@@ -91,6 +100,7 @@ def test_a_run_that_did_anything_lately_keeps_all_of_its_calls(database: Databas
         table=review,
     )
     done = {"try_number": 1, "tool": "t", "is_irreversible": True, "state": "done", "input": b""}
+        done |= {"holder": "h", "lease_until_ms": 0}
     put(database, {"id": "1", **who, **done, "run_id": "did", "began_ms": recent}, table=effect)
     gone = prune(database, rows_before_ms=before(database, 90))
     assert (gone.rows, gone.kept) == (1, 6)
