@@ -7,6 +7,7 @@ LLMError
 │   ├── Overloaded            529
 │   ├── ServerError           5xx
 │   ├── KeyBusy               somebody else is asking the same
+│   ├── BudgetWaits           ours: until its next day or month
 │   └── LedgerUnavailable     nothing was sent
 └── TerminalError             it will not, until somebody changes something
     ├── BadRequest            400, 422
@@ -14,6 +15,8 @@ LLMError
     ├── AuthenticationFailed  401, 403
     ├── SpendLimitReached     the account's own limit
     ├── BudgetExceeded        ours
+    │   └── BudgetSkips       and the task is to be skipped
+    ├── UnknownPrice          a budget can't hold what has no price
     ├── LedgerUnusable        wrong address, damaged, or of a newer version
     ├── TooLong               more than the model can read
     ├── Rejected              a person said no
@@ -82,6 +85,12 @@ class KeyBusy(RetryableError):
     kind = "busy"
 
 
+class BudgetWaits(RetryableError):
+    """The call was not sent: it waits for its budget's next day or month."""
+
+    kind = "budget_wait"
+
+
 class LedgerUnavailable(RetryableError):
     """The ledger can't be reached, so nothing was sent and nothing paid."""
 
@@ -120,6 +129,16 @@ class BudgetExceeded(TerminalError):
     """The call was not sent: it could cost more than the budget has left."""
 
     kind = "budget"
+
+
+class BudgetSkips(BudgetExceeded):
+    """The call was not sent, and its budget says that the task is then skipped."""
+
+
+class UnknownPrice(TerminalError):
+    """The call was not sent: its model has no known price, so no budget could hold it."""
+
+    kind = "unpriced"
 
 
 class LedgerUnusable(TerminalError):

@@ -97,13 +97,26 @@ _CONNECTION_FIELDS = {
     "deadline_s": _field(
         "Total deadline (s)", "number", "Longest time for a call with all its retries", default=900
     ),
-    "rpm": _field("Requests a minute", "integer", "The account's limit; empty: as fast as the API allows"),
+    "rpm": _field("Requests a minute", "integer", "For all tasks together; empty: as the API's headers say"),
     "itpm": _field(
-        "Input tokens a minute", "integer", "The account's limit; empty: as fast as the API allows"
+        "Input tokens a minute", "integer", "For all tasks together; empty: as the API's headers say"
     ),
     "otpm": _field(
-        "Output tokens a minute", "integer", "The account's limit; empty: as fast as the API allows"
+        "Output tokens a minute", "integer", "For all tasks together; empty: as the API's headers say"
     ),
+    "burst_s": _field(
+        "Burst (s)",
+        "number",
+        "How many seconds' worth of these limits may go at once after a lull",
+        default=8,
+    ),
+    "prices": _field(
+        "Prices",
+        "string",
+        'JSON: {"model-id": {"input": 3, "output": 15}} in USD per million tokens, where the list prices are '
+        "not what you pay or don't know the model",
+    ),
+    "discount_percent": _field("Discount (%)", "number", "Off the list prices of all other models"),
     "proxy": _field("Proxy", "string", "URL of an HTTP proxy, which may hold a password", format="password"),
     "ca_bundle": _field(
         "CA bundle", "string", "Path of a PEM file, for a proxy or server with its own certificates"
@@ -147,11 +160,29 @@ _OPTIONS = {
         "45",
         type="float",
     ),
+    "call_budget_usd": _option(
+        "The most that one request may cost, in US dollars. Empty: no cap.", "", "0.50"
+    ),
+    "run_budget_usd": _option("The most that each DAG run may cost. Empty: no cap.", "", "20"),
+    "day_budget_usd": _option("The most that all calls of a day may cost. Empty: no cap.", "", "100"),
+    "month_budget_usd": _option("The most that all calls of a month may cost. Empty: no cap.", "", "1500"),
+    "budget_timezone": _option("Whose days and months those are.", "UTC", "Europe/Berlin"),
     "roots": _option(
         "Folders or URL prefixes, separated by commas, below which documents may be read where an operator "
         "names no roots of its own.",
         "",
         "/data/inbox,s3://documents/",
+    ),
+    "retention_days": _option(
+        "Days that calls are kept by `airflow-llm ledger prune`. Empty: for ever. An answer that is gone is asked "
+        "and paid anew when a run needs it.",
+        "",
+        "400",
+    ),
+    "payload_retention_days": _option(
+        "Days that prompts and replies are kept; their calls stay in the books. Empty: as long as those.",
+        "",
+        "90",
     ),
     "deployment": _option("Name of this Airflow deployment; part of every trace id.", "airflow"),
 }

@@ -8,7 +8,18 @@ import typer
 from typer.core import TyperGroup
 
 from airflow_llm_provider import __version__
-from airflow_llm_provider.cli import connection, dead_letters, demo, effects, ledger, stand_in
+from airflow_llm_provider.cli import (
+    budgets,
+    connection,
+    costs,
+    dead_letters,
+    demo,
+    effects,
+    estimate,
+    housekeeping,
+    ledger,
+    stand_in,
+)
 from airflow_llm_provider.cli.output import fail
 from airflow_llm_provider.errors import LLMError
 
@@ -26,7 +37,7 @@ class _OneLineErrors(TyperGroup):
 app = typer.Typer(
     name="airflow-llm",
     cls=_OneLineErrors,
-    help="Claude in Airflow: try it, test a connection, look after dead letters and the ledger.",
+    help="Claude in Airflow: try it, foresee and add up what it costs, look after dead letters and the ledger.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals may hold a key
@@ -34,8 +45,14 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("stand-in")(stand_in.stand_in)
 app.command("test-connection")(connection.check_connection)
+app.command("estimate")(estimate.estimate)
+app.command("costs")(costs.costs)
+app.add_typer(budgets.app, name="budgets")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(effects.app, name="effects")
+ledger.app.command("check")(housekeeping.check_ledger)
+ledger.app.command("export")(housekeeping.export_ledger)
+ledger.app.command("prune")(housekeeping.prune_ledger)
 app.add_typer(ledger.app, name="ledger")
 
 

@@ -134,8 +134,8 @@ class _Demo:
         """Say what it may cost, from a dry run, and ask whether to go on where somebody can answer."""
         run_id = self._run_to_the_end(airflow, {**self.conf, "dry_run": True})
         plan = airflow.xcom(DAG, run_id, ASKING)
-        cost = plan["cost_usd_at_most"]
-        price = "for a price that is not known" if cost is None else f"for at most ${cost}"
+        cost = plan["cost_usd"]
+        price = "for a price that is not known" if cost is None else f"for at most ${cost['high']}"
         typer.echo(
             f"The dry run: {plan['documents']} documents, {plan['outcomes']['reused']} answered already; the rest "
             f"would go to {plan['model']}, {price}. `make demo ARGS='--limit 10'` asks about ten at most."

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from airflow_llm_provider.cli.connection import claude_hook, read_airflow
 from airflow_llm_provider.cli.output import echo_json, fail, shown
 
-app = typer.Typer(help="Look at the ledger of what was asked and paid.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from airflow_llm_provider.ledger.database import Database
+
+app = typer.Typer(help="Look at the ledger of what was asked and paid, and look after it.")
 
 LedgerOption = Annotated[
     str | None,
@@ -19,11 +25,14 @@ LedgerOption = Annotated[
 ConnectionOption = Annotated[
     str | None, typer.Option("--conn-id", help="Take the ledger of this Airflow connection.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
-@app.callback()
-def _ledger() -> None:
-    """Keep `show` a command of its own while it is the only one."""
+@app.callback(invoke_without_command=True)
+def _ledger(context: typer.Context) -> None:
+    """Show the ledger where no command says otherwise."""
+    if context.invoked_subcommand is None:
+        show_ledger()
 
 
 @app.command("show")
@@ -32,28 +41,24 @@ def show_ledger(
     conn_id: ConnectionOption = None,
     dag: Annotated[str | None, typer.Option("--dag", help="Only the calls of this DAG.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Only the calls of this DAG run.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show where the ledger is, its calls by state, what they cost, and what was last wrong with answers."""
-    import sqlalchemy as sa
-
-    from airflow_llm_provider.ledger.database import Database
+    """Show where the ledger is, its size, its calls by state, what they cost, and what was last wrong with answers."""
+    from airflow_llm_provider.ledger.housekeeping import size
     from airflow_llm_provider.ledger.schema import UNPROVEN
-    from airflow_llm_provider.ledger.totals import complaints, size_bytes, totals
+    from airflow_llm_provider.ledger.totals import complaints, totals
     from airflow_llm_provider.pricing import usd
 
-    database = Database(find_ledger(ledger_url, conn_id))
-    where = database.url.render_as_string(hide_password=True)
-    try:
-        found, size = totals(database, dag_id=dag, run_id=run), size_bytes(database)
+    with reading(find_ledger(ledger_url, conn_id)) as database:
+        where = database.url.render_as_string(hide_password=True)
+        found, measured = totals(database, dag_id=dag, run_id=run), size(database)
         complained = complaints(database, dag_id=dag, run_id=run)
-    except sa.exc.DBAPIError as error:
-        fail(f"The ledger at {where} can't be read: {error.orig}")
-    finally:
-        database.close()
     told = {
         "ledger": where,
-        "size_bytes": size,
+        "size_bytes": measured.bytes_total,
+        "tables": {name: {"rows": rows, "bytes": taken} for name, (rows, taken) in measured.tables.items()},
+        "oldest": _day(measured.oldest_ms),
+        "newest": _day(measured.newest_ms),
         "calls": {state: sums.calls for state, sums in found.items()},
         "paid_usd": usd(sum(sums.cost_micro_usd for state, sums in found.items() if sums.is_paid)),
         "unpriced_calls": sum(sums.unpriced for sums in found.values() if sums.is_paid),
@@ -66,12 +71,19 @@ def show_ledger(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("state", "calls", "cost (USD)")
+    states = Table("state", "calls", "cost (USD)")
     for state, sums in found.items():
-        table.add_row(state, f"{sums.calls:,}", str(usd(sums.cost_micro_usd)))
+        states.add_row(state, f"{sums.calls:,}", str(usd(sums.cost_micro_usd)))
+    tables = Table("table", "rows", "MB")
+    for name, (rows, taken) in measured.tables.items():
+        if rows:
+            tables.add_row(name, f"{rows:,}", "" if taken is None else f"{taken / 1e6:,.1f}")
     console = Console()
-    console.print(f"{where}: {size / 1e6:,.1f} MB", markup=False, soft_wrap=True)
-    console.print(table)
+    console.print(f"{where}: {measured.bytes_total / 1e6:,.1f} MB", markup=False, soft_wrap=True)
+    if measured.oldest_ms:
+        console.print(f"calls from {told['oldest']} to {told['newest']}", markup=False)
+    console.print(tables)
+    console.print(states)
     console.print(
         f"paid ${told['paid_usd']}; unproven, at most ${told['unproven_usd_at_most']}", markup=False
     )
@@ -84,8 +96,8 @@ def show_ledger(
         )
 
 
-def find_ledger(ledger_url: str | None, conn_id: str | None) -> str:
-    """Return the ledger's URL; ends the command when there is none yet or its URL is no URL."""
+def find_ledger(ledger_url: str | None, conn_id: str | None, *, must_exist: bool = True) -> str:
+    """Return the ledger's URL; ends the command when there is none yet but must be, or its URL is no URL."""
     import sqlalchemy as sa
 
     if ledger_url is not None:
@@ -103,6 +115,32 @@ def find_ledger(ledger_url: str | None, conn_id: str | None) -> str:
         fail(
             "The ledger's URL is no SQLAlchemy URL, such as sqlite:////path/llm_ledger.db or postgresql+psycopg://…"
         )
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+    if must_exist and parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         fail(f"There is no ledger at {parsed.database} yet: the first task that asks something makes it.")
     return url
+
+
+@contextmanager
+def reading(url: str) -> Iterator[Database]:
+    """Give the ledger's database; ends the command when it can't be read."""
+    import sqlalchemy as sa
+
+    from airflow_llm_provider.ledger.database import Database
+    from airflow_llm_provider.ledger.schema import MIGRATIONS, version
+
+    database = Database(url)
+    where = database.url.render_as_string(hide_password=True)
+    try:
+        with database.read() as connection:
+            found = connection.scalar(sa.select(sa.func.max(version.c.version))) or 0
+        if found < len(MIGRATIONS):  # not ours to upgrade: workers of the old version may be running
+            fail(f"The ledger at {where} is of an older version: the first task of this one upgrades it.")
+        yield database
+    except (sa.exc.DBAPIError, OSError) as error:
+        fail(f"The ledger at {where} can't be read: {getattr(error, 'orig', None) or error}")
+    finally:
+        database.close()
+
+
+def _day(ms: int | None) -> str | None:
+    return None if ms is None else dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(timespec="seconds")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 from typing import Any, NoReturn
@@ -10,6 +11,8 @@ import typer
 
 # A document's text must not steer the terminal it is shown in.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def fail(message: object) -> NoReturn:
@@ -21,6 +24,25 @@ def fail(message: object) -> NoReturn:
 def echo_json(value: Any) -> None:
     """Write `value` as indented JSON, in ASCII."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def cell(value: Any) -> Any:
+    """Return what a CSV file may hold: a text that a spreadsheet would take for a formula gets a `'` in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def moment_ms(option: str, text: str | None) -> int | None:
+    """Read an option's date or time, UTC unless it says otherwise, as milliseconds since 1970."""
+    if text is None:
+        return None
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        fail(
+            f"{option} is {text!r}, and should be a date or time such as 2026-11-01 or 2026-11-01T06:00+01:00."
+        )
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+    return round(moment.timestamp() * 1000)
 
 
 def shown(text: object, most: int | None = None) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
 
 from airflow_llm_provider.decorators.function import FunctionTask
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_llm_provider.documents.estimate import Estimate
 
 
 class _ClaudeDocumentsTask(FunctionTask, ClaudeDocumentsOperator):
@@ -18,6 +23,11 @@ class _ClaudeDocumentsTask(FunctionTask, ClaudeDocumentsOperator):
         *DecoratedOperator.template_fields,
         *(field for field in ClaudeDocumentsOperator.template_fields if field != "documents"),
     )
+
+    def estimate(self, context: Context, *, paid_for: set[str] | None = None) -> Estimate:
+        """Call the function, and return what `execute` would do and take, sending nothing."""
+        self.documents = self.called(context)
+        return super().estimate(context, paid_for=paid_for)
 
 
 def claude_documents_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

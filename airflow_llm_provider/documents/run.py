@@ -19,14 +19,14 @@ from airflow_llm_provider.documents.reader import read
 from airflow_llm_provider.documents.rows import RowDoesNotFit
 from airflow_llm_provider.engine.flow import calm_collector, for_each
 from airflow_llm_provider.engine.long import LongInput, ask_about
-from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
-from airflow_llm_provider.engine.request import Request, ceiling_micro_usd, to_json
+from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AnswerError,
     AuthenticationFailed,
     BadRequest,
     BudgetExceeded,
+    BudgetWaits,
     InvalidOutput,
     LedgerUnavailable,
     LedgerUnusable,
@@ -37,7 +37,9 @@ from airflow_llm_provider.errors import (
     TooLong,
     Truncated,
     UnknownModel,
+    UnknownPrice,
 )
+from airflow_llm_provider.ledger.savings import Saving, keep_saving
 from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
@@ -54,8 +56,8 @@ _A_LONG_RUN = 100  # documents from which calming the garbage collector pays
 _HOPELESS = (
     AuthenticationFailed,
     SpendLimitReached,
-    BudgetExceeded,
     UnknownModel,
+    UnknownPrice,
     LedgerUnavailable,
     LedgerUnusable,
 )
@@ -77,6 +79,7 @@ class Question:
     pdf: `auto` (text where a page has it, the page itself where not), `text` or `native`.
     max_bytes: larger documents are dead letters.
     encoding: of text files.
+    asked_by: the task that asks; what its answers took is what the next are expected to take.
     """
 
     prompt: str
@@ -92,6 +95,8 @@ class Question:
     pdf: Literal["auto", "text", "native"] = "auto"
     max_bytes: int = 32 * 1024 * 1024
     encoding: str = "utf-8"
+    asked_by: str = ""
+    family: str = field(init=False, repr=False, default="")
     _key: str = field(init=False, repr=False)
 
     def request(self, content: Content | None) -> Request:
@@ -111,6 +116,7 @@ class Question:
             version=self.version,
             shared_blocks=len(blocks),
             input_ceiling=ceiling_tokens(content) if content else 0,
+            family=self.family,
         )
 
     def sighting(self, document: Document) -> str | None:
@@ -122,6 +128,9 @@ class Question:
     def __post_init__(self) -> None:
         reading = {"framing": self.framing, "pdf": self.pdf, "encoding": self.encoding, "max": self.max_bytes}
         key = hashlib.sha256(self.request(None).fingerprint.encode() + to_json(reading)).hexdigest()
+        # Not the prompt: it may name the day, and an edited one is still the best guide to what an answer takes.
+        kin = [self.asked_by, self.endpoint, self.version, self.output.schema, self.effort]
+        object.__setattr__(self, "family", hashlib.sha256(to_json(kin)).hexdigest()[:16])
         object.__setattr__(self, "_key", key)  # the one way to keep a derived value in a frozen dataclass
 
 
@@ -151,7 +160,9 @@ class Run:
         self.outcomes = collections.Counter(dict.fromkeys(OUTCOMES, 0))
         self.reasons: collections.Counter[str] = collections.Counter()
         self.saved_micro_usd = 0
+        self.routed_micro_usd = 0
         self.may_heal: Exception | None = None  # why some dead letter may come to life by itself
+        self.over_budget: LLMError | None = None  # why some document was not asked about
         self.found = 0
         self._listed_all = False
         self._failures_in_a_row = 0
@@ -183,6 +194,15 @@ class Run:
             await for_each(self._taken(documents), partial(self._one, sink), limit=self.max_in_flight)
         finally:
             progress.cancel()
+        saved = Saving(
+            scope=self.scope,
+            model=self.question.model,
+            version=self.question.version,
+            reused=self.outcomes["reused"],
+            reused_micro_usd=self.saved_micro_usd,
+            routed_micro_usd=self.routed_micro_usd,
+        )
+        await keep_saving(self.engine.ledger, saved)
         self.log.info("%s", self._progress())
         if self.cascade:
             self.log.info(
@@ -191,51 +211,6 @@ class Run:
                 self._cascaded(),
             )
         return self.counts()
-
-    async def estimate(self, documents: Iterable[Document | Rejected]) -> dict[str, Any]:
-        """Return what `run` would do and the most it could cost, sending nothing.
-
-        Reads what is not recognised, so that broken documents show before money is spent. Repairs are not
-        in the estimate.
-        """
-        tokens, cost, unpriced = 0, 0, 0
-
-        async def weigh(numbered: tuple[int, Document | Rejected]) -> None:
-            nonlocal tokens, cost, unpriced
-            try:
-                request = await self._unanswered(numbered[1])
-            except Unreadable as error:
-                self.outcomes["dead_letter"] += 1
-                self.reasons[error.reason] += 1
-                return
-            if request is None:
-                self.outcomes["reused"] += 1
-                return
-            self.outcomes["pending"] += 1
-            tokens += request.input_ceiling_tokens // BYTES_A_TOKEN
-            ceiling = ceiling_micro_usd(request)
-            cost, unpriced = cost + (ceiling or 0), unpriced + (ceiling is None)
-
-        await for_each(self._taken(documents), weigh, limit=self.max_in_flight)
-        return {
-            "dry_run": True,
-            "documents": self.found,
-            "outcomes": dict(self.outcomes),
-            "dead_letter_reasons": dict(self.reasons.most_common(20)),
-            "model": self.question.model,
-            "input_tokens_about": tokens,
-            "cost_usd_at_most": None if unpriced else usd(cost),
-        }
-
-    async def _unanswered(self, document: Document | Rejected) -> Request | None:
-        """Return the request about a document, or None when the ledger holds its answer."""
-        if isinstance(document, Rejected):
-            raise Unreadable(document.reason, document.message)
-        ledger, sighting = self.engine.ledger, self.question.sighting(document)
-        if sighting is not None and await ledger.recall(sighting, self.scope, self.reuse):
-            return None
-        request = self.question.request(await self._read(document))
-        return None if await ledger.answered(request.fingerprint, self.scope, self.reuse) else request
 
     async def _read(self, document: Document) -> Content:
         question = self.question
@@ -301,6 +276,10 @@ class Run:
             self._bury(sink, index, document, error.reason, error)
         except OSError as error:
             self._bury(sink, index, document, "unreadable", error)
+        except (BudgetExceeded, BudgetWaits) as error:
+            # The others go on: what is paid is landed, and a smaller one may fit still.
+            self.outcomes["pending"] += 1
+            self.over_budget = self.over_budget or error
         except LLMError as error:
             self._give_up_if_hopeless(error)
             self._bury(sink, index, document, _reason(error), error)
@@ -349,6 +328,8 @@ class Run:
             self.cascade["stayed_cheap"] += not reply.escalations
             self.cascade["cost_micro_usd"] += reply.cost_micro_usd or 0
             self.cascade["strong_alone_micro_usd"] += reply.strong_alone_micro_usd
+            if not reply.reused:
+                self.routed_micro_usd += reply.strong_alone_micro_usd - (reply.cost_micro_usd or 0)
         if self.outcomes.total() == _A_LONG_RUN:
             calm_collector()
 

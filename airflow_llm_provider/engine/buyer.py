@@ -10,35 +10,39 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from airflow_llm_provider.engine.client import Client
-from airflow_llm_provider.engine.pace import Pace
+from airflow_llm_provider.engine.pace import Pace, Permit
 from airflow_llm_provider.engine.purchase import Purchase, Tally
+from airflow_llm_provider.engine.refusal import error_for
 from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
 from airflow_llm_provider.engine.warm import Warmth
 from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError, RetryableError
+from airflow_llm_provider.ledger.permits import Limits
 from airflow_llm_provider.ledger.records import (
     Answer,
-    Busy,
     CallScope,
     Complained,
     Entry,
     Failure,
     KeptPrompt,
+    Opened,
+    Refusal,
     Reuse,
     Settlement,
     new_attempt_id,
 )
 from airflow_llm_provider.ledger.store import Ledger
-from airflow_llm_provider.pricing import rate_card
+from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
 
 @dataclass(kw_only=True)
 class Buyer:
     """Looks a request up, and buys it where nobody has.
 
-    client: the wire. ledger: what was paid. pace: when to send.
-    other_clients: wires of other connections, that fallbacks may use.
+    client: the wire. ledger: what was paid. limits: what the connection says of them, which sets the pace.
+    prices: what the connection pays.
+    other_clients: wires of other connections, that fallbacks may use; other_prices: what those pay, by their ids.
     timeout_s: for one send; deadline_s: for a request with all its retries, from its first send.
 
     Belongs to one event loop; never make one before a fork.
@@ -46,14 +50,20 @@ class Buyer:
 
     client: Client
     ledger: Ledger
-    pace: Pace = field(default_factory=Pace)
+    limits: Limits = field(default_factory=Limits)
+    prices: Prices = LIST_PRICES
     other_clients: list[Client] = field(default_factory=list)
+    other_prices: dict[str, Prices] = field(default_factory=dict)
     timeout_s: float = 300.0
     deadline_s: float = 900.0
     policies: Policies = field(default_factory=lambda: DEFAULT_POLICIES)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     tally: Tally = field(default_factory=Tally)
     warmth: Warmth = field(default_factory=Warmth, repr=False)
+    pace: Pace = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.ledger, self.limits)
 
     async def obtain(
         self,
@@ -81,11 +91,16 @@ class Buyer:
             purpose=purpose,
             parent=parent,
             item_id=item_id,
-            ceiling_micro_usd=ceiling_micro_usd(request),
+            ceiling_micro_usd=ceiling_micro_usd(request, self._prices(scope)),
+            version=request.version,
+            family=request.family,
+            ceiling_tokens=request.input_ceiling_tokens,
         )
         async with self.warmth.of(request):
+            # The deadline is one for sending: how long the queue is says nothing of this call.
+            sends = _Sends(permit=await self.pace.permit(request, scope))
             loop = retrying(deadline_s=self.deadline_s, policies=policies or self.policies, sleep=self.sleep)
-            return await loop(self._send, request, entry, client or self.client, _Sends())
+            return await loop(self._send, request, entry, client or self.client, sends)
 
     def adopt(self, client: Client) -> Client:
         """Return the client like this one that is in use already, or take it in, to be closed with the others."""
@@ -108,6 +123,7 @@ class Buyer:
     async def close(self) -> None:
         """Commit what is pending and close the connections."""
         try:
+            await self.pace.close()
             for client in (self.client, *self.other_clients):
                 await client.close()
         finally:
@@ -115,18 +131,23 @@ class Buyer:
 
     async def _send(self, request: Request, entry: Entry, client: Client, sends: _Sends) -> Purchase:
         """Open an attempt, send it, settle it."""
-        opened = await self._open(request, entry)
+        permit, sends.permit = sends.permit or await self.pace.permit(request, entry.scope), None
+        try:
+            opened = await self._open(request, entry, permit)
+        except BaseException:
+            permit.unused()
+            raise
         if isinstance(opened, Answer):
+            permit.unused()
             return Purchase.from_ledger(opened, purpose=entry.purpose)
         entry = opened
         sends.count += 1
         started = time.monotonic()
         try:
-            raw = await client.send(request, timeout_s=self.timeout_s)
+            raw = await client.send(request, timeout_s=self.timeout_s, heed=permit.heed)
             message = Message.parse(raw)
         except LLMError as error:
-            if isinstance(error, RetryableError) and error.retry_after_s:
-                self.pace.heard(error.retry_after_s)
+            permit.failed(error)
             self.tally.unproven += _may_be_billed(error)
             await self.ledger.record(_failure(request, entry, error))
             raise
@@ -135,7 +156,7 @@ class Buyer:
             self.ledger.note(_failure(request, entry, NetworkError("Cancelled in flight.", billed=True)))
             raise
         latency_s = time.monotonic() - started
-        card = rate_card(request.model)
+        card = self._prices(entry.scope).card(request.model)
         cost = card.price_micro_usd(message.usage) if card else None
         await self.ledger.record(
             Settlement(
@@ -149,7 +170,7 @@ class Buyer:
                 latency_ms=round(latency_s * 1000),
             )
         )
-        self.pace.learn(message.usage)
+        permit.spent(message.usage)
         self.tally.add(message.usage, cost)
         return Purchase(
             purpose=entry.purpose,
@@ -160,32 +181,41 @@ class Buyer:
             sends=sends.count,
         )
 
-    async def _open(self, request: Request, entry: Entry) -> Entry | Answer:
-        """Claim the request's key, waiting while somebody else holds it."""
+    def _prices(self, scope: CallScope) -> Prices:
+        return self.other_prices.get(scope.connection_id, self.prices)
+
+    async def _open(self, request: Request, entry: Entry, permit: Permit) -> Entry | Answer:
+        """Claim the request's key and reserve its ceiling, waiting while somebody else holds the key or the money."""
         patience_s = self.deadline_s
-        await self.pace.permit(request)
         while True:
             entry = dataclasses.replace(entry, id=new_attempt_id())
             opened = await self.ledger.open(entry)
             if isinstance(opened, Answer):
                 return opened
-            if not isinstance(opened, Busy):
+            if isinstance(opened, Opened):
                 return entry
-            # Somebody else is asking the same. Its answer, or the end of its lease, is worth waiting for.
+            if isinstance(opened, Refusal) and not opened.may_fit:
+                raise error_for(opened, request.model, entry.scope.connection_id)
+            # Somebody else is asking the same, or holds what this call could cost. The answer, what is then left
+            # of the money, or the end of the lease, is worth waiting for.
             wait_s = 0.2 + random.random() * 0.3
             patience_s -= wait_s
+            if patience_s < 0 and isinstance(opened, Refusal):
+                raise error_for(opened, request.model, entry.scope.connection_id)
             if patience_s < 0:
                 raise KeyBusy(
                     f"Another task has been asking the same for {self.deadline_s:g} s, the total deadline. Its answer "
                     "will serve the next try; raise deadline_s in the connection if calls take that long."
                 )
             await self.sleep(wait_s)
+            await permit.outlast_silence()
 
 
 @dataclass(slots=True)
 class _Sends:
-    """How often a request was sent."""
+    """How often a request was sent, and the permit for the first time."""
 
+    permit: Permit | None
     count: int = 0
 
 

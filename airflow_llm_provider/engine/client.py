@@ -7,7 +7,7 @@ import datetime as dt
 import gc
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,8 @@ from airflow_llm_provider.errors import (
 if TYPE_CHECKING:
     import anthropic
 
+Heed = Callable[[Mapping[str, str]], None]
+
 DEFAULT_BASE_URL = "https://api.anthropic.com"
 # Above this the API wants a stream, since a connection that says nothing for so long is cut on the way.
 MAX_UNSTREAMED_TOKENS = 21_333
@@ -39,8 +41,11 @@ _GATEWAY_STATUS = frozenset({499, 502, 504, 524})  # something between us and th
 class Client(Protocol):
     """What the engine needs of the wire; a test may bring its own."""
 
-    async def send(self, request: Request, *, timeout_s: float) -> bytes:
-        """Send `request` once and return the reply's bytes; raises LLMError."""
+    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
+        """Send `request` once and return the reply's bytes; raises LLMError.
+
+        heed: is given the headers of the response, whatever its status.
+        """
 
     async def close(self) -> None:
         """Close the connections."""
@@ -75,27 +80,31 @@ class AnthropicClient:
         """The server's identity in fingerprints: platform and base URL."""
         return f"anthropic {self.base_url.rstrip('/')}"
 
-    async def send(self, request: Request, *, timeout_s: float) -> bytes:
+    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
         """Send `request` once and return the reply's bytes.
 
+        heed: is given the headers of the response, whatever its status.
         Raises the error of its class; `billed` is set on those where the API may have charged.
         """
         sdk, fields = self._sdk, request.fields(self._api_schema(request.schema))
         try:
             if request.max_tokens > MAX_UNSTREAMED_TOKENS:
-                return await self._stream(fields, timeout_s)
+                return await self._stream(fields, timeout_s, heed)
             # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
             async with asyncio.timeout(timeout_s):
                 response = await sdk.post(
                     "/v1/messages", cast_to=self._raw, content=to_json(fields), options={"timeout": timeout_s}
                 )
+            heed(response.headers)
             return bytes(response.content)
         except TimeoutError as error:
             raise NetworkError(f"No complete answer within {timeout_s:g} s.", billed=True) from error
         except Exception as error:  # noqa: BLE001  # whatever the SDK raises gets its class
+            if (refused := getattr(error, "response", None)) is not None:
+                heed(refused.headers)
             raise self._translated(error) from None
 
-    async def _stream(self, fields: dict[str, Any], timeout_s: float) -> bytes:
+    async def _stream(self, fields: dict[str, Any], timeout_s: float, heed: Heed) -> bytes:
         """Send a request as a stream and return the message it adds up to.
 
         timeout_s: the longest silence; the whole may take as long as its tokens do at a slow model's speed.
@@ -106,6 +115,7 @@ class AnthropicClient:
             asyncio.timeout(total_s),
             self._sdk.messages.stream(**named, extra_body=fields, timeout=timeout_s) as stream,
         ):
+            heed(stream.response.headers)
             message = await stream.get_final_message()
         if message.stop_reason is None:
             raise NetworkError("The stream ended before the answer did.", billed=True)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import orjson
 
 from airflow_llm_provider.errors import BadRequest
-from airflow_llm_provider.pricing import rate_card
+from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
 Message = Mapping[str, Any]
 
@@ -41,6 +41,8 @@ class Request:
     cache_first: whether the whole first message is marked for prompt caching, too: a further request of the same
         conversation then reads it at a tenth of the price. A hint, not in the fingerprint.
     input_ceiling: upper bound of input tokens for content that is not text (pages, images).
+    family: what it has in common with requests that take about as much, so that those to come can be estimated
+        from those that were paid; not in the fingerprint.
     """
 
     model: str
@@ -57,6 +59,7 @@ class Request:
     shared_blocks: int = 0
     cache_first: bool = False
     input_ceiling: int = 0
+    family: str = ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -126,11 +129,20 @@ class Request:
         blocks = self.messages[0]["content"][: self.shared_blocks]
         return len(self.system or "") + sum(len(block.get("text", "")) for block in blocks)
 
+    @property
+    def shared_bytes(self) -> int:
+        """Size of all that prompt caching may keep: the schema goes before the shared blocks."""
+        return self.shared_characters and self.shared_characters + len(to_json(self.schema))
+
     @cached_property
     def input_ceiling_tokens(self) -> int:
         """Upper bound of the input tokens: a token is at least one byte of text."""
-        text_bytes = _text_bytes([self.system, self.messages, self.schema, self.tools, self.extra])
-        return text_bytes + self.input_ceiling + _FRAME_TOKENS
+        return self.text_bytes + self.input_ceiling + _FRAME_TOKENS
+
+    @cached_property
+    def text_bytes(self) -> int:
+        """Bytes of all that is text."""
+        return _text_bytes([self.system, self.messages, self.schema, self.tools, self.extra])
 
     def followed_by(self, *messages: Message) -> Self:
         """Return the same question with the conversation continued."""
@@ -157,9 +169,9 @@ class Request:
         return [{**first, "content": blocks}, *rest] if marked else self.messages
 
 
-def ceiling_micro_usd(request: Request) -> int | None:
+def ceiling_micro_usd(request: Request, prices: Prices = LIST_PRICES) -> int | None:
     """Return the most one send of `request` can cost in micro-USD; None when its model has no known price."""
-    card = rate_card(request.model)
+    card = prices.card(request.model)
     if card is None:
         return None
     return card.ceiling_micro_usd(input_tokens=request.input_ceiling_tokens, output_tokens=request.max_tokens)

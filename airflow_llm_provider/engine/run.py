@@ -90,7 +90,7 @@ class Engine(Buyer):
         if route.escalate and route.is_unsure(value):
             return None
         reply = add_up(value, [bought], trace_id=asked.scope.trace_id)
-        return dataclasses.replace(reply, strong_alone_micro_usd=route.alone(bought))
+        return dataclasses.replace(reply, strong_alone_micro_usd=route.alone(bought, self.prices))
 
     def sight(self, sighting: str, request: Request) -> None:
         """Remember what a document in this state is asked."""
@@ -140,7 +140,7 @@ class Engine(Buyer):
                 if not route.escalate or terms.given is not None:
                     return reply
                 return dataclasses.replace(
-                    reply, escalations=number, strong_alone_micro_usd=route.alone(chain[0])
+                    reply, escalations=number, strong_alone_micro_usd=route.alone(chain[0], self.prices)
                 )
         raise AssertionError("the last model answers or raises")
 
@@ -185,7 +185,7 @@ class Engine(Buyer):
             chain.append(bought)
             return bought
 
-        tools = self._conversation(request, terms, buy, chain)
+        tools = self._conversation(request, dataclasses.replace(terms, scope=scope), buy, chain)
         if self.source_repairs.caching_pays:
             request = dataclasses.replace(request, cache_first=True)
         fix: Repair | None = None
@@ -257,7 +257,8 @@ class Engine(Buyer):
         """Return the conversation that the request opens, where there are tools."""
         if terms.toolbox is None:
             return None
-        terms.toolbox.require_price(request)
+        prices = self._prices(terms.scope)
+        terms.toolbox.require_price(request, prices)
         return terms.toolbox.conversation(
             ledger=self.ledger,
             scope=terms.scope,
@@ -265,6 +266,7 @@ class Engine(Buyer):
             sleep=self.sleep,
             buy=buy,
             spent=spent,
+            prices=prices,
         )
 
     def _attempts(self, error: AnswerError, terms: Terms) -> int:

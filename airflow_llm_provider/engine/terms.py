@@ -13,7 +13,7 @@ from airflow_llm_provider.engine.retry import Policies
 from airflow_llm_provider.engine.tools import Toolbox
 from airflow_llm_provider.engine.validate import OutputType, reads_source
 from airflow_llm_provider.ledger.records import CallScope, Reuse
-from airflow_llm_provider.pricing import rate_card
+from airflow_llm_provider.pricing import Prices
 from airflow_llm_provider.validators import Judge, Validator
 
 TEXT = OutputType()
@@ -43,9 +43,9 @@ class Route:
     fallbacks: Sequence[Fallback] = ()
     fall_back_on: frozenset[str] = frozenset({"network", "overloaded", "server"})
 
-    def alone(self, first: Purchase) -> int | None:
+    def alone(self, first: Purchase, prices: Prices) -> int | None:
         """Return about what the last model would have cost by itself, in micro-USD."""
-        card = rate_card(self.escalate[-1]) if self.escalate else None
+        card = prices.card(self.escalate[-1]) if self.escalate else None
         return card.price_micro_usd(first.message.usage) if card else None
 
     def is_unsure(self, value: Any) -> bool:

@@ -16,7 +16,7 @@ from airflow_llm_provider.errors import ToolLimit
 from airflow_llm_provider.ledger.effects import Outcome
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.store import Ledger
-from airflow_llm_provider.pricing import rate_card, usd
+from airflow_llm_provider.pricing import Prices, usd
 from airflow_llm_provider.tools import Tool
 
 Block = Mapping[str, Any]
@@ -49,6 +49,7 @@ class Toolbox:
         sleep: Callable[[float], Awaitable[None]],
         buy: Buy,
         spent: Sequence[Purchase],
+        prices: Prices,
     ) -> Conversation:
         """Begin a conversation; its time runs from here.
 
@@ -63,11 +64,11 @@ class Toolbox:
             until_s=time.monotonic() + self.max_s,
             sleep=sleep,
         )
-        return Conversation(toolbox=self, caller=caller, buy=buy, spent=spent)
+        return Conversation(toolbox=self, caller=caller, buy=buy, spent=spent, prices=prices)
 
-    def require_price(self, request: Request) -> None:
+    def require_price(self, request: Request, prices: Prices) -> None:
         """Raise ToolLimit where the bound on money could not be kept."""
-        if self.max_micro_usd is not None and rate_card(request.model) is None:
+        if self.max_micro_usd is not None and prices.card(request.model) is None:
             raise ToolLimit(
                 f"max_tool_usd can't be kept: {request.model} has no known price. Nothing was sent; take a model "
                 "with a price, or leave max_tool_usd away and bound the turns."
@@ -82,6 +83,7 @@ class Conversation:
     caller: Caller
     buy: Buy
     spent: Sequence[Purchase]
+    prices: Prices
     turns: int = 0
 
     async def finish(self, request: Request, bought: Purchase) -> tuple[Request, Purchase]:
@@ -117,7 +119,7 @@ class Conversation:
         bound = self.toolbox.max_micro_usd
         if bound is None:
             return
-        ceiling = ceiling_micro_usd(request)
+        ceiling = ceiling_micro_usd(request, self.prices)
         costs = [ceiling, *(purchase.cost_micro_usd for purchase in self.spent)]
         known = [cost for cost in costs if cost is not None]
         if ceiling is None or len(known) < len(costs):

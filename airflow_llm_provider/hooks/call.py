@@ -17,6 +17,7 @@ from airflow_llm_provider.errors import AnswerError, TerminalError
 from airflow_llm_provider.hooks.checks import Exhausted, with_models
 from airflow_llm_provider.hooks.routing import Routing
 from airflow_llm_provider.hooks.storage import object_storage
+from airflow_llm_provider.ledger.savings import Saving
 from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.validators import Judge, Validator
 
@@ -146,6 +147,18 @@ class Call:
                 "task output= a path or URL to write it to, and clear it: the answer is kept and costs nothing more."
             )
         return value if OutputType(self.output_type).is_importable else plain
+
+    def saving(self, reply: Reply, scope: CallScope) -> Saving:
+        """Return what an answer saved: all of it where it was known, else what routing did."""
+        alone, cost = reply.strong_alone_micro_usd, reply.cost_micro_usd or 0
+        return Saving(
+            scope=scope,
+            model=reply.model,
+            version=self.version,
+            reused=int(reply.reused),
+            reused_micro_usd=cost if reply.reused else 0,
+            routed_micro_usd=0 if reply.reused or alone is None else alone - cost,
+        )
 
     def _request(self, settings: Settings, inputs: Mapping[str, Any], model: str) -> Request:
         blocks = [block for name, value in inputs.items() for block in _blocks(name, value)]

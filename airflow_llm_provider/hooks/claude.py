@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk.bases.hook import BaseHook
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_llm_provider.errors import LLMError, TerminalError
+from airflow_llm_provider.errors import BudgetSkips, LLMError, TerminalError
+from airflow_llm_provider.hooks.alarm import BudgetAlarm
 from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
 
@@ -74,10 +75,13 @@ class ClaudeHook(BaseHook):
             if self._is_cancelled:
                 raise asyncio.CancelledError
             engine = await asyncio.to_thread(self.settings.engine)
+            alarm = BudgetAlarm(context)
+            engine.ledger.on_warning = alarm.ring
             try:
                 return await work(engine)
             finally:
                 await engine.close()
+                await alarm.told()
 
         try:
             return asyncio.run(main())
@@ -153,6 +157,8 @@ class ClaudeHook(BaseHook):
         """Return the error as Airflow should see it: what no retry can mend as AirflowFailException."""
         if not isinstance(error, LLMError):
             return error
+        if isinstance(error, BudgetSkips):
+            return AirflowSkipException(f"{_where(context)}{error}")
         if isinstance(error, TerminalError):
             return AirflowFailException(f"{_where(context)}{type(error).__name__}: {error}")
         error.args = (f"{_where(context)}{error}",)

@@ -1,4 +1,4 @@
-"""Airflow's retries: as late as the API asked for."""
+"""Airflow's retries: as late as the API, or a budget, asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 
-from airflow_llm_provider.errors import RetryableError
+from airflow_llm_provider.errors import BudgetWaits, RetryableError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -17,7 +17,9 @@ _SPREAD = 0.1  # of the wait: tasks that were told the same should not come back
 
 
 class ClaudeRetryPolicy(RetryPolicy):
-    """Wait before Airflow's next try for as long as the API's Retry-After said; else as the task says.
+    """Wait before Airflow's next try for as long as the API's Retry-After said, or till a budget's next day or month.
+
+    Else as the task says.
 
     What no retry can mend never gets here: the hook raises AirflowFailException for it.
     """
@@ -31,7 +33,8 @@ class ClaudeRetryPolicy(RetryPolicy):
         while error is not None:
             if isinstance(error, RetryableError) and error.retry_after_s:
                 delay_s = error.retry_after_s * (1 + random.random() * _SPREAD)
-                reason = f"{error.kind}: the API asked for {error.retry_after_s:g} s"
+                who = "its budget" if isinstance(error, BudgetWaits) else "the API"
+                reason = f"{error.kind}: {who} asked for {error.retry_after_s:g} s"
                 return RetryDecision.retry(delay=dt.timedelta(seconds=delay_s), reason=reason)
             error = error.__cause__
         return RetryDecision.default()

@@ -50,6 +50,8 @@ class Routing:
                 continue
             conn_id = name.removeprefix(_CONNECTION)
             other = settings[conn_id]
+            engine.pace.limit(conn_id, other.limits)
+            engine.other_prices[conn_id] = other.prices
             fallbacks.append(
                 Fallback(
                     model=other.model(self._models[0]),

@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_llm_provider.pricing import micro_usd
 
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger.records import CallScope
 
 
-def scope_of(ti: Any, task: Any, conn_id: str, tags: Sequence[str] = ()) -> CallScope:
+CAPS = ("budget_usd", "run_budget_usd")
+
+
+def scope_of(
+    ti: Any,
+    task: Any,
+    conn_id: str,
+    tags: Sequence[str] = (),
+    *,
+    arguments: Mapping[str, Any] | None = None,
+) -> CallScope:
     """Return the scope of a task instance's calls, with the trace id of its run.
 
     tags: of the task; those of its DAG are added.
+    arguments: of the task, where its attributes are not rendered yet; its budgets are among them.
     """
     from airflow.sdk.configuration import conf
 
     from airflow_llm_provider.ledger.records import CallScope
 
     deployment = conf.get("llm", "deployment", fallback="airflow")
+    caps = {name: _cap(task, name, arguments) for name in CAPS}
     all_tags = sorted({*tags, *(getattr(task.dag, "tags", None) or ())})
     return CallScope(
         dag_id=ti.dag_id,
@@ -34,7 +50,39 @@ def scope_of(ti: Any, task: Any, conn_id: str, tags: Sequence[str] = ()) -> Call
         owner=task.owner,
         tags=json.dumps(all_tags) if all_tags else None,
         trace_id=trace_id(deployment, ti.dag_id, ti.run_id),
+        budget_micro_usd=caps["budget_usd"],
+        run_budget_micro_usd=caps["run_budget_usd"],
+        on_exceeded=_argument(task, "on_exceeded", arguments) or "fail",
     )
+
+
+def require_budgets(on_exceeded: str, **caps: Any) -> None:
+    """Raise ValueError, when the DAG is parsed, for a budget that is none; templates are read at run time."""
+    if on_exceeded not in ("fail", "skip"):
+        raise ValueError(
+            f"on_exceeded={on_exceeded!r}: use fail or skip; a standing budget per day or month can wait."
+        )
+    for name, cap in caps.items():
+        if cap is not None and not (isinstance(cap, str) and "{{" in cap):
+            try:
+                micro_usd(cap)
+            except ValueError as error:
+                raise ValueError(f"{name}= {error}.") from None
+
+
+def _argument(task: Any, name: str, arguments: Mapping[str, Any] | None) -> Any:
+    return getattr(task, name, None) if arguments is None else arguments.get(name)
+
+
+def _cap(task: Any, name: str, arguments: Mapping[str, Any] | None) -> int | None:
+    """Read a budget that may have come through a template, where none is written as nothing or None."""
+    dollars = _argument(task, name, arguments)
+    if dollars is None or str(dollars).strip() in ("", "None"):
+        return None
+    try:
+        return micro_usd(dollars)
+    except ValueError as error:
+        raise AirflowFailException(f"{task.task_id}: {name}= {error}.") from None
 
 
 def trace_id(deployment: str, dag_id: str, run_id: str) -> str:

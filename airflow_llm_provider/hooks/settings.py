@@ -13,8 +13,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 if TYPE_CHECKING:
     from airflow_llm_provider.engine.client import AnthropicClient
-    from airflow_llm_provider.engine.pace import Limits
     from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.ledger.budgets import Budget
+    from airflow_llm_provider.ledger.permits import Limits
+    from airflow_llm_provider.pricing import Prices
 
 DEFAULT_CONNECTION = "claude_default"
 TIERS = {"fast": "claude-haiku-5-5", "balanced": "claude-sonnet-5-5", "strong": "claude-opus-5-5"}
@@ -26,6 +28,7 @@ class Settings:
 
     client: AnthropicClient
     limits: Limits
+    prices: Prices = field(hash=False)
     tiers: dict[str, str] = field(hash=False)
     default_tier: str
     fallbacks: tuple[str, ...]
@@ -42,7 +45,8 @@ class Settings:
     def of(cls, connection: Any, conn_id: str) -> Self:
         """Read an Airflow connection; raises AirflowFailException naming the field that is wrong."""
         from airflow_llm_provider.engine.client import DEFAULT_BASE_URL, AnthropicClient
-        from airflow_llm_provider.engine.pace import Limits
+        from airflow_llm_provider.ledger.permits import Limits
+        from airflow_llm_provider.pricing import Prices
 
         extra = connection.extra_dejson
 
@@ -60,6 +64,10 @@ class Settings:
 
         fallbacks = extra.get("fallbacks") or ""
         names = fallbacks.split(",") if isinstance(fallbacks, str) else fallbacks
+        try:
+            prices = Prices.of(extra.get("prices"), extra.get("discount_percent"))
+        except ValueError as error:
+            raise _wrong(conn_id, str(error)) from None
         return cls(
             client=AnthropicClient(
                 api_key=(connection.password or "").strip(),
@@ -67,7 +75,11 @@ class Settings:
                 proxy=extra.get("proxy") or None,
                 ca_bundle=extra.get("ca_bundle") or None,
             ),
-            limits=Limits(**{name: int(number(name, 0)) or None for name in ("rpm", "itpm", "otpm")}),
+            limits=Limits(
+                **{name: int(number(name, 0)) or None for name in ("rpm", "itpm", "otpm")},
+                burst_s=number("burst_s", Limits().burst_s),
+            ),
+            prices=prices,
             tiers={tier: extra.get(tier) or model for tier, model in TIERS.items()},
             default_tier=extra.get("default_tier") or "balanced",
             fallbacks=tuple(str(name).strip() for name in names if str(name).strip()),
@@ -80,7 +92,6 @@ class Settings:
         """Return a new engine; make it in the process and loop that use it."""
         from airflow.sdk.configuration import conf
 
-        from airflow_llm_provider.engine.pace import Pace
         from airflow_llm_provider.engine.run import Engine
         from airflow_llm_provider.ledger.store import Ledger
 
@@ -93,14 +104,48 @@ class Settings:
             synchronous=conf.get("llm", "synchronous", fallback="FULL"),
             lease_s=lease_s,
             beat_s=lease_s / 4.5,  # three renewals may fail or come late
+            budgets=configured_budgets(),
         )
         return Engine(
             client=self.client,
             ledger=ledger,
-            pace=Pace(self.limits),
+            limits=self.limits,
+            prices=self.prices,
             timeout_s=self.timeout_s,
             deadline_s=self.deadline_s,
         )
+
+
+def configured_budgets() -> list[Budget]:
+    """Return the budgets that [llm] sets for everything; raises AirflowFailException for what is none."""
+    from airflow.sdk.configuration import conf
+
+    from airflow_llm_provider.ledger.budgets import Budget
+    from airflow_llm_provider.pricing import micro_usd
+
+    found: list[Budget] = []
+    for name, scope, per in (
+        ("call_budget_usd", "call", ""),
+        ("run_budget_usd", "run", ""),
+        ("day_budget_usd", "all", "day"),
+        ("month_budget_usd", "all", "month"),
+    ):
+        dollars = conf.get("llm", name, fallback="")
+        if not dollars.strip():
+            continue
+        try:
+            cap = Budget(
+                name=name,
+                cap_micro_usd=micro_usd(dollars),
+                scope=scope,
+                per=per,
+                timezone=conf.get("llm", "budget_timezone", fallback="UTC"),
+                origin="config",
+            )
+        except ValueError as error:
+            raise AirflowFailException(f"[llm] {name}: {error}") from None
+        found.append(cap)
+    return found
 
 
 def default_ledger_url() -> str:

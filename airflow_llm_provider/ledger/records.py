@@ -7,9 +7,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from airflow_llm_provider.pricing import Usage
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.ledger.budgets import Budget, Meter
 
 Reuse = Literal["always", "run", "never"]
 
@@ -19,6 +22,8 @@ class CallScope:
     """Who asks: the task instance, written down as attribution and used to scope reuse.
 
     first_try: number of the first try since the task was last cleared; tries from it on are one going.
+    budget_micro_usd, run_budget_micro_usd: what its task instance, and its DAG run, may cost; None: no cap of its
+        own. on_exceeded: what then becomes of the task: `fail` or `skip`.
     """
 
     dag_id: str = ""
@@ -31,6 +36,9 @@ class CallScope:
     owner: str | None = None
     tags: str | None = None
     trace_id: str = ""
+    budget_micro_usd: int | None = None
+    run_budget_micro_usd: int | None = None
+    on_exceeded: str = "fail"
 
     def claim(self, fingerprint: str, reuse: Reuse) -> str:
         """Return the key that one live attempt may hold: the wider the reuse, the fewer parts it has."""
@@ -62,6 +70,9 @@ class Entry:
     parent: str | None = None
     item_id: str | None = None
     ceiling_micro_usd: int | None = None
+    version: str = ""
+    family: str = ""
+    ceiling_tokens: int | None = None
     id: str = field(default_factory=new_attempt_id)
 
 
@@ -77,6 +88,27 @@ class Busy:
     """Somebody else's live attempt holds the key."""
 
     holder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A budget has no room for the call; nothing was opened.
+
+    meter: what counts towards the budget; None where it caps each call by itself.
+    need_micro_usd: the call's ceiling; None when its model has no known price.
+    """
+
+    budget: Budget
+    meter: Meter | None
+    need_micro_usd: int | None
+    settled_micro_usd: int
+    reserved_micro_usd: int
+
+    @property
+    def may_fit(self) -> bool:
+        """Tell whether the call would fit once what is in flight is settled."""
+        need = self.need_micro_usd
+        return need is not None and self.settled_micro_usd + need <= self.budget.cap_micro_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +138,17 @@ class Settlement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """How an attempt ended without a reply; `billed` when the API may have charged for it."""
+    """How an attempt ended without a reply; `billed` when the API may have charged for it.
+
+    prompt: None for one that was never sent.
+    """
 
     attempt_id: str
     fingerprint: str
     billed: bool
     error_class: str
     error: str
-    prompt: Callable[[], bytes]
+    prompt: Callable[[], bytes] | None
 
 
 @dataclass(frozen=True, slots=True)

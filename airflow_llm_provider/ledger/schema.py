@@ -49,6 +49,13 @@ call = sa.Table(
     sa.Column("cost_micro_usd", sa.BigInteger),  # NULL when the price is unknown or nothing was billed
     sa.Column("error_class", sa.Text),
     sa.Column("error", sa.Text),
+    # Ids of the accounts it is booked on, separated by spaces; NULL for none. See ledger.accounts.
+    sa.Column("accounts", sa.Text),
+    sa.Column("version", sa.Text),  # the author's label in the request
+    sa.Column(
+        "family", sa.String(16)
+    ),  # what the calls of one task and schema share; NULL where nobody estimates
+    sa.Column("ceiling_tokens", sa.BigInteger),  # the most input tokens it could have
 )
 
 
@@ -63,6 +70,11 @@ sa.Index("call_claim", call.c.claim, unique=True, sqlite_where=IS_LIVE, postgres
 sa.Index("call_answered", call.c.fingerprint, sqlite_where=IS_ANSWERED, postgresql_where=IS_ANSWERED)
 sa.Index("call_run", call.c.dag_id, call.c.run_id)
 sa.Index("call_open", call.c.holder, sqlite_where=IS_OPEN, postgresql_where=IS_OPEN)
+# The newest calls of a family: what the next ones will take is estimated from them.
+IS_OF_FAMILY = call.c.family.is_not(None)
+call_family = sa.Index(
+    "call_family", call.c.family, call.c.opened_ms, sqlite_where=IS_OF_FAMILY, postgresql_where=IS_OF_FAMILY
+)
 
 payload = sa.Table(
     "payload",  # what was said; apart from `call`, so that looking up and adding up stay cheap
@@ -127,6 +139,74 @@ effect = sa.Table(
 )
 sa.Index("effect_run", effect.c.dag_id, effect.c.run_id)
 
+budget = sa.Table(
+    "budget",  # a standing cap; see ledger.budgets.Budget, whose fields these are
+    metadata,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("cap_micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("scope", sa.String(10), nullable=False),
+    sa.Column("applies_to", sa.Text, nullable=False),
+    sa.Column("per", sa.String(10), nullable=False),
+    sa.Column("timezone", sa.Text, nullable=False),
+    sa.Column("on_exceeded", sa.String(10), nullable=False),
+)
+
+account = sa.Table(
+    "account",  # what a meter has counted: the sum over the calls that name it; see ledger.accounts
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),  # of ledger.budgets.Meter
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),  # scope, period and time zone: what such meters share
+    sa.Column("applies_to", sa.Text, nullable=False),  # the DAG or connection
+    sa.Column("settled_micro_usd", sa.BigInteger, nullable=False),  # paid, or booked as unproven
+    sa.Column("reserved_micro_usd", sa.BigInteger, nullable=False),  # ceilings of what is in flight
+    sa.Column("judged_micro_usd", sa.BigInteger, nullable=False),  # up to where warnings were given
+    sa.Column("opened_ms", sa.BigInteger, nullable=False),
+)
+
+saving = sa.Table(
+    "saving",  # what one try of a task did not have to pay; see ledger.savings
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("dag_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("task_id", sa.Text, nullable=False),
+    sa.Column("map_index", sa.Integer, nullable=False),
+    sa.Column("try_number", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("tags", sa.Text),  # a JSON list
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("version", sa.Text),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("reused", sa.BigInteger, nullable=False),  # answers that were in the ledger
+    sa.Column("reused_micro_usd", sa.BigInteger, nullable=False),  # what they had cost
+    sa.Column(
+        "routed_micro_usd", sa.BigInteger, nullable=False
+    ),  # about what the last model alone costs more
+)
+
+permit = sa.Table(
+    "permit",  # the limiter: when the next call of a bucket may go; see ledger.permits
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # Where each limit's timeline ends: what was permitted so far takes the account until then.
+    sa.Column("requests_free_ms", sa.Double, nullable=False, default=0.0),
+    sa.Column("input_free_ms", sa.Double, nullable=False, default=0.0),
+    sa.Column("output_free_ms", sa.Double, nullable=False, default=0.0),
+    sa.Column("quiet_until_ms", sa.Double, nullable=False, default=0.0),  # as a Retry-After asked
+    sa.Column("rpm", sa.BigInteger),  # what the API's headers said of the limits, and when
+    sa.Column("itpm", sa.BigInteger),
+    sa.Column("otpm", sa.BigInteger),
+    sa.Column("learnt_ms", sa.Double, nullable=False, default=0.0),
+    sa.Column(
+        "cut_rpm", sa.Double, nullable=False, default=0.0
+    ),  # what the last 429 made of the pace, and when
+    sa.Column("cut_ms", sa.Double, nullable=False, default=0.0),
+    sa.Column(
+        "takers", sa.Text, nullable=False
+    ),  # JSON: by DAG, each process that waits, and until when it counts
+)
+
 version = sa.Table("ledger_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
 
 
@@ -134,9 +214,31 @@ def _create_tables(connection: sa.Connection) -> None:
     metadata.create_all(connection)
 
 
+def _add_budgets(connection: sa.Connection) -> None:
+    _create_tables(connection)
+    columns = {column["name"] for column in sa.inspect(connection).get_columns(call.name)}
+    if call.c.accounts.name not in columns:  # a ledger that is made now has it from the first step on
+        connection.execute(sa.text('ALTER TABLE "call" ADD COLUMN accounts TEXT'))
+
+
+def _add_reports(connection: sa.Connection) -> None:
+    _create_tables(connection)
+    known = {column["name"] for column in sa.inspect(connection).get_columns(call.name)}
+    for name, kind in (("version", "TEXT"), ("family", "VARCHAR(16)"), ("ceiling_tokens", "BIGINT")):
+        if name not in known:
+            connection.execute(sa.text(f"ALTER TABLE call ADD COLUMN {name} {kind}"))
+    call_family.create(connection, checkfirst=True)
+
+
 Migration = Callable[[sa.Connection], None]
 # Forward only: append, never edit. The ledger's version is how many have run.
-MIGRATIONS: tuple[Migration, ...] = (_create_tables, _create_tables)  # the second adds review and effect
+MIGRATIONS: tuple[Migration, ...] = (
+    _create_tables,
+    _create_tables,  # adds review and effect
+    _add_budgets,
+    _add_reports,
+    _create_tables,  # adds permit
+)
 
 
 class LedgerTooNew(LedgerUnusable):

@@ -20,6 +20,7 @@ from airflow_llm_provider.ledger.schema import (
     document,
     is_in,
     payload,
+    saving,
 )
 
 _ATTEMPT: sa.BindParameter[str] = sa.bindparam("attempt")
@@ -69,26 +70,32 @@ def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     return call.c.id.in_(sa.select(call.c.id).where(*conditions).with_for_update(skip_locked=True))
 
 
-_EXPIRED = call.update().values(
-    state=UNPROVEN,
-    closed_ms=sa.bindparam("now"),
-    cost_micro_usd=call.c.ceiling_micro_usd,
-    error_class="LeaseExpired",
-    error="Its process ended, or stalled, before a reply was recorded.",
-)
-EXPIRE = _EXPIRED.where(
-    _unlocked(
-        call.c.id.in_(sa.bindparam("attempts", expanding=True)),
-        IS_OPEN,
-        call.c.lease_until_ms < sa.bindparam("now"),
+EXPIRE = (
+    call.update()
+    .where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
+    .values(
+        state=UNPROVEN,
+        closed_ms=sa.bindparam("now"),
+        cost_micro_usd=call.c.ceiling_micro_usd,
+        error_class="LeaseExpired",
+        error="Its process ended, or stalled, before a reply was recorded.",
     )
 )
-SWEEP = _EXPIRED.where(_unlocked(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before")))
+# Attempts whose lease has ended: of a few, of all, of those that hold a reservation.
+_OVERDUE = (
+    sa.select(call.c.id, call.c.state, call.c.accounts, call.c.ceiling_micro_usd, call.c.cost_micro_usd)
+    .where(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before"))
+    .with_for_update(skip_locked=True)
+)
+OVERDUE_OF = _OVERDUE.where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
+OVERDUE = _OVERDUE
+OVERDUE_RESERVED = _OVERDUE.where(call.c.accounts.is_not(None))
 RENEW = (
     call.update()
     .where(_unlocked(call.c.holder == sa.bindparam("held_by"), IS_OPEN))
     .values(lease_until_ms=sa.bindparam("until"))
 )
+WITHDRAW = call.delete().where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
 KEEP = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
 COMPLAIN = (
     call.update()
@@ -111,9 +118,9 @@ REOPEN = (
     )
     .values(state=REOPENED)
 )
-HOLDERS = sa.select(call.c.id, call.c.claim, call.c.state, call.c.lease_until_ms, call.c.holder).where(
-    call.c.claim.in_(sa.bindparam("claims", expanding=True)), IS_LIVE
-)
+HOLDERS = sa.select(
+    call.c.id, call.c.claim, call.c.state, call.c.lease_until_ms, call.c.holder, call.c.opened_ms
+).where(call.c.claim.in_(sa.bindparam("claims", expanding=True)), IS_LIVE)
 SIGHTED = sa.select(document.c.sighting, document.c.fingerprint).where(
     document.c.sighting.in_(sa.bindparam("sightings", expanding=True))
 )
@@ -147,30 +154,36 @@ ANSWERED = {
 }
 
 
-def _insert(dialect: str, table: sa.Table) -> Any:
+def insert(dialect: str, table: sa.Table) -> Any:
+    """Return the dialect's own insert, which knows conflicts."""
     return (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
 
 
 def insert_call(dialect: str) -> Any:
     """Insert attempts, passing over those whose claim is held."""
-    return _insert(dialect, call).on_conflict_do_nothing()
+    return insert(dialect, call).on_conflict_do_nothing()
 
 
 def upsert_payload(dialect: str) -> Any:
     """Keep what was said; a reply that comes late joins the prompt that was kept before it."""
-    insert = _insert(dialect, payload)
-    return insert.on_conflict_do_update(
+    upsert = insert(dialect, payload)
+    return upsert.on_conflict_do_update(
         index_elements=[payload.c.call_id],
         set_={
-            "reply": sa.func.coalesce(insert.excluded.reply, payload.c.reply),
-            "prompt": sa.func.coalesce(insert.excluded.prompt, payload.c.prompt),
+            "reply": sa.func.coalesce(upsert.excluded.reply, payload.c.reply),
+            "prompt": sa.func.coalesce(upsert.excluded.prompt, payload.c.prompt),
         },
     )
 
 
 def upsert_sighting(dialect: str) -> Any:
     """Note what a document in this state was asked; the latest question counts."""
-    insert = _insert(dialect, document)
-    return insert.on_conflict_do_update(
-        index_elements=[document.c.sighting], set_={"fingerprint": insert.excluded.fingerprint}
+    upsert = insert(dialect, document)
+    return upsert.on_conflict_do_update(
+        index_elements=[document.c.sighting], set_={"fingerprint": upsert.excluded.fingerprint}
     )
+
+
+def insert_saving(dialect: str) -> Any:
+    """Insert what a try saved, unless it is there already."""
+    return insert(dialect, saving).on_conflict_do_nothing()

@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import tenacity
 
 from airflow_llm_provider.errors import LedgerUnavailable, LedgerUnusable, LLMError
+from airflow_llm_provider.ledger.accounts import Accounts, BudgetWarning, MissingAccounts
 from airflow_llm_provider.ledger.batch import Batch
+from airflow_llm_provider.ledger.budgets import Budget
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.lookups import Lookup, look_up
 from airflow_llm_provider.ledger.payloads import PayloadPolicy
@@ -26,6 +28,7 @@ from airflow_llm_provider.ledger.records import (
     Failure,
     KeptPrompt,
     Opened,
+    Refusal,
     Reopening,
     Reuse,
     Settlement,
@@ -52,6 +55,9 @@ class Ledger:
         are always kept: a retry is answered from them.
     deadline_s: how long an unreachable database is tried before callers get `LedgerUnavailable`.
     lease_s: how long an attempt of a killed process blocks its key; renewed every `beat_s` while it lives.
+    budgets: that bind all calls, beside those of their scopes and the standing ones in the ledger itself.
+
+    on_warning hears of a budget that is running out, in the ledger's own thread, once it is committed.
 
     Two threads of its own do the SQL, one writes and one reads; create it after any fork. Raises
     LedgerUnavailable when the database can't be reached, LedgerUnusable when trying again won't help.
@@ -66,8 +72,10 @@ class Ledger:
         deadline_s: float = 60.0,
         lease_s: float = LEASE_S,
         beat_s: float = BEAT_S,
+        budgets: Sequence[Budget] = (),
     ) -> None:
         policy = PayloadPolicy(payload)
+        self.on_warning: Callable[[BudgetWarning], None] = _log_warning
         self._deadline_s = deadline_s
         self.holder = uuid.uuid4().hex
         self.database = Database(url, synchronous=synchronous, patience_s=deadline_s)
@@ -76,8 +84,13 @@ class Ledger:
             with self._in_our_words():
                 self._retried(self.database.migrate)
             on_failure.pop_all()
+        self._accounts = Accounts(self.database.dialect, budgets)
         self._writes = Writes(
-            dialect=self.database.dialect, holder=self.holder, lease_ms=int(lease_s * 1000), policy=policy
+            dialect=self.database.dialect,
+            holder=self.holder,
+            lease_ms=int(lease_s * 1000),
+            policy=policy,
+            accounts=self._accounts,
         )
         self._writer: Batch[Write, Any] = Batch(
             self._write, name="llm-ledger-write", tick=self._beat, tick_s=beat_s
@@ -92,10 +105,19 @@ class Ledger:
         """Return the settled reply to what an unchanged document was asked."""
         return await self._reader.submit(Lookup(sighting, "sighting", scope, reuse))
 
-    async def open(self, entry: Entry) -> Opened | Answer | Busy:
-        """Claim a key and open an attempt, or say who has it: a settled answer or a live attempt."""
-        outcome: Opened | Answer | Busy = await self._writer.submit(entry)
-        return outcome
+    async def open(self, entry: Entry) -> Opened | Answer | Busy | Refusal:
+        """Claim a key, reserve its ceiling and open an attempt; or say who has the key, or which budget no room.
+
+        Who has it is a settled answer or a live attempt. A caller that is cancelled meanwhile gives up its key
+        and what it has reserved.
+        """
+        opening: asyncio.Future[Opened | Answer | Busy | Refusal] = self._writer.submit(entry)
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            if isinstance(await opening, Opened):
+                self.note(_unsent(entry))
+            raise
 
     async def record(
         self, write: Settlement | Failure | Sighting | KeptPrompt | Complained | Reopening
@@ -113,7 +135,11 @@ class Ledger:
         For what happens now and then; the calls themselves go in batches. `work` may be run again where the
         commit went unheard.
         """
-        return await asyncio.to_thread(self._transact, work)
+        return await asyncio.to_thread(self._transact, self.database.write, work)
+
+    async def consult(self, work: Callable[[sa.Connection, int], T]) -> T:
+        """Return what `work(connection, now_ms)` reads, in a transaction that waits for no writer."""
+        return await asyncio.to_thread(self._transact, self.database.read, work)
 
     def close(self) -> None:
         """Commit what was submitted and close the database."""
@@ -121,9 +147,13 @@ class Ledger:
         self._reader.close()
         self.database.close()
 
-    def _transact(self, work: Callable[[sa.Connection, int], T]) -> T:
+    def _transact(
+        self,
+        begin: Callable[[], contextlib.AbstractContextManager[sa.Connection]],
+        work: Callable[[sa.Connection, int], T],
+    ) -> T:
         def once() -> T:
-            with self.database.write() as connection:
+            with begin() as connection:
                 return work(connection, self.database.now_ms(connection))
 
         with self._in_our_words():
@@ -152,18 +182,37 @@ class Ledger:
     def _write_once(self, batch: list[Write]) -> list[Any]:
         outcomes: dict[int, Any] = {}
         for part in self._writes.transactions(batch):
-            with self.database.write() as connection:
-                done = self._writes.apply(connection, self.database.now_ms(connection), part)
+            done = self._apply(part)
             outcomes |= {id(write): outcome for write, outcome in zip(part, done, strict=True)}
         return [outcomes[id(write)] for write in batch]
+
+    def _apply(self, part: Sequence[Write]) -> list[Any]:
+        while True:
+            try:
+                with self.database.write() as connection:
+                    done = self._writes.apply(connection, self.database.now_ms(connection), part)
+            except MissingAccounts as missing:
+                for meter in missing.meters:
+                    with self.database.write() as connection:
+                        self._accounts.make(connection, self.database.now_ms(connection), meter)
+                continue
+            self._warn()
+            return done
 
     def _beat(self) -> None:
         """Renew the leases of what this engine has in flight."""
         try:
             with self._in_our_words(), self.database.write() as connection:
                 self._writes.renew(connection, self.database.now_ms(connection))
+            self._warn()
         except LLMError as error:
             log.warning("The ledger's leases could not be renewed, will try again. %s", error)
+
+    def _warn(self) -> None:
+        """Tell of budgets that are running out, once the transaction that says so is committed."""
+        warnings, self._writes.warnings = self._writes.warnings, []
+        for warning in warnings:
+            self.on_warning(warning)
 
     # -- in the reader's thread ----------------------------------------------------------------------
 
@@ -207,6 +256,21 @@ class Ledger:
                     "move it away to begin a new one, which buys every answer anew."
                 ) from error
             raise LedgerUnusable(f"{where} does not take this: {said}") from error
+
+
+def _unsent(entry: Entry) -> Failure:
+    return Failure(
+        attempt_id=entry.id,
+        fingerprint=entry.fingerprint,
+        billed=False,
+        error_class="Cancelled",
+        error="Cancelled before it was sent.",
+        prompt=None,
+    )
+
+
+def _log_warning(warning: BudgetWarning) -> None:
+    log.warning("%s", warning)
 
 
 def _log_failure(future: Any) -> None:

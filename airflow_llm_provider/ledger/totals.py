@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,12 +65,3 @@ def complaints(
         query = query.where(call.c.run_id == run_id)
     with database.read() as connection:
         return [dict(row) for row in connection.execute(query).mappings()]
-
-
-def size_bytes(database: Database) -> int:
-    """Return how much room the ledger takes: its files, or its whole PostgreSQL database."""
-    if database.dialect == "sqlite":
-        files = (Path(f"{database.url.database}{suffix}") for suffix in ("", "-wal", "-shm"))
-        return sum(file.stat().st_size for file in files if file.exists())
-    with database.read() as connection:
-        return int(connection.execute(sa.text("SELECT pg_database_size(current_database())")).scalar_one())

@@ -8,8 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger import sql
+from airflow_llm_provider.ledger.accounts import Accounts, BudgetWarning
 from airflow_llm_provider.ledger.lookups import chunks, newest
 from airflow_llm_provider.ledger.payloads import PayloadPolicy, pack_prompt
+from airflow_llm_provider.ledger.posting import Bound, Posting
 from airflow_llm_provider.ledger.records import (
     Answer,
     Busy,
@@ -18,6 +20,7 @@ from airflow_llm_provider.ledger.records import (
     Failure,
     KeptPrompt,
     Opened,
+    Refusal,
     Reopening,
     Settlement,
     Sighting,
@@ -30,13 +33,19 @@ class Writes:
     """The writes of one engine.
 
     holder: the engine's id, in the rows of its live attempts; lease_ms: how long they are its own.
+    warnings: of budgets, from the last transaction; due when it is committed.
 
     So that writers on PostgreSQL never wait in a circle: opening waits for those who hold a key, and holds
-    nothing meanwhile but the keys before it; all else waits for nobody who could be waiting.
+    nothing meanwhile but the keys before it; the accounts come last, and who holds one waits for accounts only;
+    all else waits for nobody who could be waiting.
     """
 
-    def __init__(self, *, dialect: str, holder: str, lease_ms: int, policy: PayloadPolicy) -> None:
+    def __init__(
+        self, *, dialect: str, holder: str, lease_ms: int, policy: PayloadPolicy, accounts: Accounts
+    ) -> None:
         self._dialect, self._holder, self._lease_ms, self._policy = dialect, holder, lease_ms, policy
+        self._accounts = accounts
+        self.warnings: list[BudgetWarning] = []
         self._insert_call = sql.insert_call(dialect)
         self._upsert_payload = sql.upsert_payload(dialect)
         self._upsert_sighting = sql.upsert_sighting(dialect)
@@ -49,17 +58,28 @@ class Writes:
         return [part for part in parts if part]
 
     def apply(self, connection: sa.Connection, now: int, batch: Sequence[Write]) -> list[Any]:
-        """Do what `batch` says; return an outcome for each Entry and None for the others."""
+        """Do what `batch` says; return an outcome for each Entry and None for the others.
+
+        Raises MissingAccounts where some have to be made first.
+        """
         by_kind: dict[type, list[Any]] = {}
         for write in batch:
             by_kind.setdefault(type(write), []).append(write)
-        self._settle(connection, now, by_kind.get(Settlement, []))
-        self._fail(connection, now, by_kind.get(Failure, []))
+        settled, failed = by_kind.get(Settlement, []), by_kind.get(Failure, [])
+        posting = Posting()
+        posting.read(connection, sorted({write.attempt_id for write in (*settled, *failed)}))
+        self._settle(connection, now, settled, posting)
+        self._fail(connection, now, failed, posting)
         self._keep(connection, by_kind.get(KeptPrompt, []))
         self._complain(connection, by_kind.get(Complained, []))
         self._reopen(connection, by_kind.get(Reopening, []))
         self._sight(connection, by_kind.get(Sighting, []))
-        opened = iter(self._open(connection, now, by_kind.get(Entry, [])))
+        outcomes = self._open(connection, now, by_kind.get(Entry, []), posting)
+        refused = self._post(connection, posting)
+        opened = iter(
+            refused.get(outcome.attempt_id, outcome) if isinstance(outcome, Opened) else outcome
+            for outcome in outcomes
+        )
         return [next(opened) if isinstance(write, Entry) else None for write in batch]
 
     def renew(self, connection: sa.Connection, now: int) -> None:
@@ -68,12 +88,36 @@ class Writes:
         Only a lease's length after its end, so that a database that was away costs nobody an attempt that
         is still in flight.
         """
+        posting = Posting()
         connection.execute(sql.RENEW, {"held_by": self._holder, "until": now + self._lease_ms})
-        connection.execute(sql.SWEEP, {"now": now, "before": now - self._lease_ms})
+        self._expire(connection, now, sql.OVERDUE, {"before": now - self._lease_ms}, posting)
+        self._post(connection, posting)
 
-    def _settle(self, connection: sa.Connection, now: int, settled: Sequence[Settlement]) -> None:
+    def _post(self, connection: sa.Connection, posting: Posting) -> dict[str, Refusal]:
+        """Move the accounts, and withdraw what they have no room for."""
+        refused, self.warnings = self._accounts.post(connection, posting)
+        for chunk in chunks(sorted(refused)):
+            connection.execute(sql.WITHDRAW, {"attempts": chunk})
+        return refused
+
+    def _expire(
+        self, connection: sa.Connection, now: int, overdue: Any, which: dict[str, Any], posting: Posting
+    ) -> None:
+        """Book attempts at their ceiling: nobody can prove any more that they were not billed."""
+        rows = connection.execute(overdue, which).all()
+        for row in rows:
+            posting.hold(row)
+            posting.end(row.id, UNPROVEN)
+        for chunk in chunks([row.id for row in rows]):
+            connection.execute(sql.EXPIRE, {"attempts": chunk, "now": now})
+
+    def _settle(
+        self, connection: sa.Connection, now: int, settled: Sequence[Settlement], posting: Posting
+    ) -> None:
         if not settled:
             return
+        for s in settled:
+            posting.settle(s.attempt_id, SETTLED, s.cost_micro_usd)
         connection.execute(
             sql.SETTLE,
             [
@@ -106,9 +150,11 @@ class Writes:
             ],
         )
 
-    def _fail(self, connection: sa.Connection, now: int, failed: Sequence[Failure]) -> None:
+    def _fail(self, connection: sa.Connection, now: int, failed: Sequence[Failure], posting: Posting) -> None:
         if not failed:
             return
+        for f in failed:
+            posting.end(f.attempt_id, UNPROVEN if f.billed else FAILED)
         connection.execute(
             sql.FAIL,
             [
@@ -122,11 +168,12 @@ class Writes:
                 for f in failed
             ],
         )
-        if kept := [f for f in failed if self._policy.keeps(f.fingerprint, error=True)]:
-            connection.execute(
-                self._upsert_payload,
-                [{"call_id": f.attempt_id, "prompt": pack_prompt(f.prompt), "reply": None} for f in kept],
-            )
+        if kept := [
+            {"call_id": f.attempt_id, "prompt": pack_prompt(f.prompt), "reply": None}
+            for f in failed
+            if f.prompt is not None and self._policy.keeps(f.fingerprint, error=True)
+        ]:
+            connection.execute(self._upsert_payload, kept)
 
     def _keep(self, connection: sa.Connection, kept: Sequence[KeptPrompt]) -> None:
         if kept := [k for k in kept if self._policy.keeps(k.fingerprint, error=True)]:
@@ -164,17 +211,23 @@ class Writes:
             connection.execute(self._upsert_sighting, rows)
 
     def _open(
-        self, connection: sa.Connection, now: int, entries: Sequence[Entry]
+        self, connection: sa.Connection, now: int, entries: Sequence[Entry], posting: Posting
     ) -> list[Opened | Answer | Busy]:
         if not entries:
             return []
-        rows = [self._row(entry, now) for entry in entries]
+        if (
+            self._accounts.is_short
+        ):  # what killed processes have reserved is needed, as soon as their leases end
+            self._expire(connection, now, sql.OVERDUE_RESERVED, {"before": now}, posting)
+        bounds = self._accounts.bind(connection, now, (entry.scope for entry in entries))
+        bound = [bounds[id(entry.scope)] for entry in entries]
+        rows = [self._row(entry, now, binds) for entry, binds in zip(entries, bound, strict=True)]
         late = self._late(connection, rows)
         wanted = [row for row in rows if row["claim"] not in late]
         holders = self._claimed(connection, wanted)
         if expired := {h.id for h in holders.values() if h.state == OPEN and h.lease_until_ms < now}:
             for chunk in chunks(sorted(expired)):
-                connection.execute(sql.EXPIRE, {"attempts": chunk, "now": now})
+                self._expire(connection, now, sql.OVERDUE_OF, {"attempts": chunk, "before": now}, posting)
             again = [row for row in wanted if (h := holders.get(row["claim"])) and h.id in expired]
             holders |= self._claimed(connection, again)
         answers = {
@@ -182,7 +235,12 @@ class Writes:
             for chunk in chunks([h.id for h in holders.values() if h.state == SETTLED])
             for row in connection.execute(sql.BY_ID, {"ids": chunk})
         }
-        return [_outcome(row, late, holders, answers) for row in rows]
+        outcomes = [_outcome(row, late, holders, answers) for row in rows]
+        for entry, row, binds, outcome in zip(entries, rows, bound, outcomes, strict=True):
+            # An attempt that was opened when its commit went unheard has its reservation.
+            if isinstance(outcome, Opened) and holders[row["claim"]].opened_ms == now:
+                posting.want(outcome.attempt_id, entry.ceiling_micro_usd, binds)
+        return outcomes
 
     def _late(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, Answer]:
         """Find answers that came after their lease had ended: nobody holds their key, yet it is paid."""
@@ -202,7 +260,7 @@ class Writes:
             for holder in connection.execute(sql.HOLDERS, {"claims": chunk})
         }
 
-    def _row(self, entry: Entry, now: int) -> dict[str, Any]:
+    def _row(self, entry: Entry, now: int, bound: Bound) -> dict[str, Any]:
         scope = entry.scope
         return {
             "id": entry.id,
@@ -224,8 +282,12 @@ class Writes:
             "tags": _storable(scope.tags),
             "trace_id": scope.trace_id,
             "model": _storable(entry.model),
+            "version": _storable(entry.version) or None,
+            "family": entry.family or None,
+            "ceiling_tokens": entry.ceiling_tokens,
             "ceiling_micro_usd": entry.ceiling_micro_usd,
             "opened_ms": now,
+            "accounts": bound.written,
         }
 
 

@@ -15,6 +15,7 @@ from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_rec
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.files import is_file, with_files_read
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
+from airflow_llm_provider.hooks.scope import require_budgets
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.triggers.lane import LanePartial, place
@@ -35,6 +36,7 @@ CALL_ARGUMENTS = (
     *("fallbacks", "fall_back_on", "too_long", "max_input_tokens", "output", "reuse", "version", "tags"),
     *("tools", "max_tool_turns", "max_tool_s", "max_tool_usd", "approval", "claude_conn_id"),
     *("on_exhausted", "default", "dead_letters"),
+    *("budget_usd", "run_budget_usd", "on_exceeded", "budget_notifiers"),
 )
 _OF_APPROVAL = ("response_timeout", "assigned_users", "notifiers")
 _ATTRIBUTES = {"output": "output_path"}  # BaseOperator.output is the XCom
@@ -102,6 +104,10 @@ class ClaudeOperator(BaseOperator):
         JSON; the task then returns the path. Needed for answers over 1 MB.
     reuse: whose answers may be taken: `run` (this DAG run's), `always` (any run's) or `never`.
     version: change it to ask anew.
+    budget_usd: what the task instance may cost, over all its tries, in US dollars; None: no cap of its own.
+    run_budget_usd: what the whole DAG run may cost, its other tasks counted.
+    on_exceeded: what becomes of the task when a call could cost more than either has left: `fail` or `skip`.
+    budget_notifiers: Airflow notifiers, told when 50, 80 and 95 % of a budget are spent.
     tags: kept with the call, beside the DAG's own.
     claude_conn_id: the Airflow connection, of type `claude`.
     deferrable: wait in the triggerer, from start to end, and hold no worker. What needs Python of the DAG file
@@ -123,6 +129,8 @@ class ClaudeOperator(BaseOperator):
         "output_path",
         "dead_letters",
         "version",
+        "budget_usd",
+        "run_budget_usd",
         "claude_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
@@ -166,6 +174,10 @@ class ClaudeOperator(BaseOperator):
         output: str | None = None,
         reuse: Literal["always", "run", "never"] = "run",
         version: str = "",
+        budget_usd: float | str | None = None,
+        run_budget_usd: float | str | None = None,
+        on_exceeded: Literal["fail", "skip"] = "fail",
+        budget_notifiers: Sequence[Any] = (),
         tags: Sequence[str] = (),
         deferrable: bool = False,
         claude_conn_id: str = DEFAULT_CONNECTION,
@@ -177,6 +189,7 @@ class ClaudeOperator(BaseOperator):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
         require_kinds("fall_back_on", fall_back_on)
+        require_budgets(on_exceeded, budget_usd=budget_usd, run_budget_usd=run_budget_usd)
         self.prompt = prompt
         self._inputs: Any = inputs or {}
         self.allowed_roots = roots  # BaseOperator.roots are the first tasks of the DAG
@@ -214,6 +227,10 @@ class ClaudeOperator(BaseOperator):
         self.output_path = output  # BaseOperator.output is the XCom
         self.reuse = reuse
         self.version = version
+        self.budget_usd = budget_usd
+        self.run_budget_usd = run_budget_usd
+        self.on_exceeded = on_exceeded
+        self.budget_notifiers = budget_notifiers
         self.tags = tags
         self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
@@ -256,7 +273,9 @@ class ClaudeOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask in this worker, and return the answer."""
+        from airflow_llm_provider.engine.bill import bill
         from airflow_llm_provider.engine.tool_calls import ApprovalNeeded
+        from airflow_llm_provider.ledger.savings import keep_saving
         from airflow_llm_provider.pricing import usd
 
         if not self.prompt or not self.prompt.strip():
@@ -279,7 +298,10 @@ class ClaudeOperator(BaseOperator):
                     usd(cost),
                     usd(alone),
                 )
-            return reply, await asyncio.to_thread(call.delivered, reply)
+            delivered = await asyncio.to_thread(call.delivered, reply)
+            await keep_saving(engine.ledger, call.saving(reply, scope))
+            self.log.info("%s", await bill(engine, scope))
+            return reply, delivered
 
         try:
             outcome, answer = self.hook.run(work, context=context)

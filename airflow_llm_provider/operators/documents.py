@@ -12,9 +12,10 @@ from airflow.sdk import BaseOperator, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_llm_provider.errors import require_kinds
+from airflow_llm_provider.errors import LLMError, require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
+from airflow_llm_provider.hooks.scope import require_budgets
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.hooks.storage import object_storage
 from airflow_llm_provider.operators.rows import Rows, is_path, lies_among
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_llm_provider.documents.document import Document, Rejected
-    from airflow_llm_provider.documents.run import Question
+    from airflow_llm_provider.documents.estimate import Estimate
+    from airflow_llm_provider.documents.run import Question, Run
     from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
@@ -76,7 +78,9 @@ class ClaudeDocumentsOperator(BaseOperator):
     version: change it to ask everything anew.
     retry_dead: ask dead letters of earlier runs anew.
     limit: ask about so many documents at most; the rest are `pending`.
-    dry_run: send nothing; return what would be asked and the most it could cost.
+    dry_run: send nothing; return what would be asked, and what it would take: tokens, price and time.
+    budget_usd, run_budget_usd, on_exceeded, budget_notifiers: as for ClaudeOperator. What a budget has no room for is
+        `pending`; what is paid is written.
     tags: kept with every call, beside the DAG's own.
     claude_conn_id: the Airflow connection, of type `claude`.
 
@@ -94,6 +98,8 @@ class ClaudeDocumentsOperator(BaseOperator):
         "version",
         "limit",
         "is_dry_run",
+        "budget_usd",
+        "run_budget_usd",
         "claude_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
@@ -135,6 +141,10 @@ class ClaudeDocumentsOperator(BaseOperator):
         retry_dead: bool = False,
         limit: int | str | None = None,
         dry_run: bool | str = False,
+        budget_usd: float | str | None = None,
+        run_budget_usd: float | str | None = None,
+        on_exceeded: Literal["fail", "skip"] = "fail",
+        budget_notifiers: Sequence[Any] = (),
         tags: Sequence[str] = (),
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
@@ -150,6 +160,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             )
         require_kinds("retry", retry or ())
         require_kinds("fall_back_on", fall_back_on)
+        require_budgets(on_exceeded, budget_usd=budget_usd, run_budget_usd=run_budget_usd)
         self.documents = documents
         self.prompt = prompt
         self.output_path = output  # BaseOperator.output is the XCom
@@ -183,6 +194,10 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.retry_dead = retry_dead
         self.limit = limit
         self.is_dry_run = dry_run  # BaseOperator has a method dry_run()
+        self.budget_usd = budget_usd
+        self.run_budget_usd = run_budget_usd
+        self.on_exceeded = on_exceeded
+        self.budget_notifiers = budget_notifiers
         self.tags = tags
         self.claude_conn_id = claude_conn_id
         if isinstance(documents, (list, tuple)) and any(isinstance(item, XComArg) for item in documents):
@@ -220,12 +235,28 @@ class ClaudeDocumentsOperator(BaseOperator):
             )
         if not self.prompt or not self.prompt.strip():
             raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
+        if _flag(self.is_dry_run):
+            return ClaudeDocumentsOperator.estimate(self, context).as_dict()
         settings = self.hook.all_settings(self._routing)
-        manifest, may_heal = self.hook.run(
-            lambda engine: self._work(engine, settings, context), context=context
-        )
-        self._require_few_dead_letters(manifest, may_heal, context)
+        manifest, run = self.hook.run(lambda engine: self._work(engine, settings, context), context=context)
+        self._require_within_budget(manifest, run.over_budget, context)
+        self._require_few_dead_letters(manifest, run.may_heal, context)
         return manifest
+
+    def estimate(self, context: Context, *, paid_for: set[str] | None = None) -> Estimate:
+        """Return what `execute` would do and take, sending nothing.
+
+        paid_for: what other estimates of the same range have counted already; this one's join it.
+        """
+        from airflow_llm_provider.documents.estimate import estimate
+
+        settings = self.hook.all_settings(self._routing)
+
+        async def work(engine: Engine) -> Estimate:
+            run = self._run(engine, settings, context)
+            return await estimate(run, self._found(), paid_for=paid_for)
+
+        return self.hook.run(work, context=context)
 
     def on_kill(self) -> None:
         """Drop the calls in flight; what is settled stays in the ledger."""
@@ -246,20 +277,34 @@ class ClaudeDocumentsOperator(BaseOperator):
 
     async def _work(
         self, engine: Engine, settings: Mapping[str | None, Settings], context: Context
-    ) -> tuple[dict[str, Any], Exception | None]:
-        """Do the work; also say why some dead letter may come to life at the next try, if one may."""
+    ) -> tuple[dict[str, Any], Run]:
+        """Do the work, and say what it came to."""
         from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
-        from airflow_llm_provider.documents.roots import OutsideRoots
+        from airflow_llm_provider.engine.bill import bill
+
+        run = self._run(engine, settings, context)
+        found = self._found()
+        try:
+            sink = self._sink(run.question.output, context["ti"].map_index)
+        except (UnknownFormat, MissingExtra, TypeError) as error:
+            raise AirflowFailException(f"{self.task_id}: {error}") from error
+        with sink:
+            self._require_apart(sink)
+            manifest = await run.run(found, sink)
+            landed = await asyncio.to_thread(sink.close, manifest)
+        self.log.info("%s", await bill(engine, run.scope))
+        return {**manifest, **landed.paths(), "rows": landed.rows}, run
+
+    def _run(self, engine: Engine, settings: Mapping[str | None, Settings], context: Context) -> Run:
         from airflow_llm_provider.documents.run import Run
         from airflow_llm_provider.engine.long import LongInput
         from airflow_llm_provider.engine.validate import OutputType
         from airflow_llm_provider.hooks.checks import with_models
 
-        output_type = OutputType(self.output_type)
-        run = Run(
+        return Run(
             engine=engine,
             scope=self.hook.scope(context, tuple(self.tags)),
-            question=self._question(output_type),
+            question=self._question(OutputType(self.output_type)),
             reuse=self.reuse,
             retry_dead=self.retry_dead,
             max_in_flight=self.max_in_flight,
@@ -271,32 +316,25 @@ class ClaudeDocumentsOperator(BaseOperator):
             },
             log=self.log,
         )
-        try:
-            found = self._found()
-            if _flag(self.is_dry_run):
-                return await run.estimate(found), None
-            sink = self._sink(output_type, context["ti"].map_index)
-        except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
-            raise AirflowFailException(f"{self.task_id}: {error}") from error
-        with sink:
-            self._require_apart(sink)
-            manifest = await run.run(found, sink)
-            landed = await asyncio.to_thread(sink.close, manifest)
-        return {**manifest, **landed.paths(), "rows": landed.rows}, run.may_heal
 
     def _found(self) -> Iterator[Document | Rejected]:
+        from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
+        from airflow_llm_provider.documents.roots import OutsideRoots
         from airflow_llm_provider.documents.source import list_documents
 
-        return list_documents(
-            self.documents,
-            roots=self._readable_roots(),
-            id_field=self.id_field,
-            text_field=self.text_field,
-            pattern=self.pattern,
-            strings=self.strings,
-            encoding=self.encoding,
-            to_path=object_storage,
-        )
+        try:
+            return list_documents(
+                self.documents,
+                roots=self._readable_roots(),
+                id_field=self.id_field,
+                text_field=self.text_field,
+                pattern=self.pattern,
+                strings=self.strings,
+                encoding=self.encoding,
+                to_path=object_storage,
+            )
+        except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
+            raise AirflowFailException(f"{self.task_id}: {error}") from error
 
     def _sink(self, output_type: OutputType, map_index: int | None) -> RowSink:
         from airflow_llm_provider.documents.sink import RowSink
@@ -327,6 +365,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             pdf=self.pdf,
             max_bytes=self.max_bytes,
             encoding=self.encoding,
+            asked_by=f"{self.dag_id}.{self.task_id}",
         )
 
     def _readable_roots(self) -> list[str] | None:
@@ -378,12 +417,23 @@ class ClaudeDocumentsOperator(BaseOperator):
                     "the next run would read its own rows. Write them elsewhere."
                 )
 
+    def _require_within_budget(
+        self, manifest: dict[str, Any], over_budget: LLMError | None, context: Context
+    ) -> None:
+        """End the task as the budget says that had no room for some; the others are written."""
+        if over_budget is None:
+            return
+        context["ti"].xcom_push(key="manifest", value=manifest)
+        pending, documents = manifest["outcomes"]["pending"], manifest["documents"]
+        over_budget.args = (f"{pending} of {documents} documents are pending. {over_budget}",)
+        raise self.hook.for_airflow(over_budget, context)
+
     def _require_few_dead_letters(
         self, manifest: dict[str, Any], may_heal: Exception | None, context: Context
     ) -> None:
         dead, documents = manifest["outcomes"]["dead_letter"], manifest["documents"]
         allowed = self.max_failed * documents if isinstance(self.max_failed, float) else self.max_failed
-        if _flag(self.is_dry_run) or dead <= allowed:
+        if dead <= allowed:
             return
         context["ti"].xcom_push(key="manifest", value=manifest)
         message = (

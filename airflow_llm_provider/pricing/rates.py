@@ -1,4 +1,4 @@
-"""Rate cards: the price of each kind of token of a model, read from genai-prices.
+"""Rate cards: the price of each kind of token of a model, by the list that genai-prices keeps.
 
 USD per million tokens is the same number as micro-USD per token, so a card needs no unit conversion.
 """
@@ -6,13 +6,12 @@ USD per million tokens is the same number as micro-USD per token, so a card need
 from __future__ import annotations
 
 import datetime as dt
+import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, Self
-
-SOURCE = "https://pypi.org/project/genai-prices/"  # its installed version dates the prices
 
 _SCALE = 1_000_000  # rates are kept as integers of a millionth micro-USD, so that sums are exact
 _KINDS = {  # our field of Usage -> genai-prices' field of ModelPrice
@@ -68,10 +67,12 @@ class Usage:
 class RateCard:
     """The rates of one model: `tiers` of (input tokens above which it applies, rate by kind), ascending.
 
+    source: where the rates come from, with the version and the day that date them.
     context_window: the most tokens the model can read and write in one call, where it is known.
     """
 
     model: str
+    source: str
     context_window: int | None
     tiers: tuple[tuple[int, Mapping[str, int]], ...]
 
@@ -87,16 +88,33 @@ class RateCard:
 
     def ceiling_micro_usd(self, *, input_tokens: int, output_tokens: int) -> int:
         """Price the dearest way these tokens could be billed: every input token as its costliest kind."""
-        dearest = 0
-        for kind in ("uncached_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens"):
-            usage = Usage(**{kind: input_tokens, "output_tokens": output_tokens})
-            dearest = max(dearest, self.price_micro_usd(usage))
-        return dearest
+        return max(
+            -(
+                -(
+                    input_tokens * max(r for k, r in rates.items() if k != "output_tokens")
+                    + output_tokens * rates["output_tokens"]
+                )
+                // _SCALE
+            )
+            for start, rates in self.tiers
+            if start == 0 or input_tokens > start
+        )
+
+    def times(self, factor: Decimal, source: str) -> RateCard:
+        """Return the card with every rate multiplied, rounded up to a millionth micro-USD."""
+        tiers = tuple(
+            (start, {kind: _rounded_up(rate * factor) for kind, rate in rates.items()})
+            for start, rates in self.tiers
+        )
+        return RateCard(model=self.model, source=source, context_window=self.context_window, tiers=tiers)
 
 
-def rate_card(model: str) -> RateCard | None:
-    """Return today's rate card of an Anthropic model id; None when its price is unknown."""
-    return _rate_card(model, dt.datetime.now(dt.UTC).date())
+def rate_card(model: str, *, batch: bool = False) -> RateCard | None:
+    """Return today's rate card of an Anthropic model id; None when its price is unknown.
+
+    batch: of the Message Batches API, which is half price.
+    """
+    return _rate_card(model, dt.datetime.now(dt.UTC).date(), batch)
 
 
 def context_window(model: str) -> int | None:
@@ -106,14 +124,15 @@ def context_window(model: str) -> int | None:
 
 
 @lru_cache(maxsize=256)
-def _rate_card(model: str, _day: dt.date) -> RateCard | None:
+def _rate_card(model: str, day: dt.date, batch: bool) -> RateCard | None:
     # genai-prices takes 0.13 CPU-s to import and 170 µs a call: imported late, asked once a model and day.
     from genai_prices import Usage as GenaiUsage
     from genai_prices import calc_price
     from genai_prices.types import TieredPrices
 
+    context: Any = {"processing": "batch"} if batch else None
     try:
-        known = calc_price(GenaiUsage(input_tokens=1), model, provider_id="anthropic")
+        known = calc_price(GenaiUsage(input_tokens=1), model, provider_id="anthropic", price_context=context)
     except LookupError:
         return None
     fields = {kind: getattr(known.model_price, name, None) for kind, name in _KINDS.items()}
@@ -136,7 +155,17 @@ def _rate_card(model: str, _day: dt.date) -> RateCard | None:
         (start, {kind: rate(price, start) for kind, price in fields.items()})
         for start in sorted({0, *starts})
     )
-    return RateCard(model=model, context_window=known.model.context_window, tiers=tiers)
+    version = importlib.metadata.version("genai-prices")
+    return RateCard(
+        model=model,
+        source=f"genai-prices {version}, {day}",
+        context_window=known.model.context_window,
+        tiers=tiers,
+    )
+
+
+def _rounded_up(rate: Decimal) -> int:
+    return int(rate.to_integral_value(ROUND_CEILING))
 
 
 def usd(micro_usd: int | None) -> str | None:
@@ -145,3 +174,14 @@ def usd(micro_usd: int | None) -> str | None:
         return None
     sign, amount = ("-", -micro_usd) if micro_usd < 0 else ("", micro_usd)
     return f"{sign}{amount // 1_000_000}.{amount % 1_000_000:06d}"
+
+
+def micro_usd(dollars: object) -> int:
+    """Read an amount in dollars, a number or a decimal string, as micro-USD, rounded down; raises ValueError."""
+    try:
+        amount = Decimal(str(dollars).strip().removeprefix("$").replace("_", ""))
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0 or isinstance(dollars, bool):
+        raise ValueError(f"{dollars!r} is no amount in US dollars, such as 2.50")
+    return int(amount * 1_000_000)

@@ -17,6 +17,7 @@ from airflow_llm_provider.hooks.call import Call
 from airflow_llm_provider.hooks.checks import checks_record
 from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
+from airflow_llm_provider.ledger.savings import keep_saving
 from airflow_llm_provider.triggers.arguments import resolved
 from airflow_llm_provider.triggers.engines import shared_engine
 from airflow_llm_provider.triggers.lane import TRIGGER, NeedsWorker
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 # Of ClaudeOperator's arguments, those whose strings Airflow renders.
 TEMPLATES = frozenset(
-    {"prompt", "inputs", "messages", "system", "model", "output", "dead_letters", "version", "claude_conn_id"}
+    {
+        *("prompt", "inputs", "messages", "system", "model", "output", "dead_letters", "version"),
+        *("budget_usd", "run_budget_usd", "claude_conn_id"),
+    }
 )
 # SQLite can hold Airflow's supervisor up for twenty seconds at its first use.
 _RESOLVE_S = 60.0
@@ -96,6 +100,7 @@ class ClaudeTrigger(BaseTrigger):
                 if error.complaints:
                     await self._push("llm_checks", checks_record(error))
                 raise
+            await keep_saving(engine.ledger, asked.saving(reply, who))
         answer = await asyncio.to_thread(asked.delivered, reply)
         await self._push("llm_usage", reply.usage_record())
         if reply.complaints:
@@ -111,7 +116,7 @@ class ClaudeTrigger(BaseTrigger):
         if scope is not None:
             return CallScope(**scope)
         ti: Any = self.task_instance
-        return scope_of(ti, ti.task, conn_id, arguments.get("tags") or ())
+        return scope_of(ti, ti.task, conn_id, arguments.get("tags") or (), arguments=arguments)
 
     def _is_mapped_over(self, call: Mapping[str, Any]) -> bool:
         """Tell whether a downstream task expands over the answer, and needs its length."""

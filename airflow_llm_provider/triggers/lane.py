@@ -66,13 +66,16 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise NeedsWorker("it has tools, which are Python")
     if (arguments.get("on_exhausted") or "fail") != "fail":
         raise NeedsWorker("on_exhausted= is not 'fail', and only a worker does anything else")
+    if arguments.get("budget_notifiers"):
+        raise NeedsWorker("it has budget_notifiers, which are Python")
     if arguments.get("reuse") == "never":
         raise NeedsWorker("reuse='never' tells a retry from a clear, which the triggerer can't")
     try:
         output_type = named(arguments.get("output_type"))
     except ValueError as error:
         raise NeedsWorker(str(error)) from error
-    others = {name: value for name, value in arguments.items() if name not in ("output_type", "validators")}
+    python = ("output_type", "validators", "budget_notifiers")
+    others = {name: value for name, value in arguments.items() if name not in python}
     return {**encode(others), "output_type": output_type}
 
 

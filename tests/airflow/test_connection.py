@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from airflow_llm_provider.engine.pace import Limits
 from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.ledger.permits import Limits
 from airflow_llm_provider.testing.wire import MODELS, Model
 
 # What its form says.
@@ -52,6 +52,7 @@ def test_every_field_of_the_form_is_read(deployment):
         rpm="100",
         itpm=2_000,
         otpm="300",
+        burst_s=2,
         proxy="http://proxy:3128",
         ca_bundle="/etc/ca.pem",
     )
@@ -60,7 +61,7 @@ def test_every_field_of_the_form_is_read(deployment):
     assert settings.model(None) == "huge"
     assert settings.model("claude-sonnet-4-5") == "claude-sonnet-4-5"
     assert (settings.timeout_s, settings.deadline_s) == (7, 70)
-    assert settings.limits == Limits(rpm=100, itpm=2_000, otpm=300)
+    assert settings.limits == Limits(rpm=100, itpm=2_000, otpm=300, burst_s=2)
     assert (settings.client.proxy, settings.client.ca_bundle) == ("http://proxy:3128", "/etc/ca.pem")
     assert settings.ledger_url == deployment.ledger_url
 
@@ -139,8 +140,8 @@ def test_the_limits_of_the_connection_set_the_pace(deployment):
     deployment.ask(deployment.texts(1))  # so that imports don't count
     deployment.connect(rpm=60)
     deployment.server.latency_s = 0.0
-    ran = deployment.ask(deployment.texts(62, start=100))
-    assert 1.5 <= ran.manifest["seconds"] <= 10  # sixty at once, then one a second
+    ran = deployment.ask(deployment.texts(10, start=100))
+    assert 1.5 <= ran.manifest["seconds"] <= 10  # eight at once, then one a second
 
 
 # Behind proxies and private certificates.

@@ -58,7 +58,7 @@ def test_a_call_is_handed_to_the_triggerer_as_plain_data():
     )
     assert call["push"] is False
     arguments = call["arguments"]
-    assert set(arguments) == set(CALL_ARGUMENTS) - {"validators"}
+    assert set(arguments) == set(CALL_ARGUMENTS) - {"validators", "budget_notifiers"}
     assert arguments["model"] == ["fast", "strong"]
     assert arguments["output_type"] == {"list of": f"{__name__}:Debt"}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from airflow_llm_provider.engine.client import Heed
 from airflow_llm_provider.engine.pace import Pace
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
@@ -42,15 +43,17 @@ class Wire:
         self.script: list[bytes | LLMError | Callable[[Request], bytes | LLMError]] = []
         self.usually: bytes | Callable[[Request], bytes | LLMError] = message("Fine.")
         self.gate: asyncio.Event | None = None
+        self.headers: dict[str, str] = {}
         self.closed = False
 
-    async def send(self, request: Request, *, timeout_s: float) -> bytes:
+    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
         self.sent.append(request)
         step = self.script.pop(0) if self.script else self.usually
         if self.gate:
             await self.gate.wait()
         await asyncio.sleep(0)
         answer = step(request) if callable(step) else step
+        heed(self.headers)
         if isinstance(answer, LLMError):
             raise answer
         return answer
@@ -90,7 +93,8 @@ def ledger_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def engine(wire: Wire, clock: Clock, ledger_url: str) -> AsyncIterator[Engine]:
-    pace = Pace(now=clock.now, sleep=clock.sleep)
-    engine = Engine(client=wire, ledger=Ledger(ledger_url), pace=pace, sleep=clock.sleep)
+    ledger = Ledger(ledger_url)
+    engine = Engine(client=wire, ledger=ledger, sleep=clock.sleep)
+    engine.pace = Pace(ledger, now=clock.now, sleep=clock.sleep)
     yield engine
     await engine.close()

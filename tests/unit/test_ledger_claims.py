@@ -474,7 +474,9 @@ async def test_a_migration_runs_once_and_keeps_what_is_there(ledger: Ledger) -> 
     assert ran == [1]
     with ledger.database.read() as connection:
         assert connection.execute(sa.text("SELECT state, mood FROM call")).all() == [("settled", "calm")]
-        assert connection.scalars(sa.select(schema.version.c.version)).all() == list(range(1, len(schema.MIGRATIONS) + 2))
+        assert connection.scalars(sa.select(schema.version.c.version)).all() == list(
+            range(1, len(schema.MIGRATIONS) + 2)
+        )
 
 
 def test_a_migration_that_fails_leaves_nothing_half_done(ledger: Ledger) -> None:
@@ -486,4 +488,6 @@ def test_a_migration_that_fails_leaves_nothing_half_done(ledger: Ledger) -> None
         ledger.database.migrate([*schema.MIGRATIONS, fail])
     with ledger.database.read() as connection:
         assert not sa.inspect(connection).has_table("half")
-        assert connection.scalars(sa.select(schema.version.c.version)).all() == list(range(1, len(schema.MIGRATIONS) + 1))
+        assert connection.scalars(sa.select(schema.version.c.version)).all() == list(
+            range(1, len(schema.MIGRATIONS) + 1)
+        )

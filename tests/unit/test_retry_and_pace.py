@@ -1,12 +1,15 @@
 """One layer retries, by class of error; one who is told to wait makes all wait."""
 
 import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from conftest import Clock, question
+from conftest import SCOPE, Clock, question
 
 from airflow_llm_provider.engine.flow import for_each
-from airflow_llm_provider.engine.pace import Limits, Pace
+from airflow_llm_provider.engine.pace import Pace, Permit
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy, policies, retrying
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
@@ -17,6 +20,9 @@ from airflow_llm_provider.errors import (
     RetryableError,
     ServerError,
 )
+from airflow_llm_provider.ledger.permits import Limits
+from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.pricing import Usage
 
 
 async def attempts(error: Exception, clock: Clock, **options: object) -> int:
@@ -63,25 +69,150 @@ def quick(attempts: int) -> RetryPolicy:
     return RetryPolicy(attempts=attempts, first_wait_s=0.1, max_wait_s=0.1)
 
 
-async def test_nobody_sends_while_one_was_told_to_wait(clock: Clock) -> None:
-    pace = Pace(now=clock.now, sleep=clock.sleep)
-    pace.heard(20)
-    await pace.permit(question())
+# Pace.
+
+
+@pytest.fixture
+async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
+    ledger = Ledger(ledger_url)
+    yield ledger
+    ledger.close()
+
+
+async def permitted(pace: Pace, count: int, *, within_s: float) -> list[Permit]:
+    """Return the permits that of `count` who wait are given in time."""
+    waiting = [asyncio.create_task(pace.permit(question(), SCOPE)) for _ in range(count)]
+    done, late = await asyncio.wait(waiting, timeout=within_s)
+    for task in late:
+        task.cancel()
+    return [task.result() for task in done]
+
+
+async def test_nobody_sends_while_one_was_told_to_wait(ledger: Ledger, clock: Clock) -> None:
+    told = Pace(ledger, now=clock.now, sleep=clock.sleep)
+    permit = await told.permit(question(), SCOPE)
+    permit.failed(Overloaded("no", retry_after_s=20))
+    await told.close()  # the others are told
+    await told.permit(question(), SCOPE)
     assert 20 <= clock.now() <= 22
 
-
-async def test_no_more_requests_a_minute_than_the_account_allows() -> None:
-    pace = Pace(Limits(rpm=3))
-    permitted = [asyncio.create_task(pace.permit(question())) for _ in range(5)]
-    done, waiting = await asyncio.wait(permitted, timeout=0.2)
-    assert (len(done), len(waiting)) == (3, 2)
-    for task in waiting:
-        task.cancel()
+    others = Clock()  # of another process
+    await Pace(ledger, now=others.now, sleep=others.sleep).permit(question(), SCOPE)
+    assert 18 <= others.now() <= 22
 
 
-async def test_a_request_larger_than_a_minutes_tokens_still_goes() -> None:
-    pace = Pace(Limits(itpm=100, otpm=10))
-    await asyncio.wait_for(pace.permit(question("long " * 1000)), timeout=1)
+async def test_who_has_looked_already_hears_within_a_second(ledger: Ledger) -> None:
+    other, told = Pace(ledger), Pace(ledger)
+    for pace in (other, told):
+        permit = await pace.permit(question(), SCOPE)
+    permit.failed(RateLimited("no", retry_after_s=2))
+    await asyncio.sleep(1.05)
+    assert await permitted(other, 1, within_s=0.4) == []
+    await told.close()
+
+
+async def test_no_more_requests_a_minute_than_the_account_allows_over_all_processes(ledger: Ledger) -> None:
+    limits = Limits(rpm=60, burst_s=3)
+    given = await asyncio.gather(
+        *(permitted(pace, 5, within_s=0.6) for pace in (Pace(ledger, limits), Pace(ledger, limits)))
+    )
+    assert sum(map(len, given)) == 3
+
+
+async def test_a_request_larger_than_a_minutes_tokens_still_goes(ledger: Ledger) -> None:
+    pace = Pace(ledger, Limits(itpm=100, otpm=10))
+    await asyncio.wait_for(pace.permit(question("long " * 1000), SCOPE), timeout=1)
+
+
+async def test_waiting_calls_go_one_interval_apart(ledger: Ledger) -> None:
+    pace = Pace(ledger, Limits(rpm=1200, burst_s=0.05))
+    given = sorted(permit.at_s for permit in await permitted(pace, 30, within_s=1.5))
+    assert 20 <= len(given) <= 30
+    busiest = max(sum(start <= at < start + 0.5 for at in given) for start in given)
+    assert busiest <= 0.6 * 20 + 1  # half a second, with the tenth of one that a permit may be late
+
+
+async def test_a_permit_that_was_not_used_goes_to_the_next_at_once(ledger: Ledger) -> None:
+    pace = Pace(ledger, Limits(rpm=1, burst_s=60))
+    permit = await pace.permit(question(), SCOPE)
+    waiting = asyncio.create_task(pace.permit(question(), SCOPE))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    permit.unused()
+    await asyncio.wait_for(waiting, timeout=0.1)
+
+
+async def test_what_is_left_is_given_back_in_the_end(ledger: Ledger) -> None:
+    limits = Limits(rpm=60, burst_s=3)
+    pace = Pace(ledger, limits)
+    for permit in await permitted(pace, 3, within_s=1):
+        permit.unused()
+    await pace.close()
+    assert len(await permitted(Pace(ledger, limits), 5, within_s=0.5)) == 3
+
+
+async def test_who_stops_waiting_takes_nothing_from_the_others(ledger: Ledger) -> None:
+    pace = Pace(ledger, Limits(rpm=600, burst_s=0.1))
+    assert len(await permitted(pace, 5, within_s=0.05)) <= 2
+    assert len(await permitted(pace, 5, within_s=1.5)) == 5
+
+
+async def test_the_reply_corrects_what_was_expected_of_a_call(ledger: Ledger) -> None:
+    pace = Pace(ledger, Limits(otpm=60_000, burst_s=1))  # a thousand a second
+    permit = await pace.permit(question(), SCOPE)
+    permit.spent(Usage(uncached_tokens=10, output_tokens=5_000))
+    assert await permitted(pace, 1, within_s=1) == []
+
+
+async def test_without_a_known_limit_the_ledger_is_not_asked_call_by_call(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    pace = Pace(ledger)
+    await pace.permit(question(), SCOPE)
+    (tmp_path / "ledger.db").rename(tmp_path / "away.db")
+    assert len(await permitted(pace, 500, within_s=0.4)) == 500
+
+
+async def test_nobody_is_permitted_to_send_while_the_ledger_is_away(ledger_url: str, tmp_path: Path) -> None:
+    ledger = Ledger(ledger_url, deadline_s=0.1)
+    (tmp_path / "ledger.db").rename(tmp_path / "away.db")
+    for limits in (None, Limits(rpm=600)):
+        with pytest.raises(LedgerUnavailable):
+            await Pace(ledger, limits).permit(question(), SCOPE)
+    ledger.close()
+
+
+def headers(limit: int, remaining: int) -> dict[str, str]:
+    kinds = ("requests", "input-tokens", "output-tokens")
+    return {f"anthropic-ratelimit-{kind}-limit": "6000000" for kind in kinds} | {
+        "anthropic-ratelimit-input-tokens-remaining": "6000000",
+        "anthropic-ratelimit-output-tokens-remaining": "6000000",
+        "anthropic-ratelimit-requests-limit": str(limit),
+        "anthropic-ratelimit-requests-remaining": str(remaining),
+    }
+
+
+async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledger: Ledger) -> None:
+    pace, other = Pace(ledger), Pace(ledger)
+    permit = await pace.permit(question(), SCOPE)
+    permit.heed(headers(60, 31))
+    await pace.close()
+    assert len(await permitted(pace, 20, within_s=1)) == 20
+    permit.heed(headers(60, 29))
+    await pace.close()  # it is in the ledger
+    assert len(await permitted(other, 5, within_s=1.5)) == 1
+    elsewhere = dataclasses.replace(SCOPE, connection_id="another")
+    await asyncio.wait_for(other.permit(question(), elsewhere), timeout=1)
+
+
+async def test_a_429_sets_a_pace_where_none_is_known(ledger: Ledger) -> None:
+    pace = Pace(ledger)
+    for permit in await permitted(pace, 50, within_s=2):
+        permit.failed(RateLimited("no"))
+    await pace.close()
+    assert (
+        len(await permitted(pace, 20, within_s=2.5)) <= 4
+    )  # one a second: the ledger knows of no calls sent
 
 
 async def test_a_stream_is_drawn_only_as_fast_as_there_is_room() -> None:

@@ -1,0 +1,186 @@
+"""`airflow-llm budgets`: standing budgets, set, shown and removed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from airflow_llm_provider.cli.ledger import ConnectionOption, JsonOption, LedgerOption, find_ledger, reading
+from airflow_llm_provider.cli.output import echo_json, fail, shown
+from airflow_llm_provider.pricing import micro_usd, usd
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.ledger.budgets import Budget
+    from airflow_llm_provider.ledger.database import Database
+    from airflow_llm_provider.ledger.standing import Count
+
+app = typer.Typer(
+    help="Cap what calls may cost, over all processes, before it is spent.", no_args_is_help=True
+)
+
+Name = Annotated[str, typer.Argument(help="What messages call it, such as nightly-cap.")]
+
+
+@app.command("set")
+def set_one(
+    name: Name,
+    dollars: Annotated[str | None, typer.Option("--usd", help="The cap, in US dollars.")] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="What is added up: call, task, run, dag, connection or all; with an id, only that one: dag:nightly."
+        ),
+    ] = None,
+    per: Annotated[
+        str | None, typer.Option(help="day or month, for dag, connection and all; run for each run of a dag.")
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option("--tz", help="Whose days and months, such as Europe/Berlin; UTC by default.")
+    ] = None,
+    on_exceeded: Annotated[
+        str | None,
+        typer.Option(help="What becomes of the task: fail, skip, or wait for the next day or month."),
+    ] = None,
+    ledger_url: LedgerOption = None,
+    conn_id: ConnectionOption = None,
+) -> None:
+    """Set a budget, or change the options given of the one with this name.
+
+    It binds from the next call on, in tasks that are running too, and counts what was spent before.
+    """
+    from airflow_llm_provider.ledger.standing import set_budget, standing_budgets
+
+    with (
+        _writing(find_ledger(ledger_url, conn_id, must_exist=False)) as database,
+        database.write() as connection,
+    ):
+        known = next((one for one in standing_budgets(connection) if one.name == name), None)
+        new = _changed(known, name, dollars, scope, per, timezone, on_exceeded)
+        set_budget(connection, new)
+    typer.echo(f"{shown(name)}: {_said(new)}")
+
+
+@app.command("list")
+def list_all(
+    ledger_url: LedgerOption = None, conn_id: ConnectionOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the standing budgets, and what their latest meters have counted."""
+    from airflow_llm_provider.ledger.standing import counts, standing_budgets
+
+    with reading(find_ledger(ledger_url, conn_id)) as database, database.read() as connection:
+        found = [(one, counts(connection, one)) for one in standing_budgets(connection)]
+    if as_json:
+        echo_json([_as_dict(one, latest) for one, latest in found])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("budget", "cap", "latest", "spent", "in flight", "left")
+    for one, latest in found:
+        table.add_row(shown(one.name), _said(one), *_cells(one, latest[0] if latest else None))
+        for count in latest[1:]:
+            table.add_row("", "", *_cells(one, count))
+    Console().print(table if found else "No standing budgets: airflow-llm budgets set NAME --usd …")
+
+
+@app.command("remove")
+def remove(name: Name, ledger_url: LedgerOption = None, conn_id: ConnectionOption = None) -> None:
+    """Remove a budget: it binds no call any more."""
+    from airflow_llm_provider.ledger.standing import remove_budget
+
+    with _writing(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
+        if not remove_budget(connection, name):
+            fail(f"There is no budget {shown(name)}; `airflow-llm budgets list` shows those there are.")
+    typer.echo(f"{shown(name)}: removed")
+
+
+@contextmanager
+def _writing(url: str) -> Iterator[Database]:
+    """Give the ledger's database, making the ledger where there is none yet."""
+    import sqlalchemy as sa
+
+    from airflow_llm_provider.ledger.database import Database
+
+    database = Database(url)
+    try:
+        database.migrate()
+    except (sa.exc.DBAPIError, OSError) as error:
+        fail(f"The ledger can't be used: {getattr(error, 'orig', None) or error}")
+    finally:
+        database.close()
+    with reading(url) as opened:
+        yield opened
+
+
+def _changed(
+    known: Budget | None,
+    name: str,
+    dollars: str | None,
+    scope: str | None,
+    per: str | None,
+    timezone: str | None,
+    on_exceeded: str | None,
+) -> Budget:
+    from airflow_llm_provider.ledger.budgets import Budget
+
+    given: dict[str, Any] = {}
+    if scope is not None:
+        given["scope"], _, given["applies_to"] = scope.partition(":")
+        given["per"] = ""
+    if per is not None:
+        given["per"] = per
+    if per == "run" and given.get("scope", known and known.scope) in ("dag", "run"):
+        given |= {"scope": "run", "per": ""}
+    given |= {"timezone": timezone} if timezone else {}
+    given |= {"on_exceeded": on_exceeded} if on_exceeded else {}
+    try:
+        given |= {"cap_micro_usd": micro_usd(dollars)} if dollars is not None else {}
+        if known is not None:
+            return dataclasses.replace(known, **given)
+        if dollars is None or scope is None:
+            raise ValueError(f"There is no budget {shown(name)} yet: a new one needs --usd and --scope.")
+        return Budget(**{"name": name, **given})
+    except ValueError as error:
+        fail(error)
+
+
+def _said(one: Budget) -> str:
+    of = f" {one.applies_to}" if one.applies_to else ""
+    whose = {"all": "all calls", "call": "each call"}.get(
+        one.scope, f"{one.scope}{of}" if of else f"each {one.scope}"
+    )
+    each = f"each {one.scope} of{of}" if of and one.scope in ("task", "run") else whose
+    per = f" a {one.per} ({one.timezone})" if one.per else ""
+    return f"${usd(one.cap_micro_usd)} for {shown(each)}{per}, then {one.on_exceeded}"
+
+
+def _cells(one: Budget, count: Count | None) -> list[str]:
+    if count is None:
+        return ["", "", "", ""]
+    left = max(0, one.cap_micro_usd - count.settled_micro_usd - count.reserved_micro_usd)
+    amounts = (count.settled_micro_usd, count.reserved_micro_usd, left)
+    return [shown(count.label), *(f"${usd(amount)}" for amount in amounts)]
+
+
+def _as_dict(one: Budget, latest: Any) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "cap_usd": usd(one.cap_micro_usd),
+        "scope": one.scope,
+        "applies_to": one.applies_to,
+        "per": one.per,
+        "timezone": one.timezone,
+        "on_exceeded": one.on_exceeded,
+        "latest": [
+            {
+                "of": count.label,
+                "spent_usd": usd(count.settled_micro_usd),
+                "in_flight_usd": usd(count.reserved_micro_usd),
+            }
+            for count in latest
+        ],
+    }

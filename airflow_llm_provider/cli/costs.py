@@ -1,0 +1,156 @@
+"""`airflow-llm costs`: what was paid, by whatever a call is known by."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from airflow_llm_provider.cli.ledger import ConnectionOption, LedgerOption, find_ledger, reading
+from airflow_llm_provider.cli.output import cell, echo_json, moment_ms, shown
+from airflow_llm_provider.pricing import usd
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.ledger import reports
+    from airflow_llm_provider.ledger.reports import Costs, Report
+
+By = StrEnum("By", ["document", "task", "run", "dag", "owner", "tag", "model", "version", "day", "purpose"])
+Format = StrEnum("Format", ["table", "csv", "json"])
+
+
+def costs(
+    by: Annotated[By, typer.Option("--by", help="What to add up by.")] = By.dag,
+    since: Annotated[
+        str | None,
+        typer.Option(help="From this date or time on, such as 2026-11-01; UTC unless it says otherwise."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Before this date or time.")] = None,
+    dag: Annotated[str | None, typer.Option("--dag", help="Only this DAG.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Only this DAG run.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Only this model.")] = None,
+    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.table,
+    top: Annotated[
+        int, typer.Option(min=1, help="Rows of the table; the rest is one row. CSV and JSON have all.")
+    ] = 40,
+    ledger_url: LedgerOption = None,
+    conn_id: ConnectionOption = None,
+) -> None:
+    """Add up calls, tokens, cost, and what the ledger, prompt caching and routing saved.
+
+    A call counts where it was sent: days are in UTC. Calls without a known price are counted as unpriced, and
+    are in no amount. Savings by the ledger and by routing are known by task, not by document or purpose.
+    """
+    from airflow_llm_provider.ledger.reports import Filter
+    from airflow_llm_provider.ledger.reports import costs as add_up
+
+    named = {"dag_id": dag, "run_id": run, "task_id": task, "model": model}
+    wanted = Filter(
+        since_ms=moment_ms("--since", since),
+        until_ms=moment_ms("--until", until),
+        names={column: value for column, value in named.items() if value is not None},
+    )
+    with reading(find_ledger(ledger_url, conn_id)) as database:
+        report = add_up(database, cast("reports.By", by.value), wanted)
+    match form.value:
+        case "json":
+            echo_json(
+                {
+                    "by": by.value,
+                    "since": since,
+                    "until": until,
+                    "rows": list(_rows(report)),
+                    "total": _figures(report.total),
+                    "overlaps": report.overlaps,
+                }
+            )
+        case "csv":
+            _write_csv(report)
+        case _:
+            _show(report, top)
+
+
+def _figures(one: Costs) -> dict[str, Any]:
+    return {
+        "calls": one.calls,
+        "failed": one.failed,
+        "open": one.open,
+        "uncached_tokens": one.uncached_tokens,
+        "cache_read_tokens": one.cache_read_tokens,
+        "cache_write_5m_tokens": one.cache_write_5m_tokens,
+        "cache_write_1h_tokens": one.cache_write_1h_tokens,
+        "output_tokens": one.output_tokens,
+        "cached_share": None if one.cached_share is None else round(one.cached_share, 4),
+        "cost_usd": usd(one.cost_micro_usd),
+        "unpriced": one.unpriced,
+        "unproven": one.unproven,
+        "unproven_usd_at_most": usd(one.unproven_micro_usd),
+        "reused": one.reused,
+        "saved_by_ledger_usd": usd(one.reused_micro_usd),
+        "saved_by_caching_usd": usd(one.cached_micro_usd),
+        "saved_by_routing_usd": usd(one.routed_micro_usd),
+    }
+
+
+def _rows(report: Report) -> Iterator[dict[str, Any]]:
+    for key, one in report.groups.items():
+        yield {**dict(zip(report.columns, key, strict=True)), **_figures(one)}
+
+
+def _write_csv(report: Report) -> None:
+    """Write all groups; the total is left out, so that a column can be summed."""
+    from airflow_llm_provider.ledger.reports import Costs
+
+    writer = csv.DictWriter(sys.stdout, [*report.columns, *_figures(Costs())], lineterminator="\n")
+    writer.writeheader()
+    for row in _rows(report):
+        writer.writerow(
+            {name: cell(value) if name in report.columns else value for name, value in row.items()}
+        )
+
+
+def _show(report: Report, top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from airflow_llm_provider.ledger.reports import Costs
+
+    table = Table(*report.columns)
+    for name in ("calls", "input", "cached", "output", "cost (USD)", "saved: ledger", "caching", "routing"):
+        table.add_column(name, justify="right")
+    groups = list(report.groups.items())
+    shares = [(tuple("-" if part is None else part for part in key), one) for key, one in groups[:top]]
+    blank = ("",) * (len(report.columns) - 1)
+    if rest := groups[top:]:
+        shares.append(((f"… {len(rest):,} more", *blank), sum((one for _, one in rest), Costs())))
+    for key, one in shares:
+        table.add_row(*(Text(shown(part, 80)) for part in key), *_cells(one))
+    table.add_section()
+    table.add_row("total", *blank, *_cells(report.total))
+    console = Console()
+    console.print(table)
+    total = report.total
+    if report.overlaps:
+        console.print("A call with several tags is in each of their rows, and once in the total.")
+    if total.unpriced:
+        console.print(f"Calls without a known price, which are in no amount: {total.unpriced:,}.")
+    if total.unproven:
+        most = usd(total.unproven_micro_usd)
+        console.print(
+            f"Calls that may have been billed without an answer: {total.unproven:,}, at most ${most} on top."
+        )
+
+
+def _cells(one: Costs) -> Iterator[str]:
+    yield f"{one.calls:,}"
+    yield f"{one.input_tokens:,}"
+    yield "" if one.cached_share is None else f"{one.cached_share:.0%}"
+    yield f"{one.output_tokens:,}"
+    yield str(usd(one.cost_micro_usd))
+    for saved in (one.reused_micro_usd, one.cached_micro_usd, one.routed_micro_usd):
+        yield str(usd(saved)) if saved else ""

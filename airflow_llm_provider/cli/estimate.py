@@ -1,0 +1,242 @@
+"""`airflow-llm estimate`: what a DAG's documents tasks would ask and cost, before they run."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from airflow_llm_provider.cli.connection import read_airflow
+from airflow_llm_provider.cli.output import echo_json, fail, moment_ms, shown
+from airflow_llm_provider.pricing import usd
+
+if TYPE_CHECKING:
+    from airflow.sdk import DAG
+    from airflow.sdk.api.datamodels._generated import DagRun
+
+    from airflow_llm_provider.documents.estimate import Estimate
+    from airflow_llm_provider.documents.span import Span
+
+
+@dataclass(kw_only=True)
+class DagEstimate:
+    """What is known of the runs of one DAG before they are made.
+
+    tasks: estimates by task id. unknown: why some, or some of their runs, have none.
+    single: tasks that ask Claude a single question, which are not estimated.
+    """
+
+    dag_id: str
+    runs: int = 0
+    tasks: dict[str, Estimate] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
+    single: list[str] = field(default_factory=list)
+
+
+def estimate(
+    dag_id: Annotated[str, typer.Argument(help="Id of a DAG, which need not have run yet.")],
+    conf: Annotated[
+        str | None, typer.Option("--conf", help="The run's configuration, as JSON: params by name.")
+    ] = None,
+    backfill: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--backfill", metavar="FROM TO", help="All runs of a range of dates; what they share counts once."
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", help="The DAG's file or folder; by default all that Airflow knows."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Say what the documents tasks of a DAG would ask, what it would cost and how long it would take.
+
+    Sends nothing. Renders the tasks' arguments as a run would, calls the functions of @task.claude_documents,
+    and reads the documents that the ledger does not know. Prices are low, likely and high: from what the task's
+    answers took so far, else from its schema and from bounds.
+    """
+    read_airflow()
+    with contextlib.redirect_stdout(sys.stderr):  # what DAG files print must not mix with the answer
+        dag = _find(dag_id, file)
+        told, paid_for = DagEstimate(dag_id=dag_id), set[str]()
+        for run in _runs(dag, _conf(conf), backfill):
+            told.runs += 1
+            _add(told, dag, run, paid_for)
+    if as_json:
+        echo_json(_as_dict(told))
+    else:
+        _show(told)
+
+
+def _find(dag_id: str, file: str | None) -> DAG:
+    """Return a DAG as its file makes it; ends the command where there is none."""
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.dag_processing.dagbag import BundleDagBag
+
+    errors: dict[str, str] = {}
+    for bundle in DagBundlesManager().get_all_dag_bundles():  # type: ignore[no-untyped-call]
+        bundle.initialize()
+        bag = BundleDagBag(dag_folder=file or bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
+        if dag := bag.dags.get(dag_id):
+            return dag
+        errors |= bag.import_errors
+    broken = f" {len(errors)} files could not be loaded, such as {next(iter(errors))}." if errors else ""
+    return fail(f"There is no DAG {dag_id!r} in {file or 'the DAG folders'}.{broken}")
+
+
+def _conf(text: str | None) -> dict[str, Any]:
+    try:
+        conf = json.loads(text or "{}")
+    except ValueError as error:
+        fail(f"--conf is no JSON: {error}")
+    if not isinstance(conf, dict):
+        fail('--conf is a JSON object, such as {"limit": 10}.')
+    return conf
+
+
+def _runs(dag: DAG, conf: dict[str, Any], backfill: tuple[str, str] | None) -> Iterator[DagRun]:
+    """Yield the runs to be estimated: the next one, or those that the timetable has between two dates."""
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    from airflow_llm_provider.hooks.rehearsal import would_be_run
+
+    if backfill is None:
+        yield would_be_run(dag, run_id="estimate", conf=conf)
+        return
+    first, last = (
+        dt.datetime.fromtimestamp((moment_ms("--backfill", date) or 0) / 1000, dt.UTC) for date in backfill
+    )
+    timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    now, found = dt.datetime.now(dt.UTC), 0
+    for info in timetable.iter_dagrun_infos_between(first, last):
+        if info.data_interval is None or info.data_interval.end >= now:
+            continue  # Airflow's backfill leaves these out as well
+        found += 1
+        yield would_be_run(
+            dag,
+            run_id=f"estimate {info.logical_date}",
+            conf=conf,
+            logical_date=info.logical_date,
+            data_interval=(info.data_interval.start, info.data_interval.end),
+            is_backfill=True,
+        )
+    if not found:
+        fail(f"The schedule of {dag.dag_id} has no past run from {backfill[0]} to {backfill[1]}.")
+
+
+def _add(told: DagEstimate, dag: DAG, run: DagRun, paid_for: set[str]) -> None:
+    """Add what one run would ask to what is told."""
+    from airflow_llm_provider.hooks.rehearsal import NeedsUpstream, map_indexes, rehearsed
+    from airflow_llm_provider.operators.claude import ClaudeOperator
+    from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+
+    for task in dag.tasks:
+        kind = getattr(task, "operator_class", type(task))
+        if issubclass(kind, ClaudeOperator) and task.task_id not in told.single:
+            told.single.append(task.task_id)
+        if not issubclass(kind, ClaudeDocumentsOperator):
+            continue
+        try:
+            for map_index in map_indexes(task):
+                with rehearsed(task, run, map_index) as (operator, context):
+                    one = operator.estimate(context, paid_for=paid_for)  # type: ignore[attr-defined]
+                known = told.tasks.get(task.task_id)
+                told.tasks[task.task_id] = one if known is None else known + one
+        except NeedsUpstream as reason:
+            told.unknown[task.task_id] = f"{reason}: known only when that has run"
+        except Exception as error:  # noqa: BLE001  # an author's template or function may raise anything
+            day = f"{run.logical_date:%Y-%m-%d}: " if run.logical_date else ""
+            told.unknown.setdefault(task.task_id, f"{day}{type(error).__name__}: {error}")
+
+
+def _as_dict(told: DagEstimate) -> dict[str, Any]:
+    return {
+        "dag_id": told.dag_id,
+        "runs": told.runs,
+        "tasks": {task_id: one.as_dict() for task_id, one in told.tasks.items()},
+        "total": _total(told).as_dict(),
+        "unknown": told.unknown,
+        "single_questions": told.single,
+    }
+
+
+def _total(told: DagEstimate) -> Estimate:
+    from airflow_llm_provider.documents.estimate import Estimate
+
+    return sum(told.tasks.values(), Estimate())
+
+
+def _show(told: DagEstimate) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if told.tasks:
+        table = Table(
+            "task", "documents", "cached", "to ask", "tokens in", "tokens out", "price (USD)", "time"
+        )
+        rows = [*told.tasks.items()]
+        if len(rows) > 1:
+            rows.append(("all", _total(told)))
+        for name, one in rows:
+            table.add_row(*(Text(shown(cell), overflow="fold") for cell in (name, *_cells(one))))
+        console.print(f"{told.dag_id}: {told.runs} run{'s' * (told.runs != 1)}", markup=False)
+        console.print(table)
+        console.print("Tokens and price: low, likely, high. Nothing was sent.")
+    for name, one in told.tasks.items():
+        basis = (
+            f"from {one.answers_known:,} answers of this task"
+            if one.answers_known
+            else "with no answers of this task to go by: the high figure is the most it can cost"
+        )
+        console.print(f"{name}: {basis}; its pace is set by {one.paced_by}.", markup=False, soft_wrap=True)
+        if reasons := ", ".join(f"{reason} {count}" for reason, count in one.reasons.most_common()):
+            console.print(f"{name}: dead letters: {reasons}", markup=False, soft_wrap=True)
+    for name, why in told.unknown.items():
+        console.print(f"{name}: not estimated, {shown(why)}", markup=False, soft_wrap=True)
+    for name in told.single:
+        console.print(f"{name}: not estimated, it asks a single question.", markup=False, soft_wrap=True)
+    if not (told.tasks or told.unknown):
+        fail(f"{told.dag_id} has no documents task.")
+
+
+def _cells(one: Estimate) -> Iterator[str]:
+    yield f"{one.documents:,}"
+    yield f"{one.outcomes['reused']:,}"
+    yield f"{one.outcomes['pending']:,}"
+    yield _span(one.input_tokens)
+    yield _span(one.output_tokens)
+    cost = one.cost_micro_usd
+    yield (
+        "unknown"
+        if cost is None
+        else " to ".join(_cents(value) for value in (cost.low, cost.likely, cost.high))
+    )
+    yield _duration(one.seconds)
+
+
+def _span(span: Span) -> str:
+    return " to ".join(f"{figure:,.0f}" for figure in (span.low, span.likely, span.high))
+
+
+def _cents(micro_usd: float) -> str:
+    """Write a price to the cent, or to the micro-USD where it is less than one."""
+    return f"{micro_usd / 1e6:,.2f}" if micro_usd >= 1e4 else str(usd(round(micro_usd)))
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,227 @@
+"""The gate: what one process knows of a bucket of limits, and what it owes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.ledger import permits
+from airflow_llm_provider.ledger.permits import NOTHING, Amounts, Block, Bucket, Limits, Notice
+from airflow_llm_provider.ledger.store import Ledger
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BYTES_A_TOKEN = 4  # of English text; an estimate that the first replies correct
+LOOK_S = 0.5  # how long what the ledger said is taken to hold
+_FIRST_GUESS_OUTPUT_TOKENS = 300.0
+_LEARNING = 0.1  # the least weight of the latest reply in what is expected of the next
+_NOTED_AGAIN_S = 60.0
+_HEADERS = [
+    (f"anthropic-ratelimit-{kind}-limit", f"anthropic-ratelimit-{kind}-remaining")
+    for kind in ("requests", "input-tokens", "output-tokens")
+]
+
+
+class Gate:
+    """One bucket as one process sees it; times here are by the loop's clock.
+
+    quiet_until_s: when the silence that somebody was asked for ends.
+    """
+
+    def __init__(self, bucket: Bucket, ledger: Ledger, now: Callable[[], float]) -> None:
+        self.bucket, self.ledger, self.now = bucket, ledger, now
+        self.quiet_until_s = float("-inf")
+        self._looked_s = self._paced_until_s = self._cut_s = self._noted_s = float("-inf")
+        self._heard_ms = 0.0
+        self._learnt = Limits()
+        self._correction = NOTHING
+        self._tokens_a_byte = 1 / BYTES_A_TOKEN
+        self._usual_output = _FIRST_GUESS_OUTPUT_TOKENS
+        self._replies = 0
+        self._looking: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
+
+    # -- what holds now ------------------------------------------------------------------------------
+
+    @property
+    def is_fresh(self) -> bool:
+        """Tell whether what is known is recent enough to send by."""
+        return self.now() - self._looked_s < LOOK_S
+
+    @property
+    def is_paced(self) -> bool:
+        """Tell whether a limit is known: without one, calls go as they come."""
+        return bool(self.bucket.stated) or self.now() < self._paced_until_s
+
+    async def look(self) -> None:
+        """Read what the other processes were told; one reads for all who ask meanwhile."""
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+            self._looking.add_done_callback(self._looked)
+        await asyncio.shield(self._looking)
+
+    async def take(self, holder: str, dag_id: str, costs: list[Amounts], spare: int) -> tuple[Block, float]:
+        """Take a block of permits, and book what the last calls took more or less than expected.
+
+        Returns it with the time that its waits are counted from.
+        """
+        want = permits.Want(
+            bucket=self.bucket,
+            holder=holder,
+            dag_id=dag_id,
+            costs=costs,
+            spare=spare,
+            correction=self._correction,
+        )
+        self._correction = NOTHING
+
+        try:
+            block, at_s = await self.ledger.transact(
+                self._timed(lambda connection, now_ms: permits.take(connection, now_ms, want))
+            )
+        except LLMError:
+            self.owe(want.correction)
+            raise
+        self._heed_notice(block.notice, at_s)
+        return block, at_s
+
+    # -- what calls take -----------------------------------------------------------------------------
+
+    def cost(self, request: Request) -> Amounts:
+        """Return what a call is expected to take."""
+        output = min(self._usual_output, request.max_tokens)
+        return (1.0, request.input_ceiling_tokens * self._tokens_a_byte, output)
+
+    def learn(self, expected: Amounts, took: Amounts, ceiling_tokens: int) -> None:
+        """Correct what was expected of a call by what it took, for it and for the next."""
+        self._replies += 1
+        weight = max(_LEARNING, 1 / (self._replies + 1))  # the first guess is worth one reply
+        self._tokens_a_byte += (took[1] / ceiling_tokens - self._tokens_a_byte) * weight
+        self._usual_output += (took[2] - self._usual_output) * weight
+        self.owe((took[0] - expected[0], took[1] - expected[1], took[2] - expected[2]))
+
+    def owe(self, more: Amounts) -> None:
+        """Book that more was taken than permitted, with the next block; negative amounts are given back."""
+        if not self.is_paced:
+            return
+        owed = self._correction
+        self._correction = (owed[0] + more[0], owed[1] + more[1], owed[2] + more[2])
+
+    def take_back(self, unused: Amounts) -> None:
+        """Give back what was permitted and not taken, with the next block."""
+        self.owe((-unused[0], -unused[1], -unused[2]))
+
+    # -- what the server says ------------------------------------------------------------------------
+
+    def hear(self, quiet_s: float, *, limited_at_s: float | None) -> None:
+        """Be silent for so long, and tell the others.
+
+        limited_at_s: when the call was permitted that was refused as one too many; its pace is cut by half.
+        """
+        until_s = self.now() + quiet_s
+        is_cut = limited_at_s is not None and limited_at_s > self._cut_s
+        if not is_cut and until_s < self.quiet_until_s + 0.1:
+            return  # others of the same wave have said so
+        self.quiet_until_s = max(self.quiet_until_s, until_s)
+        if is_cut:
+            self._cut_s = self.now()
+        self._tell(
+            lambda connection, now_ms: permits.hear(
+                connection,
+                now_ms,
+                self.bucket,
+                quiet_s=max(0.0, until_s - self.now()),
+                limited_ago_s=self.now() - limited_at_s if limited_at_s is not None else None,
+            )
+        )
+
+    def heed(self, headers: Mapping[str, str]) -> None:
+        """Learn the limits from a response, once more than half of one is used: till then nothing need wait."""
+        if self.bucket.stated or (limits := _tight(headers)) is None:
+            return
+        if limits != self._learnt or self.now() - self._noted_s > _NOTED_AGAIN_S:
+            self._learnt, self._noted_s = limits, self.now()
+            self._tell(lambda connection, now_ms: permits.learn(connection, now_ms, self.bucket, limits))
+
+    async def close(self) -> None:
+        """Finish what is being told, and give back what is left."""
+        if self._telling:
+            await asyncio.wait(self._telling)
+        if self.is_paced and self._correction != NOTHING:
+            correction, self._correction = self._correction, NOTHING
+            try:
+                await self.ledger.transact(
+                    lambda connection, now_ms: permits.correct(connection, now_ms, self.bucket, correction)
+                )
+            except LLMError as error:
+                log.warning("Permits that were not used could not be given back; they pass. %s", error)
+
+    def _timed(
+        self, work: Callable[[sa.Connection, int], T]
+    ) -> Callable[[sa.Connection, int], tuple[T, float]]:
+        """Note the loop's time beside the database's: what comes after, a commit or a wake-up, takes its time."""
+
+        def timed(connection: sa.Connection, now_ms: int) -> tuple[T, float]:
+            at_s = self.now()
+            return work(connection, now_ms), at_s
+
+        return timed
+
+    async def _look(self) -> None:
+        read = self._timed(lambda connection, now_ms: permits.look(connection, now_ms, self.bucket))
+        self._heed_notice(*await self.ledger.consult(read))
+
+    def _looked(self, task: asyncio.Task[None]) -> None:
+        self._looking = None
+        if not task.cancelled():
+            task.exception()  # whoever waits for it gets it; perhaps nobody does any more
+
+    def _heed_notice(self, notice: Notice, at_s: float) -> None:
+        self._looked_s = max(self._looked_s, at_s)
+        if notice.quiet_until_ms > self._heard_ms:  # news
+            self._heard_ms = notice.quiet_until_ms
+            self.quiet_until_s = max(
+                self.quiet_until_s, at_s + (notice.quiet_until_ms - notice.now_ms) / 1000
+            )
+        self._paced_until_s = at_s + (notice.paced_until_ms - notice.now_ms) / 1000
+
+    def _tell(self, work: Callable[[sa.Connection, int], Notice]) -> None:
+        """Write what was said into the ledger at once, while the call goes on."""
+
+        async def tell() -> None:
+            try:
+                self._heed_notice(*await self.ledger.transact(self._timed(work)))
+            except LLMError as error:
+                log.warning(
+                    "The other processes could not be told what the API says of its limits. %s", error
+                )
+
+        self._start(tell())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+
+def _tight(headers: Mapping[str, str]) -> Limits | None:
+    """Return the limits that headers state; None where they state none, or where half of each is left."""
+    found: list[int | None] = []
+    is_tight = False
+    for of_limit, of_rest in _HEADERS:
+        try:
+            limit, remaining = int(headers[of_limit]), int(headers[of_rest])
+        except (KeyError, ValueError):
+            found.append(None)
+            continue
+        found.append(limit or None)
+        is_tight = is_tight or remaining < limit / 2
+    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]) if is_tight else None

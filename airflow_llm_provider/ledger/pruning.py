@@ -1,0 +1,234 @@
+"""Pruning: what is old goes, in steps so small that nobody who pays has to wait."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import sqlalchemy as sa
+
+from airflow_llm_provider.ledger.database import Database
+from airflow_llm_provider.ledger.lookups import chunks
+from airflow_llm_provider.ledger.schema import (
+    IS_ANSWERED,
+    IS_OPEN,
+    OPEN,
+    REOPENED,
+    call,
+    document,
+    effect,
+    payload,
+    review,
+    saving,
+)
+
+What = Literal["rows", "payloads"]
+T = TypeVar("T")
+_Run = tuple[str, str]
+_STEP_S = 0.01  # after which a step takes no more rows; a writer waits for one step at the most
+_AT_ONCE = 20  # rows between two looks at the time
+_PAGE = 2_000  # rows looked for at a time
+
+
+@dataclass(kw_only=True, slots=True)
+class Pruned:
+    """What went, or would go.
+
+    rows: calls; payloads: prompts and replies, those of the rows included; documents: notes on unchanged ones.
+    kept: old calls that stay because their run is still active.
+    steps, longest_s: write transactions, and how long the longest held the lock.
+    """
+
+    rows: int = 0
+    payloads: int = 0
+    documents: int = 0
+    kept: int = 0
+    steps: int = 0
+    longest_s: float = 0.0
+
+
+def prune(
+    database: Database,
+    *,
+    rows_before_ms: int | None = None,
+    payloads_before_ms: int | None = None,
+    dry_run: bool = False,
+    on_step: Callable[[Pruned], None] = lambda _: None,
+) -> Pruned:
+    """Remove calls that ended before one time, and only what was said in those that ended before another.
+
+    An answer without its reply is none: its call stays for the books, and is asked anew when it is needed.
+    What stays whatever its age: attempts that are open, and all of a DAG run that has asked, shown or done
+    anything since. Effects and reviews are not pruned: they say what must not happen twice.
+    """
+    done = Pruned()
+    if rows_before_ms is not None:
+        _Pruning(database, "rows", rows_before_ms, done, dry_run, on_step).run()
+    if payloads_before_ms is not None and payloads_before_ms > (rows_before_ms or 0):
+        _Pruning(database, "payloads", payloads_before_ms, done, dry_run, on_step).run()
+    return done
+
+
+class _Pruning:
+    """One walk over what is older than a time, oldest first."""
+
+    def __init__(
+        self,
+        database: Database,
+        what: What,
+        before_ms: int,
+        done: Pruned,
+        dry_run: bool,
+        on_step: Callable[[Pruned], None],
+    ) -> None:
+        self._database, self._what, self._before_ms, self._done = database, what, before_ms, done
+        self._dry_run, self._on_step = dry_run, on_step
+        self._live: set[_Run] = set()
+        self._newest = ""
+
+    def run(self) -> None:
+        with self._database.read() as connection:
+            self._live = _live_runs(connection, self._before_ms)
+            self._newest = connection.scalar(sa.select(sa.func.max(call.c.id))) or ""
+        for old in self._old():
+            gone = [row for row in old if (row.dag_id, row.run_id) not in self._live]
+            self._done.kept += len(old) - len(gone)
+            if self._dry_run:
+                self._count([row.id for row in gone])
+                continue
+            self._in_steps(gone, self._remove)
+        if self._what == "rows" and not self._dry_run:
+            self._remove_savings()
+            self._remove_documents()
+
+    def _old(self) -> Iterator[Sequence[Any]]:
+        """Yield what ended before the time, in the order of opening, which is that of the ids."""
+        source = call if self._what == "rows" else call.join(payload, payload.c.call_id == call.c.id)
+        key = call.c.id if self._what == "rows" else payload.c.call_id
+        query = (
+            sa.select(call.c.id, call.c.dag_id, call.c.run_id)
+            .select_from(source)
+            .where(
+                key > sa.bindparam("last"),
+                key < f"{self._before_ms * 1000:014x}",  # ids begin with the time in microseconds
+                call.c.state != OPEN,
+                call.c.closed_ms < self._before_ms,
+            )
+            .order_by(key)
+            .limit(_PAGE)
+        )
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(query, {"last": last}).all()
+            if not rows:
+                return
+            last = rows[-1].id
+            yield rows
+
+    def _in_steps(self, rows: Sequence[T], work: Callable[[sa.Connection, Sequence[T]], None]) -> None:
+        """Do `work` on all rows, some at a time, in transactions that end as soon as they have taken long enough."""
+        parts = collections.deque(rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+        while parts:
+            with self._database.write() as connection:
+                began = time.perf_counter()  # not the wait for our own turn
+                self._notice_new_runs(connection)
+                while parts and time.perf_counter() - began < _STEP_S:
+                    work(connection, parts.popleft())
+            took = time.perf_counter() - began
+            self._done.steps += 1
+            self._done.longest_s = max(self._done.longest_s, took)
+            self._on_step(self._done)
+            self._checkpoint()
+            time.sleep(took)  # half of the time is the others'
+
+    def _checkpoint(self) -> None:
+        """Have SQLite write its log back now: at a commit, whoever comes next would have to wait for it."""
+        if self._database.dialect == "sqlite":
+            with self._database.read() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def _remove(self, connection: sa.Connection, rows: Sequence[Any]) -> None:
+        ids = [row.id for row in rows if (row.dag_id, row.run_id) not in self._live]
+        self._done.kept += len(rows) - len(ids)
+        # On PostgreSQL, rows that somebody is at work on are left for the next time.
+        free = sa.select(call.c.id).where(call.c.id.in_(ids), call.c.state != OPEN)
+        gone = connection.scalars(free.with_for_update(skip_locked=True)).all()
+        self._done.payloads += connection.execute(
+            payload.delete().where(payload.c.call_id.in_(gone))
+        ).rowcount
+        if self._what == "rows":
+            self._done.rows += connection.execute(call.delete().where(call.c.id.in_(gone))).rowcount
+        else:
+            # It frees the claim, which would hold everybody up who waits for the answer.
+            answered = call.update().where(call.c.id.in_(gone), IS_ANSWERED)
+            connection.execute(answered.values(state=REOPENED))
+
+    def _notice_new_runs(self, connection: sa.Connection) -> None:
+        """Add the runs that have asked something since we looked."""
+        query = sa.select(call.c.id, call.c.dag_id, call.c.run_id).where(call.c.id > self._newest)
+        for row in connection.execute(query):
+            self._newest = max(self._newest, row.id)
+            self._live.add((row.dag_id, row.run_id))
+
+    def _count(self, ids: Sequence[str]) -> None:
+        self._done.rows += len(ids) if self._what == "rows" else 0
+        with self._database.read() as connection:
+            for chunk in chunks(ids):
+                query = sa.select(sa.func.count()).select_from(payload).where(payload.c.call_id.in_(chunk))
+                self._done.payloads += connection.scalar(query) or 0
+
+    def _remove_savings(self) -> None:
+        old = sa.select(saving.c.id).where(saving.c.at_ms < self._before_ms).limit(_PAGE)
+        while True:
+            with self._database.read() as connection:
+                ids = connection.scalars(old).all()
+            if not ids:
+                return
+            self._in_steps(ids, self._remove_some_savings)
+
+    @staticmethod
+    def _remove_some_savings(connection: sa.Connection, ids: Sequence[str]) -> None:
+        connection.execute(saving.delete().where(saving.c.id.in_(ids)))
+
+    def _remove_documents(self) -> None:
+        """Remove notes on documents whose answer is gone."""
+        answered = sa.select(call.c.id).where(call.c.fingerprint == document.c.fingerprint, IS_ANSWERED)
+        # Noted before it is answered: what is in flight now.
+        asked_now = document.c.fingerprint.in_(sa.select(call.c.fingerprint).where(IS_OPEN))
+        lonely = ~answered.exists() & ~asked_now
+        page = sa.select(document.c.sighting).where(document.c.sighting > sa.bindparam("last"))
+        page = page.order_by(document.c.sighting).limit(_PAGE)
+        last = ""
+        while True:
+            with self._database.read() as connection:
+                seen = connection.scalars(page, {"last": last}).all()
+                if not seen:
+                    return
+                within = document.c.sighting.between(seen[0], seen[-1])
+                gone = connection.scalars(sa.select(document.c.sighting).where(within, lonely)).all()
+            last = seen[-1]
+            self._in_steps(gone, partial(self._remove_some_documents, lonely))
+
+    def _remove_some_documents(
+        self, lonely: sa.ColumnElement[bool], connection: sa.Connection, sightings: Sequence[str]
+    ) -> None:
+        deleted = connection.execute(document.delete().where(document.c.sighting.in_(sightings), lonely))
+        self._done.documents += deleted.rowcount
+
+
+def _live_runs(connection: sa.Connection, since_ms: int) -> set[_Run]:
+    """Return the runs that have done anything since, or are about to."""
+    pending = review.c.decided_ms.is_(None)
+    queries = (
+        sa.select(call.c.dag_id, call.c.run_id).where(call.c.id >= f"{since_ms * 1000:014x}"),
+        sa.select(call.c.dag_id, call.c.run_id).where(IS_OPEN),
+        sa.select(saving.c.dag_id, saving.c.run_id).where(saving.c.at_ms >= since_ms),
+        sa.select(review.c.dag_id, review.c.run_id).where(pending | (review.c.decided_ms >= since_ms)),
+        sa.select(effect.c.dag_id, effect.c.run_id).where(effect.c.began_ms >= since_ms),
+    )
+    return {(dag_id, run_id) for query in queries for dag_id, run_id in connection.execute(query.distinct())}

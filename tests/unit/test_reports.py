@@ -1,0 +1,220 @@
+"""Reports: whatever is added up by, it is the same money."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_llm_provider.ledger.database import Database
+from airflow_llm_provider.ledger.records import CallScope, new_attempt_id
+from airflow_llm_provider.ledger.reports import BY, Costs, Filter, costs, spent_micro_usd
+from airflow_llm_provider.ledger.savings import Saving, keep_saving
+from airflow_llm_provider.ledger.schema import call, saving
+from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.pricing import Usage, rate_card
+
+MODELS = ("claude-haiku-5-5", "claude-opus-5-5", "nobody-knows-1")
+NOON = 1_767_268_800_000  # 2026-01-01 12:00 UTC
+DAY = 86_400_000
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    """Return a row of the table `call`: a paid one, unless `fields` say otherwise."""
+    state, model = fields.get("state", "settled"), fields.get("model", MODELS[0])
+    tokens = {name: fields.pop(name, 0) for name in Usage.__dataclass_fields__}
+    card = rate_card(model)
+    known = card.price_micro_usd(Usage(**tokens)) if card else None
+    is_paid = state in ("settled", "late", "reopened")
+    made = {
+        "id": new_attempt_id(),
+        "fingerprint": new_attempt_id(),
+        "claim": new_attempt_id(),
+        "state": state,
+        "holder": "h",
+        "lease_until_ms": 0,
+        "purpose": "answer",
+        "connection_id": "claude_default",
+        "dag_id": "nightly",
+        "run_id": "run-1",
+        "task_id": "read",
+        "map_index": -1,
+        "try_number": 1,
+        "trace_id": "0" * 32,
+        "model": model,
+        "ceiling_micro_usd": 900,
+        "opened_ms": NOON,
+        "closed_ms": None if state == "open" else NOON + 1,
+        "item_id": None,
+        "owner": None,
+        "tags": None,
+        "version": None,
+        "cost_micro_usd": known if is_paid else 900 if state == "unproven" else None,
+        **{name: count if is_paid else None for name, count in tokens.items()},
+    }
+    return {**made, **fields}
+
+
+def put(database: Database, *rows: dict[str, Any], table: sa.Table = call) -> None:
+    with database.write() as connection:
+        connection.execute(table.insert(), list(rows))
+
+
+@pytest.fixture
+def database(ledger_url: str) -> Iterator[Database]:
+    database = Database(ledger_url)
+    database.migrate()
+    yield database
+    database.close()
+
+
+ROWS = st.builds(
+    row,
+    state=st.sampled_from(["settled", "settled", "late", "reopened", "failed", "unproven", "open"]),
+    model=st.sampled_from(MODELS),
+    dag_id=st.sampled_from(["nightly", "weekly"]),
+    run_id=st.sampled_from(["run-1", "run-2"]),
+    task_id=st.sampled_from(["read", "ask"]),
+    item_id=st.sampled_from([None, "a.txt", "b.txt"]),
+    owner=st.sampled_from([None, "finance"]),
+    tags=st.sampled_from([None, "[]", '["red"]', '["blue", "red"]']),
+    version=st.sampled_from([None, "1", "2"]),
+    purpose=st.sampled_from(["answer", "repair"]),
+    opened_ms=st.integers(NOON - 2 * DAY, NOON + 2 * DAY),
+    uncached_tokens=st.integers(0, 300_000),
+    output_tokens=st.integers(0, 9_000),
+    cache_read_tokens=st.integers(0, 50_000),
+    cache_write_5m_tokens=st.integers(0, 50_000),
+    cache_write_1h_tokens=st.integers(0, 50_000),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROWS, min_size=1, max_size=40))
+def test_the_groups_add_up_to_the_total_whatever_they_are(
+    database: Database, rows: list[dict[str, Any]]
+) -> None:
+    rows = [{**one, "id": new_attempt_id(), "claim": new_attempt_id()} for one in rows]
+    with database.write() as connection:
+        connection.execute(call.delete())
+        connection.execute(call.insert(), rows)
+    paid = [one for one in rows if one["state"] in ("settled", "late", "reopened")]
+    for by in BY:
+        report = costs(database, by)
+        if by != "tag":
+            assert sum(report.groups.values(), Costs()) == report.total
+        assert report.total.calls == len(paid)
+        assert report.total.cost_micro_usd == sum(one["cost_micro_usd"] or 0 for one in paid)
+        assert report.total.unpriced == sum(one["cost_micro_usd"] is None for one in paid)
+        assert report.total.unproven_micro_usd == 900 * report.total.unproven
+        assert report.total.input_tokens + report.total.output_tokens == sum(
+            one[name] for one in paid for name in Usage.__dataclass_fields__
+        )
+        assert report.total == costs(database, "dag").total
+    days = costs(database, "day").groups
+    assert list(days) == sorted(days)
+    assert set(days) == {
+        (str(dt.datetime.fromtimestamp(one["opened_ms"] / 1000, dt.UTC).date()),) for one in rows
+    }
+
+
+def test_a_call_with_two_tags_counts_under_both_and_once_in_all(database: Database) -> None:
+    put(
+        database,
+        row(tags='["blue", "red"]', uncached_tokens=1_000_000),
+        row(tags='["red"]', uncached_tokens=1_000_000),
+        row(uncached_tokens=1_000_000),
+    )
+    report = costs(database, "tag")
+    assert {key: one.calls for key, one in report.groups.items()} == {("red",): 2, ("blue",): 1, (None,): 1}
+    assert report.total.calls == 3
+    assert report.overlaps
+
+
+def test_only_what_is_asked_for_is_added_up(database: Database) -> None:
+    put(database, row(), row(dag_id="weekly"), row(opened_ms=NOON + DAY), row(model=MODELS[1]))
+    assert costs(database, "dag", Filter(names={"dag_id": "nightly", "model": MODELS[0]})).total.calls == 2
+    assert costs(database, "dag", Filter(since_ms=NOON + 1)).total.calls == 1
+    assert costs(database, "dag", Filter(until_ms=NOON)).total.calls == 0
+    assert costs(database, "dag", Filter(since_ms=NOON, until_ms=NOON + 1)).total.calls == 3
+    assert costs(database, "dag", Filter(names={"dag_id": "never"})).total == Costs()
+
+
+def test_caching_saves_what_reads_cost_less_minus_what_writes_cost_more(database: Database) -> None:
+    put(database, row(cache_write_5m_tokens=1_000_000), *(row(cache_read_tokens=1_000_000) for _ in range(9)))
+    card = rate_card(MODELS[0])
+    assert card is not None
+    plain, read, write = (
+        card.price_micro_usd(Usage(**{kind: 1_000}))
+        for kind in ("uncached_tokens", "cache_read_tokens", "cache_write_5m_tokens")
+    )
+    saved = costs(database, "model").total
+    assert saved.cached_micro_usd == 1_000 * (9 * (plain - read) - (write - plain))
+    assert saved.cached_share == 0.9
+
+
+def test_what_caching_cost_for_nothing_is_a_loss(database: Database) -> None:
+    put(database, row(cache_write_1h_tokens=10_000))
+    assert costs(database, "run").total.cached_micro_usd < 0
+
+
+async def test_savings_are_counted_by_what_a_task_is_known_by(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    scope = CallScope(
+        dag_id="nightly", run_id="run-1", task_id="read", tags=json.dumps(["a", "b"]), owner="me"
+    )
+    for reused, routed in ((3, 0), (0, -50), (0, 0)):
+        kept = Saving(
+            scope=scope,
+            model=MODELS[0],
+            reused=reused,
+            reused_micro_usd=100 * reused,
+            routed_micro_usd=routed,
+        )
+        await keep_saving(ledger, kept)
+    with ledger.database.read() as connection:
+        assert (
+            connection.scalar(sa.select(sa.func.count()).select_from(saving)) == 2
+        )  # nothing saved, nothing written
+    for by in BY:
+        total = costs(ledger.database, by).total
+        known = (3, 300, -50) if by not in ("document", "purpose") else (0, 0, 0)
+        assert (total.reused, total.reused_micro_usd, total.routed_micro_usd) == known
+    tags = costs(ledger.database, "tag").groups
+    assert {key: one.reused for key, one in tags.items()} == {("a",): 3, ("b",): 3}
+    ledger.close()
+
+
+def test_a_run_has_cost_what_is_paid_and_what_may_be(database: Database) -> None:
+    put(database, row(uncached_tokens=1_000), row(state="unproven"), row(state="failed"), row(run_id="run-2"))
+    expected = rate_card(MODELS[0]).price_micro_usd(Usage(uncached_tokens=1_000)) + 900
+    with database.read() as connection:
+        assert spent_micro_usd(connection, "nightly", "run-1") == expected
+        assert spent_micro_usd(connection, "nightly", "run-9") == 0
+
+
+def test_an_older_ledger_gains_the_columns_and_keeps_its_rows(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
+    database.migrate()
+    put(database, row(uncached_tokens=10))
+    with database.write() as connection:  # as version 2 had it
+        connection.exec_driver_sql("DROP INDEX call_family")
+        for column in ("accounts", "version", "family", "ceiling_tokens"):
+            connection.exec_driver_sql(f"ALTER TABLE call DROP COLUMN {column}")
+        connection.exec_driver_sql("DROP TABLE saving")
+        connection.exec_driver_sql("DELETE FROM ledger_version WHERE version > 2")
+    database.close()
+    again = Database(f"sqlite:///{tmp_path / 'old.db'}")
+    again.migrate()
+    assert costs(again, "version").groups[(None,)].calls == 1
+    with again.read() as connection:
+        indexes = {index["name"] for index in sa.inspect(connection).get_indexes("call")}
+    assert "call_family" in indexes
+    again.close()
