@@ -15,7 +15,8 @@ LLMError
     ├── AuthenticationFailed  401, 403
     ├── SpendLimitReached     the account's own limit
     ├── BudgetExceeded        ours
-    │   └── BudgetSkips       and the task is to be skipped
+    │   ├── BudgetSkips       and the task is to be skipped
+    │   └── BudgetAsks        and a person is to be asked
     ├── UnknownPrice          a budget can't hold what has no price
     ├── LedgerUnusable        wrong address, damaged, or of a newer version
     ├── TooLong               more than the model can read
@@ -133,6 +134,30 @@ class BudgetExceeded(TerminalError):
 
 class BudgetSkips(BudgetExceeded):
     """The call was not sent, and its budget says that the task is then skipped."""
+
+
+class BudgetAsks(BudgetExceeded):
+    """The call was not sent, and its budget says that a person is then asked to raise it.
+
+    budget, label: its name, and whose calls it adds up. booked_micro_usd: what is paid or reserved of it already;
+    need_micro_usd: the most this call could cost. calls: how many are in need of the same.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: str = "",
+        label: str = "",
+        booked_micro_usd: int = 0,
+        need_micro_usd: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.budget = budget
+        self.label = label
+        self.booked_micro_usd = booked_micro_usd
+        self.need_micro_usd = need_micro_usd
+        self.calls = 1
 
 
 class UnknownPrice(TerminalError):

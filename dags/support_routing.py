@@ -39,7 +39,8 @@ HOUSE_RULES = "You work for the support of a maker of shop software. Be brief, w
 def invoices(account: str) -> list[dict[str, Any]]:
     """List an account's invoices, the oldest first.
 
-    account: as on the message, such as C-1042.
+    Args:
+        account: as on the message, such as C-1042.
     """
     return _account(account)["invoices"]
 
@@ -47,7 +48,8 @@ def invoices(account: str) -> list[dict[str, Any]]:
 def contract_ends(account: str) -> dict[str, str]:
     """Say for each location of an account on which date its contract ends.
 
-    account: as on the message, such as C-1042.
+    Args:
+        account: as on the message, such as C-1042.
     """
     return _account(account)["locations"]
 
@@ -55,7 +57,8 @@ def contract_ends(account: str) -> dict[str, str]:
 def service_status(region: Literal["eu-west", "eu-north", "us-east"]) -> str:
     """Say whether a region's stock synchronisation works now.
 
-    region: where the customer's shop runs.
+    Args:
+        region: where the customer's shop runs.
     """
     return "degraded since 23:34: updates are accepted and delivered late" if region == "eu-west" else "works"
 
@@ -64,9 +67,10 @@ def service_status(region: Literal["eu-west", "eu-north", "us-east"]) -> str:
 def open_ticket(account: str, team: Literal["billing", "platform"], text: str) -> str:
     """Open a ticket with the team that can act on it; returns its number.
 
-    account: as on the message, such as C-1042.
-    team: who is to act.
-    text: what they need to know, in two sentences.
+    Args:
+        account: as on the message, such as C-1042.
+        team: who is to act.
+        text: what they need to know, in two sentences.
     """
     opened = TICKETS.read_text().splitlines() if TICKETS.exists() else []
     number = f"T-{len(opened) + 1:05}"

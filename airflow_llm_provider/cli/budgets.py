@@ -43,7 +43,7 @@ def set_one(
     ] = None,
     on_exceeded: Annotated[
         str | None,
-        typer.Option(help="What becomes of the task: fail, skip, or wait for the next day or month."),
+        typer.Option(help="What becomes of the task: fail, skip, wait for the next day or month, or ask."),
     ] = None,
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from airflow_llm_provider.cli.ledger import ConnectionOption, LedgerOption, find_ledger, reading
-from airflow_llm_provider.cli.output import cell, echo_json, moment_ms, shown
+from airflow_llm_provider.cli.output import CSV_LINE_END, cell, echo_json, moment_ms, shown
 from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _write_csv(report: Report) -> None:
     """Write all groups; the total is left out, so that a column can be summed."""
     from airflow_llm_provider.ledger.reports import Costs
 
-    writer = csv.DictWriter(sys.stdout, [*report.columns, *_figures(Costs())], lineterminator="\n")
+    writer = csv.DictWriter(sys.stdout, [*report.columns, *_figures(Costs())], lineterminator=CSV_LINE_END)
     writer.writeheader()
     for row in _rows(report):
         writer.writerow(

@@ -43,6 +43,9 @@ def list_effects(
     if as_json:
         echo_json(told)
         return
+    if not told:
+        typer.echo("No tool calls, of those that were asked for.")
+        return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

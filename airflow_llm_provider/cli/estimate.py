@@ -14,14 +14,12 @@ import typer
 
 from airflow_llm_provider.cli.connection import read_airflow
 from airflow_llm_provider.cli.output import echo_json, fail, moment_ms, shown
-from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
     from airflow.sdk.api.datamodels._generated import DagRun
 
     from airflow_llm_provider.documents.estimate import Estimate
-    from airflow_llm_provider.documents.span import Span
 
 
 @dataclass(kw_only=True)
@@ -180,24 +178,19 @@ def _show(told: DagEstimate) -> None:
 
     console = Console()
     if told.tasks:
-        table = Table(
-            "task", "documents", "cached", "to ask", "tokens in", "tokens out", "price (USD)", "time"
-        )
+        table = Table("task", *_total(told).told())
         rows = [*told.tasks.items()]
         if len(rows) > 1:
             rows.append(("all", _total(told)))
         for name, one in rows:
-            table.add_row(*(Text(shown(cell), overflow="fold") for cell in (name, *_cells(one))))
+            table.add_row(*(Text(shown(cell), overflow="fold") for cell in (name, *one.told().values())))
         console.print(f"{told.dag_id}: {told.runs} run{'s' * (told.runs != 1)}", markup=False)
         console.print(table)
         console.print("Tokens and price: low, likely, high. Nothing was sent.")
     for name, one in told.tasks.items():
-        basis = (
-            f"from {one.answers_known:,} answers of this task"
-            if one.answers_known
-            else "with no answers of this task to go by: the high figure is the most it can cost"
+        console.print(
+            f"{name}: {one.basis}; its pace is set by {one.paced_by}.", markup=False, soft_wrap=True
         )
-        console.print(f"{name}: {basis}; its pace is set by {one.paced_by}.", markup=False, soft_wrap=True)
         if reasons := ", ".join(f"{reason} {count}" for reason, count in one.reasons.most_common()):
             console.print(f"{name}: dead letters: {reasons}", markup=False, soft_wrap=True)
     for name, why in told.unknown.items():
@@ -206,37 +199,3 @@ def _show(told: DagEstimate) -> None:
         console.print(f"{name}: not estimated, it asks a single question.", markup=False, soft_wrap=True)
     if not (told.tasks or told.unknown):
         fail(f"{told.dag_id} has no documents task.")
-
-
-def _cells(one: Estimate) -> Iterator[str]:
-    yield f"{one.documents:,}"
-    yield f"{one.outcomes['reused']:,}"
-    yield f"{one.outcomes['pending']:,}"
-    yield _span(one.input_tokens)
-    yield _span(one.output_tokens)
-    cost = one.cost_micro_usd
-    yield (
-        "unknown"
-        if cost is None
-        else " to ".join(_cents(value) for value in (cost.low, cost.likely, cost.high))
-    )
-    yield _duration(one.seconds)
-
-
-def _span(span: Span) -> str:
-    return " to ".join(f"{figure:,.0f}" for figure in (span.low, span.likely, span.high))
-
-
-def _cents(micro_usd: float) -> str:
-    """Write a price to the cent, or to the micro-USD where it is less than one."""
-    return f"{micro_usd / 1e6:,.2f}" if micro_usd >= 1e4 else str(usd(round(micro_usd)))
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -16,7 +16,7 @@ import typer
 
 from airflow_llm_provider.cli.connection import read_airflow
 from airflow_llm_provider.cli.ledger import ConnectionOption, JsonOption, LedgerOption, find_ledger, reading
-from airflow_llm_provider.cli.output import cell, echo_json, fail, moment_ms, shown
+from airflow_llm_provider.cli.output import CSV_LINE_END, cell, echo_json, fail, moment_ms, shown
 
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger.pruning import Pruned
@@ -81,7 +81,7 @@ def export_ledger(
             for one in calls:
                 file.write(json.dumps(one, ensure_ascii=False) + "\n")
             return
-        writer = csv.DictWriter(file, CALL_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, CALL_COLUMNS, lineterminator=CSV_LINE_END)
         writer.writeheader()
         for one in calls:
             row = {**one, "tags": " ".join(one["tags"])}

@@ -50,7 +50,7 @@ def show_ledger(
     from airflow_llm_provider.pricing import usd
 
     with reading(find_ledger(ledger_url, conn_id)) as database:
-        where = database.url.render_as_string(hide_password=True)
+        where = database.shown_url
         found, measured = totals(database, dag_id=dag, run_id=run), size(database)
         complained = complaints(database, dag_id=dag, run_id=run)
     told = {
@@ -129,7 +129,7 @@ def reading(url: str) -> Iterator[Database]:
     from airflow_llm_provider.ledger.schema import MIGRATIONS, version
 
     database = Database(url)
-    where = database.url.render_as_string(hide_password=True)
+    where = database.shown_url
     try:
         with database.read() as connection:
             found = connection.scalar(sa.select(sa.func.max(version.c.version))) or 0

@@ -15,6 +15,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
+# The ending RFC 4180 asks for. With any other, Python before 3.13 leaves a lone carriage return unquoted, and what
+# comes after it would be the first cell of a row.
+CSV_LINE_END = "\r\n"
+
+
 def fail(message: object) -> NoReturn:
     """End the command with status 1 and one message on stderr."""
     typer.echo(f"Error: {message}", err=True)

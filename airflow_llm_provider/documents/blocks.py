@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from airflow_llm_provider.documents.content import Content, Part
+from airflow_llm_provider.documents.pdf import count_pages
 from airflow_llm_provider.engine.framing import Framing, text_block
 
 IMAGE_TOKENS = 5_000
@@ -27,6 +29,21 @@ def ceiling_tokens(content: Content) -> int:
     """Return an upper bound of the input tokens of images and pages; the request itself bounds its text."""
     images = sum(part.kind == "image" for part in content.parts)
     return IMAGE_TOKENS * images + PDF_PAGE_TOKENS * sum(part.pages for part in content.parts)
+
+
+def ceiling_of_blocks(value: Any) -> int:
+    """Return the same of messages, or of blocks within them, that are the API's already.
+
+    What is elsewhere, or can't be counted, has as many pages as the API takes.
+    """
+    if isinstance(value, Mapping):
+        source = value.get("source")
+        if value.get("type") == "image":
+            return IMAGE_TOKENS
+        if isinstance(source, Mapping) and source.get("type") in ("base64", "url", "file"):
+            return PDF_PAGE_TOKENS * count_pages(source.get("data"))
+        return sum(map(ceiling_of_blocks, value.values()))
+    return sum(map(ceiling_of_blocks, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def _block(part: Part, framing: Framing) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.ledger.history import past_calls
 from airflow_llm_provider.ledger.permits import Limits
 from airflow_llm_provider.pricing import usd
+from airflow_llm_provider.validators import Judge
 
 _LONGEST_ANSWER = 64_000  # tokens; a truncated answer is asked for again with twice the room, up to here
 
@@ -89,6 +90,26 @@ class Estimate:
             "answers_known": self.answers_known,
         }
 
+    def told(self) -> dict[str, str]:
+        """Return it for a reader; tokens and price from low over likely to high."""
+        cost = self.cost_micro_usd
+        return {
+            "documents": f"{self.documents:,}",
+            "cached": f"{self.outcomes['reused']:,}",
+            "to ask": f"{self.outcomes['pending']:,}",
+            "tokens in": _spread(self.input_tokens, "{:,.0f}".format),
+            "tokens out": _spread(self.output_tokens, "{:,.0f}".format),
+            "price (USD)": "unknown" if cost is None else _spread(cost, _cents),
+            "time": _time(self.seconds),
+        }
+
+    @property
+    def basis(self) -> str:
+        """What its figures rest on, in words."""
+        if self.answers_known:
+            return f"from {self.answers_known:,} answers of this task"
+        return "with no answers of this task to go by: the high figure is the most it can cost"
+
 
 async def estimate(
     run: Run,
@@ -105,8 +126,13 @@ async def estimate(
     """
     question = run.question
     past = await asyncio.to_thread(past_calls, run.engine.ledger.database, question.family)
+    asking = _asking(run)
+    # Of what judges take, a past without verdicts says nothing.
+    is_telling = not asking.judges or any(call.purpose == "judge" for call in past)
     forecast = Forecast(
-        past=Experience.of(past, question.model), cards=run.engine.prices.card, asking=_asking(run)
+        past=Experience.of(past, question.model) if is_telling else None,
+        cards=run.engine.prices.card,
+        asking=asking,
     )
     engine = Rehearsal.of(run.engine, forecast, set() if paid_for is None else paid_for)
     rehearsed = RehearsedRun(
@@ -150,6 +176,7 @@ def _asking(run: Run) -> Asking:
         instead=tuple(fallback.model for fallback in route.fallbacks),
         times=1 + int(run.terms.get("max_repairs") or 0) + more_room + again,
         longest=min(run.question.max_tokens * 2**more_room, _LONGEST_ANSWER) if more_room else 0,
+        judges=[each for each in run.terms.get("validators") or () if isinstance(each, Judge)],
     )
 
 
@@ -178,3 +205,18 @@ def _added(one: collections.Counter[str], other: collections.Counter[str]) -> co
 
 def _whole(span: Span) -> dict[str, int]:
     return {"low": int(span.low), "likely": round(span.likely), "high": int(-(-span.high // 1))}
+
+
+def _spread(span: Span, written: Callable[[float], str]) -> str:
+    return " to ".join(written(figure) for figure in (span.low, span.likely, span.high))
+
+
+def _cents(micro_usd: float) -> str:
+    """Write a price to the cent, or to the micro-USD where it is less than one."""
+    return f"{micro_usd / 1e6:,.2f}" if micro_usd >= 1e4 else str(usd(round(micro_usd)))
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -27,7 +27,7 @@ class Experience:
     shortest, longest: the ceilings of the requests seen.
     output, output_spread: mean and standard deviation of an answer's tokens.
     prefix: tokens of the shared prefix that prompt caching kept; 0 where it kept none.
-    extras: repairs and escalations; extra_micro_usd and the others: the mean of one.
+    extras: repairs, escalations and verdicts; extra_micro_usd and the others: the mean of one.
     """
 
     answers: int

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from airflow_llm_provider.documents.answers import answer_tokens
 from airflow_llm_provider.documents.experience import Experience
 from airflow_llm_provider.documents.span import Span
+from airflow_llm_provider.engine.judge import judging
 from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.pricing import RateCard, Usage
+from airflow_llm_provider.validators import Judge
 
 _DENSEST = 16  # bytes a token, of the text that takes fewest
 _CACHED_FROM = 1_024  # tokens: below, no model caches a prefix
 _COMPLAINT_TOKENS = 1_000  # what a repair says on top of the answer it sends back
+_USUAL_VERDICT_TOKENS = 100
 _RARE_MISS = 0.1  # of calls that may find the cached prefix gone
 _FIRST_TOKEN_S, _TOKENS_A_SECOND = 1.0, 60.0  # where nothing is known of a model's latency
 _MANY = 1_000  # an answer's price is taken as a thousandth of a thousand answers': means are no whole tokens
@@ -28,12 +31,14 @@ class Asking:
 
     models: the first one, then those that are escalated to. instead: fallbacks, which replace one.
     times: how often each may be asked, repairs included. longest: the longest answer, in tokens.
+    judges: asked about every answer.
     """
 
     models: Sequence[str]
     instead: Sequence[str] = ()
     times: int = 1
     longest: int = 0
+    judges: Sequence[Judge] = ()
 
 
 @dataclass(kw_only=True)
@@ -72,7 +77,7 @@ class Forecast:
         if self.past is not None:
             self._foretold += self.past.input_tokens(request)
         card = self.cards(request.model)
-        if card is None:
+        if card is None or not all(self.cards(judge.model) for judge in self.asking.judges):
             self.unpriced += 1
             return
         if self.past is None:
@@ -137,8 +142,9 @@ class Forecast:
 
     @property
     def _extras(self) -> Span:
-        """How many repairs and escalations there will be."""
-        if self.past is None or (self.asking.times == 1 and len(self.asking.models) == 1):
+        """How many repairs, escalations and verdicts there will be."""
+        is_alone = self.asking.times == 1 and len(self.asking.models) == 1 and not self.asking.judges
+        if self.past is None or is_alone:
             return Span()
         return self.past.extras_of(self.calls)
 
@@ -160,7 +166,8 @@ class Forecast:
         return Span(
             low=card.price_micro_usd(Usage(**{cheapest: int(bounds.low)}, output_tokens=int(answers.low))),
             likely=card.price_micro_usd(Usage(uncached_tokens=rest, **cached))
-            + _output_price(card, prefix + rest, answers.likely),
+            + _output_price(card, prefix + rest, answers.likely)
+            + self._verdicts(round(bounds.likely), round(answers.likely), _USUAL_VERDICT_TOKENS),
             high=self._at_most(request, longest=round(answers.high)),
         )
 
@@ -176,6 +183,21 @@ class Forecast:
                     (card.ceiling_micro_usd(input_tokens=tokens, output_tokens=longest) for card in cards),
                     default=0,
                 )
+                cost += self._verdicts(request.input_ceiling_tokens, longest)
+        return cost
+
+    def _verdicts(self, source_tokens: int, answer_tokens: int, output_tokens: int | None = None) -> int:
+        """Return what the judges cost for one answer; at the most, unless their verdicts have `output_tokens`."""
+        cost = 0
+        for judge in self.asking.judges:
+            asked, card = judging(judge, "", "", framing="document"), self.cards(judge.model)
+            read = answer_tokens + (source_tokens if judge.reads_source else 0)
+            if card is not None and output_tokens is None:
+                read += asked.input_ceiling_tokens
+                cost += card.ceiling_micro_usd(input_tokens=read, output_tokens=asked.max_tokens)
+            elif card is not None:
+                read += asked.text_bytes // BYTES_A_TOKEN
+                cost += card.price_micro_usd(Usage(uncached_tokens=read, output_tokens=output_tokens or 0))
         return cost
 
 

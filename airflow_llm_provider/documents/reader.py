@@ -10,7 +10,8 @@ from typing import cast
 from airflow_llm_provider.documents.content import Content, Part, Unreadable
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.image import image_part, image_type
-from airflow_llm_provider.documents.pdf import PdfMode, pdf_parts
+from airflow_llm_provider.documents.pdf import PdfMode
+from airflow_llm_provider.documents.pdf_process import pdf_parts_beside
 from airflow_llm_provider.documents.regular import open_regular
 from airflow_llm_provider.documents.text import checked, decode
 
@@ -32,7 +33,7 @@ def read(
 ) -> Content:
     """Return the document's content; blocking, safe in threads.
 
-    pdf: how PDFs are read, see `pdf_parts`.
+    pdf: how PDFs are read, see `documents.pdf.pdf_parts`.
     max_bytes: larger documents are refused from their size alone, before a byte is read.
     encoding: of text files without a byte order mark.
     Raises Unreadable for what can't be asked about, OSError where trying again may help (object storage).
@@ -109,7 +110,7 @@ def _format(raw: bytes, suffix: str) -> str:
 
 def _parse(raw: bytes, kind: str, pdf: PdfMode, encoding: str) -> tuple[tuple[Part, ...], int]:
     if kind == "pdf":
-        return pdf_parts(raw, pdf)
+        return pdf_parts_beside(raw, pdf)
     if kind == "image":
         return (image_part(raw),), 0
     if kind == "docx":

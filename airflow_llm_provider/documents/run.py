@@ -282,7 +282,7 @@ class Run:
             self.over_budget = self.over_budget or error
         except LLMError as error:
             self._give_up_if_hopeless(error)
-            self._bury(sink, index, document, _reason(error), error)
+            self._bury(sink, index, document, reason_of(error), error)
         else:
             self._failures_in_a_row = 0
             try:
@@ -402,5 +402,6 @@ def _asked_wait_s(error: Exception) -> float:
     return (error.retry_after_s or 0.0) if isinstance(error, RetryableError) else 0.0
 
 
-def _reason(error: LLMError) -> str:
+def reason_of(error: LLMError) -> str:
+    """Return the `reason` of a dead letter."""
     return _REASONS.get(type(error), "error")

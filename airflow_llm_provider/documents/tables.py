@@ -151,15 +151,37 @@ def _csv_rows(stream: IO[bytes], encoding: str) -> Iterator[tuple[int, Any]]:
     # Bytes that aren't valid become lone surrogates: they spoil their own row, not the stream.
     text = io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline="")
     try:
-        yield from _csv_cells(csv.reader(iter(lambda: text.readline(MAX_ROW_BYTES), "")), encoding)
+        yield from _csv_cells(_Lines(text), encoding)
     finally:
         text.detach()  # the stream is its opener's to close
 
 
-def _csv_cells(reader: Any, encoding: str) -> Iterator[tuple[int, Any]]:
+class _Lines:
+    """The lines of a CSV file, as many as one row may have: quotes can make all of a file one row."""
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+        self.left = MAX_ROW_BYTES
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_ROW_BYTES)
+        self.left -= len(line)
+        if not line:
+            raise StopIteration
+        if self.left < 0:
+            raise csv.Error(f"the row is over {MAX_ROW_BYTES:,} characters")
+        return line
+
+
+def _csv_cells(lines: _Lines, encoding: str) -> Iterator[tuple[int, Any]]:
+    reader = csv.reader(lines)
     header: list[str] | None = None
     while True:
         start = reader.line_num + 1
+        lines.left = MAX_ROW_BYTES
         try:
             cells = next(reader)
         except StopIteration:

@@ -146,18 +146,19 @@ class Buyer:
         try:
             raw = await client.send(request, timeout_s=self.timeout_s, heed=permit.heed)
             message = Message.parse(raw)
+            latency_s = time.monotonic() - started
+            card = self._prices(entry.scope).card(request.model)
+            cost = card.price_micro_usd(message.usage) if card else None
         except LLMError as error:
             permit.failed(error)
             self.tally.unproven += _may_be_billed(error)
             await self.ledger.record(_failure(request, entry, error))
             raise
-        except asyncio.CancelledError:
+        except BaseException as error:  # cancelled, or a fault of ours: its key and its money must not stay held
             self.tally.unproven += 1
-            self.ledger.note(_failure(request, entry, NetworkError("Cancelled in flight.", billed=True)))
+            why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
+            self.ledger.note(_failure(request, entry, NetworkError(why, billed=True)))
             raise
-        latency_s = time.monotonic() - started
-        card = self._prices(entry.scope).card(request.model)
-        cost = card.price_micro_usd(message.usage) if card else None
         await self.ledger.record(
             Settlement(
                 attempt_id=entry.id,

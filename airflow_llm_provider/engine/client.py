@@ -71,7 +71,7 @@ class AnthropicClient:
 
     api_key: str = field(repr=False)
     base_url: str = DEFAULT_BASE_URL
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)  # its URL may hold a password
     ca_bundle: str | None = None
     max_connections: int = 1000
 

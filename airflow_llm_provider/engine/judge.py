@@ -42,10 +42,13 @@ _VERDICT = OutputType(
 )
 
 
-def judging(judge: Judge, answer: str, source: str | None, *, framing: Framing) -> Request:
+def judging(
+    judge: Judge, answer: str, source: str | None, *, framing: Framing, family: str = ""
+) -> Request:
     """Return the request that asks for a verdict on an answer.
 
     source: the text it is about; None only where the judge does not read it.
+    family: of the request that it answers.
     """
     criteria = "\n".join(f"{number}. {text}" for number, text in enumerate(judge.criteria, start=1))
     and_source = " and in the document" if judge.reads_source else ""
@@ -60,6 +63,7 @@ def judging(judge: Judge, answer: str, source: str | None, *, framing: Framing) 
         messages=[{"role": "user", "content": content}],
         schema=_VERDICT.schema,
         endpoint=judge.endpoint,
+        family=family,
     )
 
 
@@ -70,12 +74,15 @@ def require_met(judge: Judge, message: Message) -> None:
     """
     require_complete(message)
     try:
-        findings = {found["criterion"]: found for found in _VERDICT.parse(message.text)["findings"]}
+        findings = _VERDICT.parse(message.text)["findings"]
     except InvalidOutput as error:
         raise AnswerError(f"It is no verdict: {error}") from error
-    numbers = range(1, len(judge.criteria) + 1)
-    if missing := [number for number in numbers if number not in findings]:
-        raise AnswerError(f"It says nothing of criterion {missing[0]}.")
-    reasons = [findings[number]["why"] for number in numbers if not findings[number]["is_met"]]
+    reasons: list[str] = []
+    judged = {found["criterion"] for found in findings}
+    for number, criterion in enumerate(judge.criteria, start=1):
+        if number not in judged:
+            raise AnswerError(f"It says nothing of criterion {number}.")
+        unmet = [found["why"] for found in findings if found["criterion"] == number and not found["is_met"]]
+        reasons += [why.strip() or f"Not met: {criterion}" for why in unmet]
     if reasons:
         raise InvalidOutput("\n".join(reasons))

@@ -11,13 +11,21 @@ from typing import Any
 
 _MOST_CHARACTERS = 100_000  # beyond it mending takes the loop's time, and a paid repair is the better bargain
 _MOST_DEPTH = 64  # of nesting, for the same reason
+_MOST_INNER_QUOTES = 300  # within strings, and not escaped: json-repair looks for the end of each from each
 _MOST_TRIES = 50  # braces in prose that begin no object
 _DECODER = json.JSONDecoder()
 # What begins an object, if a broken one: what stands within it is a part and no answer.
 _OBJECT = re.compile(r"""\{\s*(["'“}]|\w+\s*:)""")
 _GAP = re.compile(r"[\s,:]*")
-_QUOTES = "\"'`“”‘’"  # noqa: RUF001 - quotes of all kinds
 _ENDS = re.compile(r"""\s*[,:}\]]|\s+["'`“”‘’\w{\[-]""")  # noqa: RUF001 - what may come after a name or a value
+_SINGLE, _DOUBLE = "'`‘’", '"“”'  # noqa: RUF001
+_QUOTES = _SINGLE + _DOUBLE
+# Where a string could end, and another begin, inside of one: by whether it stands in single quotes.
+_HAS_END = [re.compile(rf"[{marks}]\s*[,:\]}}]|[,:\[{{]\s*[{marks}]") for marks in (_DOUBLE, _SINGLE)]
+_EDGES = [
+    re.compile(rf"[{marks}](?=\s*[,:}}\]{marks}])|[,:{{\[]\s*[{marks}]") for marks in (_DOUBLE, _SINGLE)
+]
+_HAS_ESCAPE = re.compile(r"""\\["'\\/bfnrtuUx]""")
 _LITERAL = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|[Tt]rue|[Ff]alse|[Nn](?:ull|one)")
 _LITERALS = {"true": True, "false": False, "null": None, "none": None}
 _BRACKET = re.compile(r"[{}\[\]]")
@@ -84,6 +92,8 @@ def mended(text: str) -> str | None:
         len(_QUOTE.findall(broken)) % 2
     ):  # a text that was cut off within a string, at a brace of the string's own
         return None
+    if _inner_quotes(broken) > _MOST_INNER_QUOTES:
+        return None
     try:
         import json_repair
 
@@ -140,11 +150,20 @@ def _after(text: str, at: int) -> int:
     return at
 
 
+def _inner_quotes(text: str) -> int:
+    """Count the quotes that neither begin nor end a string, of the kind that the text begins its strings with."""
+    first = min((at for quote in _QUOTES if (at := text.find(quote)) >= 0), default=0)
+    is_single = text[first] in _SINGLE
+    marks = sum(map(text.count, _SINGLE if is_single else _DOUBLE))
+    return marks - len(_EDGES[is_single].findall(text))
+
+
 def _says(text: str, data: Any) -> bool:
     """Tell whether a text says this and nothing else: every bracket, name and value of it, letter for letter."""
     at = 0
     for part in _parts(data):
-        at = _end_of(part, text, _GAP.match(text, at).end())  # type: ignore[union-attr]  # it matches nothing, too
+        gap = _GAP.match(text, at)
+        at = _end_of(part, text, gap.end() if gap else at)
         if at < 0:
             return False
     return at == len(text)
@@ -161,26 +180,25 @@ def _end_of(part: Any, text: str, at: int) -> int:
         same = _LITERALS.get(written[0].lower(), written[0])
         is_same = same is part if isinstance(part, bool | None) else Decimal(str(same)) == Decimal(str(part))
         return written.end() if is_same else -1
-    quote = text[at : at + 1] if text[at : at + 1] in _QUOTES else ""
-    at += len(quote)
+    quote = text[at] if text[at] in _QUOTES else ""
     for spelt in _spellings(part, quote):
-        end = at + len(spelt)
-        is_closed = not quote or text[end : end + 1] in _QUOTES
-        end += len(quote)
-        if is_closed and text.startswith(spelt, at) and _ENDS.match(text, end):
+        end = at + 2 * len(quote) + len(spelt)
+        is_closed = not quote or text[end - 1 : end] in _QUOTES
+        if is_closed and text.startswith(spelt, at + len(quote)) and _ENDS.match(text, end):
             return end
     return -1
 
 
 def _spellings(part: str, quote: str) -> Iterator[str]:
-    """Yield the ways in which a text may have been written between such quotes."""
-    # Where another text could begin within it, nobody knows where it ends.
-    if not quote or not re.search(rf"[{_QUOTES}]\s*[,:\]}}]|[,:\[{{]\s*[{_QUOTES}]", part):
+    """Yield how a string may be written behind such a quote, so that nobody can read it otherwise."""
+    if not quote:
+        yield from (part,) if part else ()
+        return
+    if not _HAS_ESCAPE.search(part) and not _HAS_END[quote in _SINGLE].search(part):
         yield part
     for is_ascii in (False, True):
         escaped = json.dumps(part, ensure_ascii=is_ascii)[1:-1]
-        yield escaped
-        yield escaped.replace('\\"', '"').replace("'", "\\'")
+        yield escaped.replace('\\"', '"').replace("'", "\\'") if quote in _SINGLE else escaped
 
 
 def _names(data: Any) -> set[str]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import time
 
-from airflow_llm_provider.errors import BudgetExceeded, BudgetSkips, BudgetWaits, LLMError, UnknownPrice
+from airflow_llm_provider.errors import (
+    BudgetAsks,
+    BudgetExceeded,
+    BudgetSkips,
+    BudgetWaits,
+    LLMError,
+    UnknownPrice,
+)
 from airflow_llm_provider.ledger.budgets import Budget
 from airflow_llm_provider.ledger.records import Refusal
 from airflow_llm_provider.pricing import usd
@@ -29,6 +36,14 @@ def error_for(refusal: Refusal, model: str, connection_id: str) -> LLMError:
     if budget.on_exceeded == "wait" and meter and meter.period:
         wait_s = max(1.0, meter.period.until_ms / 1000 - time.time())
         return BudgetWaits(f"{said} The next {budget.per} begins in {wait_s:.0f} s.", retry_after_s=wait_s)
+    if budget.on_exceeded == "ask":
+        return BudgetAsks(
+            said,
+            budget=budget.name,
+            label=where,
+            booked_micro_usd=refusal.settled_micro_usd + refusal.reserved_micro_usd,
+            need_micro_usd=need,
+        )
     return (BudgetSkips if budget.on_exceeded == "skip" else BudgetExceeded)(said)
 
 

@@ -119,6 +119,7 @@ def _about(asked: Request, answer: str, error: InvalidOutput, framing: Framing, 
         extra={name: value for name, value in asked.extra.items() if name not in _NOT_IN_SMALL},
         endpoint=asked.endpoint,
         version=asked.version,
+        family=asked.family,
     )
 
 

@@ -19,6 +19,8 @@ Message = Mapping[str, Any]
 
 # What the API adds around a request (its frame for schemas and tools), in tokens, generously.
 _FRAME_TOKENS = 2_000
+# What budgets, prices and the reading of the reply go by, so that `extra` may not say otherwise.
+_OWN_FIELDS = frozenset({"model", "max_tokens", "messages", "stream"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,13 @@ class Request:
     cache_first: bool = False
     input_ceiling: int = 0
     family: str = ""
+
+    def __post_init__(self) -> None:
+        if wrong := sorted(_OWN_FIELDS & self.extra.keys()):
+            raise BadRequest(
+                f"extra_body has {wrong[0]!r}, which would not be what is reserved, priced and read: give it as the "
+                "argument of its own where there is one, or leave it away. Nothing was sent."
+            )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -205,7 +205,7 @@ class Engine(Buyer):
                     chain[-1] = bought = bought.saying(fix.answer(bought.message.text, terms.output))
                 value = _accepted(bought.message, terms)
                 for judge in terms.judges:
-                    await self._require_met(judge, bought, terms, asked, chain)
+                    await self._require_met(judge, bought, terms, asked, chain, request.family)
                 return value
             except AnswerError as error:
                 error.reply_text = error.reply_text or bought.message.text
@@ -229,10 +229,18 @@ class Engine(Buyer):
                 request = otherwise
 
     async def _require_met(
-        self, judge: Judge, bought: Purchase, terms: Terms, asked: list[str], chain: list[Purchase]
+        self,
+        judge: Judge,
+        bought: Purchase,
+        terms: Terms,
+        asked: list[str],
+        chain: list[Purchase],
+        family: str,
     ) -> None:
         """Raise InvalidOutput unless the judge finds its criteria met; what was asked joins `asked` and `chain`."""
-        request = judging(judge, bought.message.text, terms.source, framing=terms.framing)
+        request = judging(
+            judge, bought.message.text, terms.source, framing=terms.framing, family=family
+        )
         asked.append(request.fingerprint)
         verdict = await self.obtain(
             request,

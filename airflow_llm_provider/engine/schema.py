@@ -18,7 +18,8 @@ def fields_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 def part_of(schema: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any] | None:
     """Return the schema of some of an object's fields, each of which may be left out.
 
-    None where the API would not take it, since it bounds how many fields may be optional.
+    None where the API would not take it, since it bounds how many fields may be optional, and where a reference
+    leads to what the part does not have.
     """
     fields = fields_of(schema)
     part: dict[str, Any] = {
@@ -27,7 +28,10 @@ def part_of(schema: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any
         "additionalProperties": False,
     }
     definitions = schema.get("$defs", {})
-    if used := _used(part, definitions):
+    used = _used(part, definitions)
+    if used - definitions.keys():
+        return None
+    if used:
         part["$defs"] = {name: definitions[name] for name in definitions if name in used}
     optional = sum(len(each.get("properties", ())) - len(each.get("required", ())) for each in _walk(part))
     return part if optional <= _MOST_OPTIONAL else None
@@ -58,16 +62,16 @@ def _walk(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _used(schema: Any, definitions: Mapping[str, Any]) -> set[str]:
-    """Return the names of the definitions that a schema refers to, and those refer to."""
+    """Return the names of the definitions that a schema refers to, and those refer to; other references whole."""
     used: set[str] = set()
     left = [schema]
     while left:
         each = left.pop()
         if isinstance(each, Mapping):
             name = str(each.get("$ref", "")).removeprefix("#/$defs/")
-            if name in definitions and name not in used:
+            if name and name not in used:
                 used.add(name)
-                left.append(definitions[name])
+                left.append(definitions.get(name))
             left.extend(each.values())
         elif isinstance(each, (list, tuple)):
             left.extend(each)

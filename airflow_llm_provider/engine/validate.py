@@ -115,12 +115,13 @@ class OutputType:
             structure = None if self._field is None else self.structure(given)
             if self._field is None or (structure and self._field in members(structure)):
                 return given
-            written = given if is_json(given) else json.dumps(given)
-        else:
-            from pydantic_core import to_json
+            # The text "1" may be a number, or what it is.
+            written = [f'{{"{self._field}": {text}}}' for text in (given, json.dumps(given)) if is_json(text)]
+            return next(filter(self._takes, written), written[0])
+        from pydantic_core import to_json
 
-            written = to_json(given, by_alias=True).decode()
-        return f'{{"{self._field}": {written}}}' if self._field else written
+        whole = to_json(given, by_alias=True).decode()
+        return f'{{"{self._field}": {whole}}}' if self._field else whole
 
     def read_loosely(self, text: str) -> Any:
         """Return what an invalid answer says as plain data, or the text as it is where it is no JSON."""
@@ -184,6 +185,13 @@ class OutputType:
             raise InvalidOutput(
                 f"The answer could not be checked: {type(error).__name__}: {error}"
             ) from error
+
+    def _takes(self, text: str) -> bool:
+        try:
+            self._validated(text)
+        except InvalidOutput:
+            return False
+        return True
 
     def _validate(self, text: str) -> Any:
         """Validate the text itself: parsed and written again, long numbers would change."""
@@ -277,7 +285,7 @@ def complaint_of(validator: Validator, value: Any, source: str | None) -> Compla
     except Exception as error:
         raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
     if isinstance(complaint, str):
-        return Complaint(complaint)
+        return Complaint(complaint) if complaint.strip() else None  # such as "; ".join(of no problems)
     if complaint is not None and not isinstance(complaint, Complaint):
         raise BusinessError(
             f"The validator {name} returned {complaint!r}: return None, a text, or a Complaint."

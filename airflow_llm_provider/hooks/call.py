@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from airflow_llm_provider.documents.blocks import ceiling_of_blocks
 from airflow_llm_provider.engine.long import LongInput, TooLongMode, ask_about
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request, to_json
@@ -163,10 +164,12 @@ class Call:
     def _request(self, settings: Settings, inputs: Mapping[str, Any], model: str) -> Request:
         blocks = [block for name, value in inputs.items() for block in _blocks(name, value)]
         asked = {"role": "user", "content": [*blocks, {"type": "text", "text": self.prompt}]}
+        messages = [*self.messages, asked]
         return Request(
             model=model,
             system=self.system,
-            messages=[*self.messages, asked],
+            messages=messages,
+            input_ceiling=ceiling_of_blocks(messages),
             max_tokens=self.max_tokens,
             schema=OutputType(self.output_type).schema,
             tools=[tool.definition for tool in by_name(self.tools).values()],

@@ -113,10 +113,12 @@ class Exhausted:
 
 
 def _letter(error: AnswerError, name: str) -> Mapping[str, Any]:
+    from airflow_llm_provider.documents.run import reason_of
+
     return {
         "document_id": name,
         "uri": None,
-        "reason": error.kind,
+        "reason": reason_of(error),
         "error": type(error).__name__,
         "message": str(error),
         "reply": error.reply_text,

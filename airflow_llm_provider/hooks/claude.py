@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.sdk.bases.hook import BaseHook
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from airflow_llm_provider.errors import BudgetSkips, LLMError, TerminalError
+from airflow_llm_provider.errors import BudgetAsks, BudgetSkips, LLMError, TerminalError
 from airflow_llm_provider.hooks.alarm import BudgetAlarm
 from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
@@ -68,6 +68,7 @@ class ClaudeHook(BaseHook):
 
         Raises AirflowFailException for what no retry can mend; other errors are left to Airflow's retries.
         """
+        from airflow_llm_provider.hooks import raises
 
         async def main() -> T:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -78,6 +79,8 @@ class ClaudeHook(BaseHook):
             alarm = BudgetAlarm(context)
             engine.ledger.on_warning = alarm.ring
             try:
+                if context and _can_ask(context):
+                    engine.ledger.accounts.raised = await raises.raised(engine, self.scope(context))
                 return await work(engine)
             finally:
                 await engine.close()
@@ -154,15 +157,27 @@ class ClaudeHook(BaseHook):
         self.__dict__.pop("settings", None)
 
     def for_airflow(self, error: BaseException, context: Context | None) -> BaseException:
-        """Return the error as Airflow should see it: what no retry can mend as AirflowFailException."""
+        """Return the error as Airflow should see it: what no retry can mend as AirflowFailException.
+
+        A budget that says so is asked about first: raises TaskAwaitingInput.
+        """
+        from airflow_llm_provider.hooks import raises
+
         if not isinstance(error, LLMError):
             return error
         if isinstance(error, BudgetSkips):
             return AirflowSkipException(f"{_where(context)}{error}")
+        if isinstance(error, BudgetAsks) and error.budget and context and _can_ask(context):
+            why = raises.ask(error, hook=self, context=context)
+            return AirflowFailException(f"{_where(context)}BudgetExceeded: {error} It is not raised: {why}")
         if isinstance(error, TerminalError):
             return AirflowFailException(f"{_where(context)}{type(error).__name__}: {error}")
         error.args = (f"{_where(context)}{error}",)
         return error
+
+
+def _can_ask(context: Context) -> bool:
+    return hasattr(context["task"], "budget_decided")
 
 
 def _where(context: Context | None) -> str:

@@ -7,8 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowFailException
-
+from airflow_llm_provider.hooks.rendered import amount
 from airflow_llm_provider.pricing import micro_usd
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def scope_of(
     from airflow_llm_provider.ledger.records import CallScope
 
     deployment = conf.get("llm", "deployment", fallback="airflow")
-    caps = {name: _cap(task, name, arguments) for name in CAPS}
+    caps = {name: amount(task.task_id, name, _argument(task, name, arguments)) for name in CAPS}
     all_tags = sorted({*tags, *(getattr(task.dag, "tags", None) or ())})
     return CallScope(
         dag_id=ti.dag_id,
@@ -58,9 +57,9 @@ def scope_of(
 
 def require_budgets(on_exceeded: str, **caps: Any) -> None:
     """Raise ValueError, when the DAG is parsed, for a budget that is none; templates are read at run time."""
-    if on_exceeded not in ("fail", "skip"):
+    if on_exceeded not in ("fail", "skip", "ask"):
         raise ValueError(
-            f"on_exceeded={on_exceeded!r}: use fail or skip; a standing budget per day or month can wait."
+            f"on_exceeded={on_exceeded!r}: use fail, skip or ask; a standing budget per day or month can wait."
         )
     for name, cap in caps.items():
         if cap is not None and not (isinstance(cap, str) and "{{" in cap):
@@ -72,17 +71,6 @@ def require_budgets(on_exceeded: str, **caps: Any) -> None:
 
 def _argument(task: Any, name: str, arguments: Mapping[str, Any] | None) -> Any:
     return getattr(task, name, None) if arguments is None else arguments.get(name)
-
-
-def _cap(task: Any, name: str, arguments: Mapping[str, Any] | None) -> int | None:
-    """Read a budget that may have come through a template, where none is written as nothing or None."""
-    dollars = _argument(task, name, arguments)
-    if dollars is None or str(dollars).strip() in ("", "None"):
-        return None
-    try:
-        return micro_usd(dollars)
-    except ValueError as error:
-        raise AirflowFailException(f"{task.task_id}: {name}= {error}.") from None
 
 
 def trace_id(deployment: str, dag_id: str, run_id: str) -> str:

@@ -34,7 +34,7 @@ class Settings:
     fallbacks: tuple[str, ...]
     timeout_s: float
     deadline_s: float
-    ledger_url: str
+    ledger_url: str = field(repr=False)  # may hold a password, as may the client's proxy
 
     def model(self, name: str | None) -> str:
         """Return the model id of a tier; an id, and what else it may be, is returned as it is."""
@@ -72,7 +72,7 @@ class Settings:
             client=AnthropicClient(
                 api_key=(connection.password or "").strip(),
                 base_url=_base_url(connection, conn_id) or DEFAULT_BASE_URL,
-                proxy=extra.get("proxy") or None,
+                proxy=_proxy(extra.get("proxy"), conn_id),
                 ca_bundle=extra.get("ca_bundle") or None,
             ),
             limits=Limits(
@@ -176,6 +176,24 @@ def _base_url(connection: Any, conn_id: str) -> str | None:
             conn_id, "the base URL has a user or password in it: the API key goes in the password field"
         )
     return host
+
+
+def _proxy(url: Any, conn_id: str) -> str | None:
+    """Read the proxy's URL, repeating no part of it in an error: any part may hold the password."""
+    if not url:
+        return None
+    try:
+        parts = urlsplit(str(url).strip())
+        is_proxy = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_proxy = False
+    if not is_proxy:
+        raise _wrong(
+            conn_id,
+            "its proxy should be http://host:port or http://user:password@host:port, with @ : / ? # in the password "
+            "as %40 %3A %2F %3F %23",
+        )
+    return str(url).strip()
 
 
 def _wrong(conn_id: str, what: str) -> AirflowFailException:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -81,6 +81,7 @@ class Accounts:
         )
         self._watched: dict[str, dict[str, Budget]] = {}
         self._standing: list[Budget] = []
+        self.raised: Mapping[tuple[str, str], int] = {}  # caps by budget and what it is of
         self.is_short = False  # somebody waits for what is reserved to be settled, or given up
 
     def bind(self, connection: sa.Connection, now: int, scopes: Iterable[CallScope]) -> dict[int, Bound]:
@@ -106,7 +107,7 @@ class Accounts:
                     self._watch(one, meter)
         return {
             key: Bound(
-                tuple(pairs),
+                tuple((self._as_raised(one, meter), meter) for one, meter in pairs),
                 tuple(sorted({meter.id for _, meter in pairs if meter} | ({runs[key]} & existing))),
             )
             for key, pairs in bound.items()
@@ -121,14 +122,13 @@ class Accounts:
             return  # somebody else was first
         is_named = call.c.accounts.like(f"%{meter.id}%")
         # A late reply corrects what is unproven, so that has to be named too.
-        may_move = sa.and_(
-            is_in(OPEN, UNPROVEN), meter.calls(), sa.or_(call.c.accounts.is_(None), sa.not_(is_named))
-        )
-        found = connection.scalars(sa.select(call.c.id).where(may_move).order_by(call.c.id).with_for_update())
+        # Those that name it already, too, from before it was removed: whoever ends one now would not find it.
+        may_move = sa.select(call.c.id).where(is_in(OPEN, UNPROVEN), meter.calls())
+        found = connection.scalars(may_move.order_by(call.c.id).with_for_update())
         for chunk in chunks(found.all()):
             connection.execute(
                 call.update()
-                .where(call.c.id.in_(chunk))
+                .where(call.c.id.in_(chunk), sa.or_(call.c.accounts.is_(None), sa.not_(is_named)))
                 .values(accounts=sa.func.coalesce(call.c.accounts + " ", "") + meter.id)
             )
         settled, reserved = connection.execute(
@@ -193,6 +193,10 @@ class Accounts:
         ]:
             connection.execute(_MOVED, changed)
         return refusals, warnings
+
+    def _as_raised(self, one: Budget, meter: Meter | None) -> Budget:
+        cap = self.raised and self.raised.get((one.name, meter.label if meter else "a call"))
+        return replace(one, cap_micro_usd=max(cap, one.cap_micro_usd)) if cap else one
 
     def _watch(self, one: Budget, meter: Meter) -> None:
         if meter.id not in self._watched and len(self._watched) >= _MOST_WATCHED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 KINDS = ("call", "task", "run", "dag", "connection", "all")
 CALENDAR = ("day", "month")
-ON_EXCEEDED = ("fail", "skip", "wait")
+ON_EXCEEDED = ("fail", "skip", "wait", "ask")
 WARN_AT_PERCENT = (50, 80, 95)
 _HOUR_MS = 3_600_000
 
@@ -32,7 +33,7 @@ class Budget:
     applies_to: the one DAG, or connection, that it is about; empty for every one, each with the cap to itself.
     per: `day` or `month`, by the calendar in `timezone`, for `dag`, `connection` and `all`; the others end by
         themselves.
-    on_exceeded: what becomes of the task: `fail`, `skip`, or `wait` for the next day or month.
+    on_exceeded: what becomes of the task: `fail`, `skip`, `wait` for the next day or month, or `ask` a person.
     origin: who set it: an `operator`, the `config`, or the `ledger` for a standing one.
     """
 
@@ -169,13 +170,16 @@ _latest: dict[tuple[str, str], Period] = {}
 def _period(per: str, timezone: str, now_ms: int) -> Period:
     import pendulum
 
-    now = pendulum.from_timestamp(now_ms / 1000, tz=_zone(timezone))
-    start = now.start_of("day" if per == "day" else "month")
-    end = start.add(days=1) if per == "day" else start.add(months=1)
+    zone = _zone(timezone)
+    today = pendulum.from_timestamp(now_ms / 1000, tz=zone).date()
+    first = today if per == "day" else today.replace(day=1)
+    after = first.add(days=1) if per == "day" else first.add(months=1)
+    # Where clocks change at midnight, a day begins at the first of two, or when there should have been one.
+    since, until = (dt.datetime(day.year, day.month, day.day, tzinfo=zone) for day in (first, after))
     return Period(
-        now.format("YYYY-MM-DD" if per == "day" else "YYYY-MM"),
-        int(start.timestamp() * 1000),
-        int(end.timestamp() * 1000),
+        today.format("YYYY-MM-DD" if per == "day" else "YYYY-MM"),
+        int(since.timestamp() * 1000),
+        int(until.timestamp() * 1000),
     )
 
 

@@ -61,6 +61,11 @@ class Database:
         else:
             self._writer = self._reader = _postgres_engine(self.url)
 
+    @property
+    def shown_url(self) -> str:
+        """The URL to show: without its password, and without its options, which may hold another."""
+        return self.url.set(query={}).render_as_string(hide_password=True)
+
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """Open a write transaction; committed, and on disk, when the block ends."""

@@ -104,7 +104,8 @@ def keep(
         connection.execute(review.delete().where(review.c.id == _id(scope, key)))
         insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(review)
         first = insert.values(**_columns(scope, key, asked), shown_ms=now_ms)
-        connection.execute(first.on_conflict_do_nothing())  # another process of the task instance may be first
+        # Another process of the task instance may have been faster.
+        connection.execute(first.on_conflict_do_nothing())
     elif known.first_try != scope.first_try and (frozen or known.asked.asked_hash == asked.asked_hash):
         _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, **_NOTHING_DECIDED)
     else:

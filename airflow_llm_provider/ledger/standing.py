@@ -36,9 +36,11 @@ def set_budget(connection: sa.Connection, new: Budget) -> None:
         connection.execute(budget.update().where(budget.c.name == new.name).values(values))
     else:
         connection.execute(budget.insert().values(values))
-    if new.kind not in {one.kind for one in known.values()}:
+    bound = {one.applies_to for one in known.values() if one.kind == new.kind}
+    if not bound & {"", new.applies_to}:
         # While nothing bound such meters they may have missed calls: they are made anew, by counting them.
-        connection.execute(account.delete().where(account.c.kind == new.kind))
+        stale = account.c.applies_to == new.applies_to if new.applies_to else account.c.applies_to.not_in(bound)
+        connection.execute(account.delete().where(account.c.kind == new.kind, stale))
 
 
 def remove_budget(connection: sa.Connection, name: str) -> bool:

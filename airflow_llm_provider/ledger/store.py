@@ -84,14 +84,15 @@ class Ledger:
             with self._in_our_words():
                 self._retried(self.database.migrate)
             on_failure.pop_all()
-        self._accounts = Accounts(self.database.dialect, budgets)
+        self.accounts = Accounts(self.database.dialect, budgets)
         self._writes = Writes(
             dialect=self.database.dialect,
             holder=self.holder,
             lease_ms=int(lease_s * 1000),
             policy=policy,
-            accounts=self._accounts,
+            accounts=self.accounts,
         )
+        self._owed: list[Write] = []  # what the database was away for
         self._writer: Batch[Write, Any] = Batch(
             self._write, name="llm-ledger-write", tick=self._beat, tick_s=beat_s
         )
@@ -115,8 +116,8 @@ class Ledger:
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            if isinstance(await opening, Opened):
-                self.note(_unsent(entry))
+            opening.add_done_callback(lambda opened: self._give_up(entry, opened))
+            await asyncio.wait([opening])  # which a second cancellation ends, and the opening not
             raise
 
     async def record(
@@ -147,6 +148,10 @@ class Ledger:
         self._reader.close()
         self.database.close()
 
+    def _give_up(self, entry: Entry, opened: asyncio.Future[Any]) -> None:
+        if not opened.cancelled() and not opened.exception() and isinstance(opened.result(), Opened):
+            self.note(_unsent(entry))
+
     def _transact(
         self,
         begin: Callable[[], contextlib.AbstractContextManager[sa.Connection]],
@@ -166,6 +171,9 @@ class Ledger:
             try:
                 return self._retried(self._write_once, batch)
             except _PASSING:
+                # Its submitters give up. Left as they are, their attempts would be renewed as long as this lives.
+                of_attempts = (write for write in batch if isinstance(write, (Entry, Settlement, Failure)))
+                self._owed += [_unsent(write) if isinstance(write, Entry) else write for write in of_attempts]
                 raise
             except Exception:
                 if len(batch) == 1:
@@ -194,17 +202,20 @@ class Ledger:
             except MissingAccounts as missing:
                 for meter in missing.meters:
                     with self.database.write() as connection:
-                        self._accounts.make(connection, self.database.now_ms(connection), meter)
+                        self.accounts.make(connection, self.database.now_ms(connection), meter)
                 continue
             self._warn()
             return done
 
     def _beat(self) -> None:
-        """Renew the leases of what this engine has in flight."""
+        """Renew the leases of what this engine has in flight, and write what a database that was away is owed."""
         try:
             with self._in_our_words(), self.database.write() as connection:
                 self._writes.renew(connection, self.database.now_ms(connection))
             self._warn()
+            if self._owed:
+                owed, self._owed = self._owed, []
+                self._write(owed)
         except LLMError as error:
             log.warning("The ledger's leases could not be renewed, will try again. %s", error)
 
@@ -242,7 +253,7 @@ class Ledger:
         try:
             yield
         except (sa.exc.SQLAlchemyError, OSError) as error:
-            where = f"The ledger at {self.database.url.render_as_string(hide_password=True)}"
+            where = f"The ledger at {self.database.shown_url}"
             cause = (error.orig if isinstance(error, sa.exc.DBAPIError) else None) or error
             said = " ".join(str(cause).split())
             if isinstance(error, _PASSING):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 RECORD, SETTINGS = "llm_branch", "llm_branch_settings"
 """The XComs that say what was decided, and with which settings the branch taken is to run."""
 
+# Where our operators keep arguments whose names BaseOperator has for something else.
+_ATTRIBUTES = {"output": "output_path", "roots": "allowed_roots", "dry_run": "is_dry_run"}
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -106,8 +109,8 @@ def use_branch_settings(task_id: str) -> Callable[[Context], None]:
     def use(context: Context) -> None:
         task, ti = context["task"], context["ti"]
         # In a mapped group, the choice of this task's own index.
-        own_first = ti.xcom_pull(task_ids=task_id, key=RECORD, map_indexes=[ti.map_index, -1])
-        record = next(filter(None, own_first), None)
+        indexes = [-1 if ti.map_index is None else ti.map_index, -1]
+        record = next(filter(None, ti.xcom_pull(task_ids=task_id, key=RECORD, map_indexes=indexes)), None)
         if not record:
             raise AirflowFailException(f"{task.task_id}: {task_id} has taken no branch in this run.")
         taken = record["taken"]
@@ -119,11 +122,12 @@ def use_branch_settings(task_id: str) -> Callable[[Context], None]:
             )
         settings = _settings_of(_dag(task).get_task(task_id), own[0]) if own else {}
         for name, value in settings.items():
-            if not hasattr(task, name):
+            attributes = [each for each in (_ATTRIBUTES.get(name), name) if each and hasattr(task, each)]
+            if not attributes:
                 raise AirflowFailException(
                     f"{task.task_id} has no argument {name!r}, a setting of {own[0]!r}."
                 )
-            setattr(task, name, value)
+            setattr(task, attributes[0], value)
 
     return use
 

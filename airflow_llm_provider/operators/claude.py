@@ -106,7 +106,8 @@ class ClaudeOperator(BaseOperator):
     version: change it to ask anew.
     budget_usd: what the task instance may cost, over all its tries, in US dollars; None: no cap of its own.
     run_budget_usd: what the whole DAG run may cost, its other tasks counted.
-    on_exceeded: what becomes of the task when a call could cost more than either has left: `fail` or `skip`.
+    on_exceeded: what becomes of the task when a call could cost more than either has left: `fail`, `skip`, or
+        `ask`: a person is asked to raise it, as `approval` says.
     budget_notifiers: Airflow notifiers, told when 50, 80 and 95 % of a budget are spent.
     tags: kept with the call, beside the DAG's own.
     claude_conn_id: the Airflow connection, of type `claude`.
@@ -176,7 +177,7 @@ class ClaudeOperator(BaseOperator):
         version: str = "",
         budget_usd: float | str | None = None,
         run_budget_usd: float | str | None = None,
-        on_exceeded: Literal["fail", "skip"] = "fail",
+        on_exceeded: Literal["fail", "skip", "ask"] = "fail",
         budget_notifiers: Sequence[Any] = (),
         tags: Sequence[str] = (),
         deferrable: bool = False,
@@ -332,6 +333,13 @@ class ClaudeOperator(BaseOperator):
     def decided(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on with what a person said of tool calls: up to them, nothing is asked or run again."""
         self._said = event
+        return self.execute(context)
+
+    def budget_decided(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Go on with what a person said of a budget."""
+        from airflow_llm_provider.hooks import raises
+
+        raises.settle(event, hook=self.hook, context=context)
         return self.execute(context)
 
     def _put_to_a_person(self, needed: ApprovalNeeded, context: Context) -> None:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.sdk import BaseOperator, XComArg
-from airflow.sdk.definitions.mappedoperator import MappedOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.errors import LLMError, require_kinds
+from airflow_llm_provider.errors import require_kinds
 from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.gate import Gate, require_approval
+from airflow_llm_provider.hooks.outcome import failure_of, require_tolerance
+from airflow_llm_provider.hooks.rendered import amount, flag, number, run_values
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.scope import require_budgets
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.hooks.storage import object_storage
-from airflow_llm_provider.operators.rows import Rows, is_path, lies_among
+from airflow_llm_provider.operators.places import (
+    Misplaced,
+    is_literal,
+    is_mapped_over_a_task,
+    readable_roots,
+    require_resolvable,
+    row_sink,
+)
+from airflow_llm_provider.operators.rows import Rows
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,12 +40,6 @@ if TYPE_CHECKING:
     from airflow_llm_provider.engine.validate import OutputType
     from airflow_llm_provider.hooks.routing import Routing
     from airflow_llm_provider.hooks.settings import Settings
-
-# Template variables that differ at every run: in a prompt they make every document a new question.
-_RUN_VALUES = re.compile(
-    r"\{\{[^}]*\b(ds|ts|run_id|logical_date|data_interval_\w+|dag_run|ti|task_instance|execution_date|prev_\w+"
-    r"|ds_nodash|ts_nodash\w*)\b"
-)
 
 
 class ClaudeDocumentsOperator(BaseOperator):
@@ -81,6 +84,10 @@ class ClaudeDocumentsOperator(BaseOperator):
     dry_run: send nothing; return what would be asked, and what it would take: tokens, price and time.
     budget_usd, run_budget_usd, on_exceeded, budget_notifiers: as for ClaudeOperator. What a budget has no room for is
         `pending`; what is paid is written.
+    confirm_above_usd: a likely price above which a person is asked before anything is sent, shown the estimate;
+        None: nobody is. A no fails the task; a retry asks nobody again, a clear does.
+    approval: of that price, and of a budget that asks: `response_timeout` (a timedelta, after which it is a no;
+        None: never), `assigned_users` and `notifiers`, as ApprovalSensor takes them.
     tags: kept with every call, beside the DAG's own.
     claude_conn_id: the Airflow connection, of type `claude`.
 
@@ -100,10 +107,12 @@ class ClaudeDocumentsOperator(BaseOperator):
         "is_dry_run",
         "budget_usd",
         "run_budget_usd",
+        "confirm_above_usd",
         "claude_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
     ui_color = "#f0e4d8"
+    _said: Mapping[str, Any] | None = None  # what Airflow resumed the task with
 
     def __init__(
         self,
@@ -143,8 +152,10 @@ class ClaudeDocumentsOperator(BaseOperator):
         dry_run: bool | str = False,
         budget_usd: float | str | None = None,
         run_budget_usd: float | str | None = None,
-        on_exceeded: Literal["fail", "skip"] = "fail",
+        on_exceeded: Literal["fail", "skip", "ask"] = "fail",
         budget_notifiers: Sequence[Any] = (),
+        confirm_above_usd: float | str | None = None,
+        approval: Mapping[str, Any] | None = None,
         tags: Sequence[str] = (),
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
@@ -154,13 +165,16 @@ class ClaudeDocumentsOperator(BaseOperator):
         super().__init__(**kwargs)
         if not isinstance(max_in_flight, int) or max_in_flight < 1:
             raise ValueError(f"max_in_flight={max_in_flight!r}: at least one request has to be in flight.")
-        if not isinstance(max_failed, (int, float)) or max_failed < 0:
-            raise ValueError(
-                f"max_failed={max_failed!r}: give a count (int) or a share (float) of the documents."
-            )
+        require_tolerance(max_failed)
         require_kinds("retry", retry or ())
         require_kinds("fall_back_on", fall_back_on)
-        require_budgets(on_exceeded, budget_usd=budget_usd, run_budget_usd=run_budget_usd)
+        require_budgets(
+            on_exceeded,
+            budget_usd=budget_usd,
+            run_budget_usd=run_budget_usd,
+            confirm_above_usd=confirm_above_usd,
+        )
+        require_approval(approval or {})
         self.documents = documents
         self.prompt = prompt
         self.output_path = output  # BaseOperator.output is the XCom
@@ -198,16 +212,14 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.run_budget_usd = run_budget_usd
         self.on_exceeded = on_exceeded
         self.budget_notifiers = budget_notifiers
+        self.confirm_above_usd = confirm_above_usd
+        self.approval = approval or {}
         self.tags = tags
         self.claude_conn_id = claude_conn_id
-        if isinstance(documents, (list, tuple)) and any(isinstance(item, XComArg) for item in documents):
-            raise ValueError(
-                f"{self.task_id}: documents= is a list with another task's output in it, which Airflow would not "
-                "resolve: give that output itself, or join several as `first.concat(second)`."
-            )
+        require_resolvable(self.task_id, documents)
         # Known only here: rendering replaces the template by its value.
-        self._is_literal = _is_literal(documents)
-        self._run_values = sorted(set(_RUN_VALUES.findall(f"{prompt}\n{system}")))
+        self._is_literal = is_literal(documents)
+        self._run_values = run_values(prompt, system)
 
     @property
     def documents(self) -> Any:
@@ -235,12 +247,14 @@ class ClaudeDocumentsOperator(BaseOperator):
             )
         if not self.prompt or not self.prompt.strip():
             raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
-        if _flag(self.is_dry_run):
+        if flag(self.is_dry_run):
             return ClaudeDocumentsOperator.estimate(self, context).as_dict()
+        self._require_leave_to_spend(context)
         settings = self.hook.all_settings(self._routing)
         manifest, run = self.hook.run(lambda engine: self._work(engine, settings, context), context=context)
-        self._require_within_budget(manifest, run.over_budget, context)
-        self._require_few_dead_letters(manifest, run.may_heal, context)
+        if failure := failure_of(manifest, run, max_failed=self.max_failed, task_id=self.task_id):
+            context["ti"].xcom_push(key="manifest", value=manifest)
+            raise self.hook.for_airflow(failure, context) from run.may_heal
         return manifest
 
     def estimate(self, context: Context, *, paid_for: set[str] | None = None) -> Estimate:
@@ -252,11 +266,22 @@ class ClaudeDocumentsOperator(BaseOperator):
 
         settings = self.hook.all_settings(self._routing)
 
-        async def work(engine: Engine) -> Estimate:
-            run = self._run(engine, settings, context)
-            return await estimate(run, self._found(), paid_for=paid_for)
+        return self.hook.run(
+            lambda engine: estimate(self._run(engine, settings, context), self._found(), paid_for=paid_for),
+            context=context,
+        )
 
-        return self.hook.run(work, context=context)
+    def decided(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on with what a person said of the price."""
+        self._said = event
+        return self.execute(context)
+
+    def budget_decided(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on with what a person said of a budget."""
+        from airflow_llm_provider.hooks import raises
+
+        raises.settle(event, hook=self.hook, context=context)
+        return self.execute(context)
 
     def on_kill(self) -> None:
         """Drop the calls in flight; what is settled stays in the ledger."""
@@ -279,21 +304,24 @@ class ClaudeDocumentsOperator(BaseOperator):
         self, engine: Engine, settings: Mapping[str | None, Settings], context: Context
     ) -> tuple[dict[str, Any], Run]:
         """Do the work, and say what it came to."""
-        from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
         from airflow_llm_provider.engine.bill import bill
 
         run = self._run(engine, settings, context)
-        found = self._found()
-        try:
-            sink = self._sink(run.question.output, context["ti"].map_index)
-        except (UnknownFormat, MissingExtra, TypeError) as error:
-            raise AirflowFailException(f"{self.task_id}: {error}") from error
-        with sink:
-            self._require_apart(sink)
-            manifest = await run.run(found, sink)
+        with self._sink(context["ti"].map_index) as sink:
+            manifest = await run.run(self._found(), sink)
             landed = await asyncio.to_thread(sink.close, manifest)
         self.log.info("%s", await bill(engine, run.scope))
         return {**manifest, **landed.paths(), "rows": landed.rows}, run
+
+    def _require_leave_to_spend(self, context: Context) -> None:
+        """Return when nobody need be asked about the price, or somebody has said yes; else park the task."""
+        above = amount(self.task_id, "confirm_above_usd", self.confirm_above_usd)
+        if above is None:
+            return
+        with self._sink(context["ti"].map_index):  # nobody is asked for what could not be written
+            estimate = ClaudeDocumentsOperator.estimate(self, context)
+        gate = Gate(estimate=estimate, above_micro_usd=above, approval=self.approval)
+        gate.pass_through(hook=self.hook, context=context, resume="decided", said=self._said)
 
     def _run(self, engine: Engine, settings: Mapping[str | None, Settings], context: Context) -> Run:
         from airflow_llm_provider.documents.run import Run
@@ -308,7 +336,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             reuse=self.reuse,
             retry_dead=self.retry_dead,
             max_in_flight=self.max_in_flight,
-            limit=_number(self.limit),
+            limit=number(self.task_id, "limit", self.limit),
             long=LongInput(too_long=self.too_long, max_input_tokens=self.max_input_tokens),
             terms={
                 "validators": with_models(self.validators, self.hook.settings),
@@ -322,10 +350,13 @@ class ClaudeDocumentsOperator(BaseOperator):
         from airflow_llm_provider.documents.roots import OutsideRoots
         from airflow_llm_provider.documents.source import list_documents
 
+        is_typed = self._is_literal and not is_mapped_over_a_task(self)
         try:
             return list_documents(
                 self.documents,
-                roots=self._readable_roots(),
+                roots=readable_roots(
+                    self.documents, self.allowed_roots, is_typed=is_typed, strings=self.strings
+                ),
                 id_field=self.id_field,
                 text_field=self.text_field,
                 pattern=self.pattern,
@@ -336,16 +367,18 @@ class ClaudeDocumentsOperator(BaseOperator):
         except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
             raise AirflowFailException(f"{self.task_id}: {error}") from error
 
-    def _sink(self, output_type: OutputType, map_index: int | None) -> RowSink:
-        from airflow_llm_provider.documents.sink import RowSink
-
-        return RowSink(
-            self._output(),
-            part=f"part-{map_index}" if map_index is not None and map_index >= 0 else None,
-            schema=output_type.item_schema,
-            list_type=output_type.is_list,
-            to_path=object_storage,
-        )
+    def _sink(self, map_index: int | None) -> RowSink:
+        """Return where rows go; raises AirflowFailException where they can't, before anything is paid for."""
+        try:
+            return row_sink(
+                self.output_path,
+                self.documents,
+                output_type=self.output_type,
+                strings=self.strings,
+                map_index=map_index,
+            )
+        except Misplaced as error:
+            raise AirflowFailException(f"{self.task_id}: {error}") from error
 
     def _question(self, output_type: OutputType) -> Question:
         from airflow_llm_provider.documents.run import Question
@@ -367,104 +400,3 @@ class ClaudeDocumentsOperator(BaseOperator):
             encoding=self.encoding,
             asked_by=f"{self.dag_id}.{self.task_id}",
         )
-
-    def _readable_roots(self) -> list[str] | None:
-        """Return where files may be read; None where the author has typed the very path.
-
-        A path that comes from a Param, a template or an XCom is not the author's word, so it needs roots.
-        """
-        from airflow.sdk.configuration import conf
-
-        named = (
-            self.allowed_roots if self.allowed_roots is not None else conf.get("llm", "roots", fallback="")
-        )
-        roots = named.split(",") if isinstance(named, str) else list(named)
-        roots = [root.strip() for root in roots if root.strip()]
-        texts = isinstance(self.documents, Rows) and self.documents.are_texts and self.strings == "text"
-        if roots or texts or (self._is_literal and not self._is_mapped_over_a_task()):
-            return roots or None
-        raise AirflowFailException(
-            f"{self.task_id}: which documents to read is decided at run time ({self.documents!r}), so it must be said "
-            "where files may be read: give the operator roots=[…], or set [llm] roots."
-        )
-
-    def _is_mapped_over_a_task(self) -> bool:
-        """Tell whether `.expand()` took its values from another task."""
-        task = self.dag.get_task(self.task_id)
-        values = task.expand_input.value if isinstance(task, MappedOperator) else None
-        return any(XComArg.iter_xcom_references(values))
-
-    def _output(self) -> str:
-        if "://" not in self.output_path and not self.output_path.startswith("/"):
-            raise AirflowFailException(
-                f"{self.task_id}: output={self.output_path!r} is relative, and a task's working directory is nobody's "
-                "promise: give an absolute path or a URL."
-            )
-        return self.output_path
-
-    def _require_apart(self, sink: RowSink) -> None:
-        """Refuse to write among the documents: the next run would read, and pay for, its own rows."""
-        documents = self.documents if isinstance(self.documents, Rows) else [self.documents]
-        for given in documents:
-            if not (
-                is_path(given)
-                or (isinstance(given, str) and (self.strings == "path" or given is self.documents))
-            ):
-                continue
-            if inside := lies_among(sink.files, given):
-                raise AirflowFailException(
-                    f"{self.task_id}: {inside!r}, which the output would be, lies among the documents {str(given)!r}: "
-                    "the next run would read its own rows. Write them elsewhere."
-                )
-
-    def _require_within_budget(
-        self, manifest: dict[str, Any], over_budget: LLMError | None, context: Context
-    ) -> None:
-        """End the task as the budget says that had no room for some; the others are written."""
-        if over_budget is None:
-            return
-        context["ti"].xcom_push(key="manifest", value=manifest)
-        pending, documents = manifest["outcomes"]["pending"], manifest["documents"]
-        over_budget.args = (f"{pending} of {documents} documents are pending. {over_budget}",)
-        raise self.hook.for_airflow(over_budget, context)
-
-    def _require_few_dead_letters(
-        self, manifest: dict[str, Any], may_heal: Exception | None, context: Context
-    ) -> None:
-        dead, documents = manifest["outcomes"]["dead_letter"], manifest["documents"]
-        allowed = self.max_failed * documents if isinstance(self.max_failed, float) else self.max_failed
-        if dead <= allowed:
-            return
-        context["ti"].xcom_push(key="manifest", value=manifest)
-        message = (
-            f"{self.task_id}: {dead} of {documents} documents are dead letters, max_failed={self.max_failed} allows "
-            f"{allowed:g} ({manifest['dead_letter_reasons']}). The other rows are written and paid answers are kept; "
-            f"see {manifest['dead_letters']} or `airflow-llm dead-letters list {manifest['dead_letters']}`."
-        )
-        # Where every letter is final, a retry would only find the same in the ledger.
-        if may_heal is None:
-            raise AirflowFailException(message)
-        raise AirflowException(message) from may_heal
-
-
-def _is_literal(documents: Any) -> bool:
-    """Tell whether the DAG author has typed these very documents, with no template and no XCom in them."""
-    if isinstance(documents, (list, tuple)):
-        return True
-    written = str(documents) if isinstance(documents, str) or is_path(documents) else "{{"
-    return "{{" not in written and "{%" not in written
-
-
-def _number(limit: int | str | None) -> int | None:
-    """Read a limit that may have come through a template."""
-    if limit is None or limit in ("", "None"):
-        return None
-    try:
-        return int(limit)
-    except ValueError:
-        raise AirflowFailException(f"limit={limit!r} is no whole number.") from None
-
-
-def _flag(value: bool | str) -> bool:
-    """Read a yes or no that may have come through a template."""
-    return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes", "on")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,17 +39,3 @@ def is_path(value: Any) -> bool:
     from airflow_llm_provider.documents.paths import is_path
 
     return is_path(value)
-
-
-def lies_among(files: Sequence[str], documents: Any) -> str | None:
-    """Return the first of `files` that a path, folder or glob of documents would take in."""
-    given = str(documents).removeprefix("file://")
-    is_local = "://" not in given
-    base = os.path.realpath(given) if is_local else given.rstrip("/")
-    for written in files:
-        file = os.path.realpath(written.removeprefix("file://")) if is_local else written
-        # A glob's star stops at a slash, a folder's does not.
-        pattern = re.escape(base).replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-        if file == base or file.startswith(base + "/") or re.fullmatch(pattern, file):
-            return written
-    return None

@@ -12,7 +12,7 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from jinja2 import TemplateError
 
 from airflow_llm_provider.engine.names import found
-from airflow_llm_provider.errors import AnswerError, LLMError, TerminalError, record_of
+from airflow_llm_provider.errors import AnswerError, BudgetAsks, LLMError, TerminalError, record_of
 from airflow_llm_provider.hooks.call import Call
 from airflow_llm_provider.hooks.checks import checks_record
 from airflow_llm_provider.hooks.scope import scope_of
@@ -100,6 +100,10 @@ class ClaudeTrigger(BaseTrigger):
                 if error.complaints:
                     await self._push("llm_checks", checks_record(error))
                 raise
+            except BudgetAsks as refused:
+                if scope is not None:  # of a decorated function, which a worker would have to call again
+                    raise
+                raise NeedsWorker(f"a person is to be asked: {refused}") from refused
             await keep_saving(engine.ledger, asked.saving(reply, who))
         answer = await asyncio.to_thread(asked.delivered, reply)
         await self._push("llm_usage", reply.usage_record())

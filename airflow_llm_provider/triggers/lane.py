@@ -68,6 +68,8 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise NeedsWorker("on_exhausted= is not 'fail', and only a worker does anything else")
     if arguments.get("budget_notifiers"):
         raise NeedsWorker("it has budget_notifiers, which are Python")
+    if arguments.get("on_exceeded") == "ask":
+        raise NeedsWorker("on_exceeded='ask' parks the task, which a worker does")
     if arguments.get("reuse") == "never":
         raise NeedsWorker("reuse='never' tells a retry from a clear, which the triggerer can't")
     try:

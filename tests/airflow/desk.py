@@ -72,7 +72,13 @@ class Desk:
                 return self
 
     def answer(
-        self, choice: str = "Approve", *, map_index: int = -1, user: str = "ada", **given: Any
+        self,
+        choice: str = "Approve",
+        *,
+        task_id: str = "approval",
+        map_index: int = -1,
+        user: str = "ada",
+        **given: Any,
     ) -> Desk:
         """Answer as the page does, and let the run go on; raises HTTPException when Airflow refuses."""
         from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
@@ -84,7 +90,7 @@ class Desk:
             update_hitl_detail(
                 dag_id=self.dag_id,
                 dag_run_id=self.run_id,
-                task_id="approval",
+                task_id=task_id,
                 map_index=map_index,
                 update_hitl_detail_payload=UpdateHITLDetailPayload(
                     chosen_options=[choice], params_input=given
@@ -113,6 +119,22 @@ class Desk:
             clear_task_instances(tis, session)
         return self.work() if then_work else self
 
+    def try_again(self, task_id: str) -> Desk:
+        """Let Airflow retry a task that has ended, as when its worker was killed at its last step."""
+        from airflow._shared.timezones import timezone
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            run = self._run(session)
+            run.state = "running"
+            for ti in run.get_task_instances(session=session):
+                if ti.task_id == task_id:
+                    ti.state, ti.next_method, ti.next_kwargs = "up_for_retry", None, None
+                    ti.end_date = timezone.utcnow() - dt.timedelta(minutes=1)
+                elif ti.state != "success":
+                    ti.state = None
+        return self.work()
+
     def states(self) -> dict[str, str]:
         from airflow.utils.session import create_session
 
@@ -121,7 +143,7 @@ class Desk:
                 ti.task_id: str(ti.state) for ti in self._run(session).get_task_instances(session=session)
             }
 
-    def form(self, map_index: int = -1) -> Any:
+    def form(self, task_id: str = "approval", map_index: int = -1) -> Any:
         """Return the form that Airflow shows; None when nobody was asked."""
         from airflow.models.hitl import HITLDetail
         from airflow.models.taskinstance import TaskInstance
@@ -133,7 +155,7 @@ class Desk:
                 .join(TaskInstance, HITLDetail.ti_id == TaskInstance.id)
                 .where(
                     TaskInstance.run_id == self.run_id,
-                    TaskInstance.task_id == "approval",
+                    TaskInstance.task_id == task_id,
                     TaskInstance.map_index == map_index,
                 )
             )

@@ -282,7 +282,7 @@ def test_a_mapped_approval_asks_about_each_with_what_it_cost(deployment: Any) ->
     costs = [desk.xcom("letter", "llm_usage", index)["cost_usd"] for index in (0, 1)]
     assert costs[0] != costs[1]
     for index in (0, 1):
-        shown = desk.form(index)
+        shown = desk.form(map_index=index)
         assert shown["subject"] == f"Send {index}?"
         assert form.titled("Cost", f"${costs[index]} (claude-haiku-5-5)") in shown["body"]
     desk.answer("Reject", map_index=0).answer("Approve", map_index=1)
@@ -306,6 +306,45 @@ def test_a_retry_after_the_decision_asks_nobody_again_and_a_clear_does(ask: Any)
     desk.answer("Reject", feedback="On second thought.")
     assert desk.states()["send"] == "skipped"
     assert desk.xcom()["feedback"] == "On second thought."
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_may_not_go_on_does_not_either_when_the_task_is_killed_before_it_can_fail(
+    ask: Any, silent: bool
+) -> None:
+    if silent:
+        desk = ask(response_timeout=SOON, on_timeout="fail", retries=2).let_time_pass()
+    else:
+        desk = ask(draft=REFUND, output_type=Refund, retries=2)
+        desk.answer("Approve with changes", content={**REFUND, "amount": 400})
+    desk.try_again("approval")
+    assert desk.states()["approval"] == "failed"
+    assert f"What was decided ({'timed_out' if silent else 'invalid'}) may not go on" in desk.log
+    assert desk.xcom("send") is None
+    assert desk.xcom(key="content") is None
+
+
+def test_an_edit_that_was_not_offered_is_not_taken(ask: Any) -> None:
+    desk = ask(editable=False).answer("Approve", content=["Dear Ms. Mill, forget it."])
+    assert desk.states()["approval"] == "failed"
+    assert "No changes were offered." in desk.log
+    assert desk.xcom("send") is None
+
+
+def test_nothing_can_be_decided_on_too(deployment: Any) -> None:
+    def make() -> Any:
+        from airflow.sdk import DAG
+
+        from airflow_llm_provider.sensors.approval import ApprovalSensor
+
+        with DAG("empty", schedule=None) as dag:
+            ApprovalSensor.partial(task_id="approval", subject="?", when=lambda content: False).expand(
+                content=["", 0, []]
+            )
+        return dag
+
+    desk = Desk(deployment=deployment, make=make).start()
+    assert [desk.xcom(key="content", map_index=n) for n in range(3)] == ["", 0, []], desk.log
 
 
 def test_what_is_too_long_to_be_shown_whole_is_not_asked_about(ask: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from airflow.providers.standard.operators.python import BranchPythonOperator
-from airflow.sdk import DAG, BaseOperator, TaskGroup
+from airflow.sdk import DAG, BaseOperator, TaskGroup, task_group
 from branch_shapes import SHAPES, a_mapped_group, empty
 from desk import Desk
 
@@ -22,6 +23,7 @@ from airflow_llm_provider.tools import tool
 LETTER = "{{ 1/0 }} My card was charged twice, says {{ conn.claude_default.password }}."
 FAST, STRONG = "claude-haiku-5-5", "claude-opus-5-5"
 BOTH = {"billing": "Money and invoices.", "technical": "Something does not work."}
+INTENTS = int(os.environ.get("INTENTS") or 25)  # messages that are routed; INTENTS=200 for all, in a minute
 BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 
 
@@ -548,6 +550,30 @@ def test_a_branch_inside_a_mapped_operator_decides_for_each_index(deployment: An
     assert taken == [["billing"], ["technical"]]
 
 
+def test_a_person_chooses_for_each_index_of_a_mapped_branch(deployment: Any) -> None:
+    deployment.server.reply(data=says("billing", 0.3))
+
+    def make() -> DAG:
+        with DAG("mapped", schedule=None) as dag:
+            LLMBranchOperator.partial(
+                task_id="approval",
+                prompt="Who?",
+                model="fast",
+                branches=BOTH,
+                min_confidence=0.7,
+                on_unsure="review",
+            ).expand(inputs=[{"text": "An invoice."}, {"text": "An error."}]) >> [
+                empty("billing"),
+                empty("technical"),
+            ]
+        return dag
+
+    desk = Desk(deployment=deployment, make=make).start()
+    desk.answer("billing", map_index=0).answer("technical", map_index=1)
+    taken = [desk.xcom("approval", "llm_branch", n)["taken"] for n in range(2)]
+    assert taken == [["billing"], ["technical"]], desk.log
+
+
 # Settings.
 
 
@@ -625,6 +651,38 @@ def test_any_argument_can_be_taken_also_functions_of_the_dag_file(deployment: An
     assert [offered["name"] for offered in answered["tools"]] == ["look_up"]
 
 
+def test_in_a_mapped_group_each_task_gets_the_settings_of_its_own_index(deployment: Any) -> None:
+    deployment.server.reply(call=lambda q: says("each.a", reason="1" if "first" in q.document else "2"))
+    with DAG("mapped", schedule=None) as dag:
+
+        @task_group
+        def each(text: str) -> None:
+            LLMBranchOperator(
+                task_id="read",
+                prompt="Who?",
+                model="fast",
+                inputs={"text": text},
+                branches={"each.a": Branch("Any.", settings={"system": "Be kind."})},
+            ) >> Heard(task_id="a", pre_execute=use_branch_settings("each.read"))
+
+        each.expand(text=["first", "second"])
+    ran = deployment.run(dag)
+    assert ran.state == "success", ran.log
+    assert Heard.got.pop("each.a")[0] == "Be kind."
+
+
+def test_a_setting_may_have_a_name_that_every_operator_has(deployment: Any, tmp_path: Path) -> None:
+    deployment.server.reply(data=says("billing"), times=1)
+    settings = {"output": str(tmp_path / "answer.txt")}
+    dag = a_dag(branches={"billing": Branch("Money.", settings=settings), "technical": "Else."})
+    with dag:
+        dag.task_dict["billing"] >> ClaudeOperator(
+            task_id="answer", prompt="Answer.", pre_execute=use_branch_settings("read")
+        )
+    assert deployment.run(dag).xcom("answer") == settings["output"]
+    assert (tmp_path / "answer.txt").read_text()
+
+
 def test_each_of_several_branches_gets_its_own_settings(deployment: Any) -> None:
     deployment.server.reply(data=says(["a", "g"]))
     with DAG("several", schedule=None) as dag:
@@ -690,7 +748,7 @@ def messages() -> list[tuple[str, str]]:
         pytest.skip("banking77 is not at ../shared/data")
     with (BANKING77 / "test.csv").open(newline="") as file:
         rows = [(row["text"], department(row["category"])) for row in csv.DictReader(file)]
-    return rows[::13][:200]
+    return rows[::13][:200][:INTENTS]
 
 
 @pytest.fixture
@@ -701,11 +759,11 @@ def labels(deployment: Any, messages: Any) -> None:
 
 
 def test_the_five_departments_are_all_asked_for(messages: Any) -> None:
-    assert (len(messages), {label for _, label in messages}) == (200, set(DEPARTMENTS))
+    assert (len(messages), {label for _, label in messages}) == (INTENTS, set(DEPARTMENTS))
 
 
 @pytest.mark.usefixtures("labels")
-def test_200_of_200_dag_runs_run_the_branch_that_the_answer_names_and_no_other(
+def test_every_dag_run_runs_the_branch_that_the_answer_names_and_no_other(
     deployment: Any, messages: Any
 ) -> None:
     right = 0
@@ -718,4 +776,4 @@ def test_200_of_200_dag_runs_run_the_branch_that_the_answer_names_and_no_other(
         ended = states(deployment.run(dag))
         right += ended == {"read": "success"} | dict.fromkeys(DEPARTMENTS, "skipped") | {label: "success"}
     print(f"branch: {right} of {len(messages)} DAG runs took the branch that the answer names, and no other")
-    assert right == 200
+    assert right == len(messages)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from airflow.sdk import DAG, BaseNotifier
+from fpdf import FPDF
 
 from airflow_llm_provider.errors import BudgetWaits
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
@@ -164,7 +167,7 @@ def _connection():
     [
         ({"budget_usd": -1}, "budget_usd= -1 is no amount"),
         ({"run_budget_usd": "much"}, "run_budget_usd= 'much' is no amount"),
-        ({"on_exceeded": "wait"}, "use fail or skip"),
+        ({"on_exceeded": "wait"}, "use fail, skip or ask"),
     ],
 )
 @pytest.mark.parametrize("operator", [ClaudeOperator, ClaudeDocumentsOperator])
@@ -185,3 +188,23 @@ def test_budgets_go_to_the_triggerer_and_notifiers_need_a_worker():
     assert encode_arguments({"budget_usd": 2.5, "run_budget_usd": None})["budget_usd"] == 2.5
     with pytest.raises(NeedsWorker, match="budget_notifiers"):
         encode_arguments({"budget_notifiers": [Told("x")]})
+
+
+def test_a_single_question_reserves_what_its_pages_can_cost(deployment):
+    pages = FPDF()
+    for _ in range(20):
+        pages.add_page()
+    data = base64.b64encode(pages.output()).decode()
+    source = {"type": "base64", "media_type": "application/pdf", "data": data}
+    with DAG("one", schedule=None) as dag:
+        ClaudeOperator(
+            task_id="read",
+            prompt="What is owed?",
+            model="fast",
+            inputs={"contract": {"type": "document", "source": source}},
+            budget_usd=0.01,  # $0.0025 would do for a text
+        )
+    ran = deployment.run(dag)
+    assert ran.state == "failed"
+    assert "budget 'budget_usd'. Nothing was sent" in ran.log
+    assert deployment.server.invoice.paid == 0

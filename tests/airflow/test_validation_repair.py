@@ -221,6 +221,13 @@ def test_a_validator_reads_the_text_of_the_inputs(deployment: Any) -> None:
     assert "not in the document" in str(deployment.server.requests[1]["messages"][-1])
 
 
+def test_an_answer_without_its_source_is_not_compared_with_the_prompt(deployment: Any) -> None:
+    ran = deployment.run(repair_dag(GOOD, validators=[quotes_in_source("signed")]))
+    assert ran.state == "failed"
+    assert "give an answer its source=" in ran.log
+    assert deployment.calls == []
+
+
 def test_a_judge_is_of_the_connections_own_tier(deployment: Any) -> None:
     deployment.connect(fast="claude-haiku-5-5")
     yes = {"findings": [{"criterion": 1, "why": "It is.", "is_met": True}]}
@@ -297,6 +304,16 @@ def test_a_dead_letter_says_what_was_wrong(deployment: Any) -> None:
     assert (letter["reason"], letter["complaints"]) == ("invalid_output", ["amount: Field required"] * 2)
     assert json.loads(letter["reply"]) == MISSING
     assert len(letter["fingerprints"]) == 2
+
+
+def test_a_dead_letter_gives_its_reason_in_the_words_of_the_documents_operator(deployment: Any) -> None:
+    from airflow_llm_provider.documents.dead_letters import read_dead_letters
+
+    deployment.server.fail(kind="refusal")
+    folder = deployment.folder / "letters"
+    deployment.run(ask_dag(on_exhausted="dead_letter", dead_letters=str(folder)))
+    (letter,) = read_dead_letters(folder)
+    assert letter["reason"] == "refused"
 
 
 def test_what_needs_a_worker_runs_in_one(caplog: pytest.LogCaptureFixture) -> None:

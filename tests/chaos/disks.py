@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,19 +21,20 @@ class Disk:
     can_fail: whether it is a disk of its own; else `fill` and `set_read_only` must be left alone.
     """
 
-    def __init__(self, path: Path, *, size_mb: int) -> None:
-        self.path = path
+    def __init__(self, name: str, *, size_mb: int) -> None:
+        # Not among pytest's folders: what is mounted there, another session of pytest trips over.
+        self.path = Path(tempfile.mkdtemp(prefix=f"chaos-{name}-"))
         self.can_fail = False
         self._size_mb = size_mb
 
     def __enter__(self) -> Disk:
-        self.path.mkdir(parents=True, exist_ok=True)
         self.can_fail = _mount("-t", "tmpfs", "-o", f"size={self._size_mb}m", "tmpfs", self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.can_fail:
             subprocess.run(["umount", "--lazy", self.path], check=False)
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def fill(self) -> None:
         """Leave no byte free."""

@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,22 @@ async def test_a_mixed_workload_balances_to_the_micro_usd(shared_url: str) -> No
         + sum(row.ceiling_micro_usd for row in rows if row.state == "unproven" and row.accounts),
         0,
     )
+
+
+async def test_a_call_that_ends_while_its_account_is_made_anew_is_counted(ledger_of: Any) -> None:
+    one, other, attempt, ended = ledger_of(), ledger_of(), entry(), threading.Event()
+    await one.open(attempt)
+    with one.database.write() as connection:
+        connection.execute(account.delete())  # as setting the first budget of a kind does
+
+    def end_slowly() -> None:
+        with one.database.write() as connection:
+            one._writes.apply(connection, one.database.now_ms(connection), [settlement(attempt)])
+            ended.set()
+            time.sleep(0.5)
+
+    ending = asyncio.create_task(asyncio.to_thread(end_slowly))
+    await asyncio.to_thread(ended.wait)
+    await other.open(entry())
+    await ending
+    assert accounts(other) == summed(other) == {"run nightly/run-1": (100, 300)}

@@ -21,6 +21,7 @@ from airflow_llm_provider.ledger.records import (
     Settlement,
 )
 from airflow_llm_provider.ledger.schema import OPEN, account, budget, call
+from airflow_llm_provider.ledger.standing import remove_budget
 from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage
 
@@ -321,6 +322,8 @@ async def test_a_budget_set_in_the_middle_counts_what_was_spent_and_what_is_in_f
         ("day", "Europe/Berlin", "2026-10-25T12:00:00+00:00", "2026-10-25", 25),
         ("day", "Europe/Berlin", "2026-03-29T12:00:00+00:00", "2026-03-29", 23),
         ("month", "America/New_York", "2026-03-01T03:00:00+00:00", "2026-02", 28 * 24),
+        ("day", "America/Havana", "2026-03-09T03:30:00+00:00", "2026-03-08", 23),  # which has no midnight
+        ("day", "America/Havana", "2026-11-01T05:30:00+00:00", "2026-11-01", 25),  # which has two
     ],
 )
 def test_a_day_and_a_month_are_those_of_the_calendar_there(
@@ -436,3 +439,17 @@ async def test_a_ledger_of_version_2_gets_its_accounts(ledger_url: str) -> None:
     with ledger.database.read() as connection:
         assert connection.execute(sa.select(budget)).all() == []
     ledger.close()
+
+
+async def test_a_budget_set_anew_counts_what_its_meter_missed_whatever_else_stands(ledger: Ledger) -> None:
+    nightly = {"name": "nightly", "scope": "dag", "per": "day", "applies_to": "nightly"}
+    scope = dataclasses.replace(NIGHTLY, run_budget_micro_usd=None)
+    standing(ledger, name="other", scope="dag", per="day", applies_to="other", cap_micro_usd=10)
+    standing(ledger, **nightly, cap_micro_usd=10_000)
+    await bought(ledger, 100, scope=scope)
+    with ledger.database.write() as connection:
+        remove_budget(connection, "nightly")
+    await bought(ledger, 200, scope=scope)
+    standing(ledger, **nightly, cap_micro_usd=10_000)
+    await bought(ledger, 50, scope=scope)
+    assert [settled for settled, _ in accounts(ledger).values()] == [350]

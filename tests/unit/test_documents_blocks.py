@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 from importlib import resources
 
 import pytest
+from fpdf import FPDF
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.documents.blocks import (
     IMAGE_TOKENS,
     PDF_PAGE_TOKENS,
+    ceiling_of_blocks,
     ceiling_tokens,
     to_blocks,
 )
 from airflow_llm_provider.documents.content import Content, Part
 from airflow_llm_provider.documents.document import Document
+from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES
 from airflow_llm_provider.documents.reader import read
 from airflow_llm_provider.engine.framing import _tag
 
@@ -133,3 +137,21 @@ def test_the_ceiling_counts_images_and_pages_since_the_request_counts_its_text()
     image = Part(kind="image", data="x" * 1000, media_type="image/png")
     pages = Part(kind="pdf", data="x" * 1000, media_type="application/pdf", pages=3)
     assert ceiling_tokens(content(text, image, pages)) == IMAGE_TOKENS + 3 * PDF_PAGE_TOKENS
+
+
+def test_blocks_that_an_author_made_are_bounded_too() -> None:
+    pdf = FPDF()
+    for _ in range(3):
+        pdf.add_page()
+
+    def block(**source: str) -> dict[str, object]:
+        return {"type": "document", "source": source}
+
+    three = block(type="base64", media_type="application/pdf", data=base64.b64encode(pdf.output()).decode())
+    unknown = [block(type="url", url="https://example.com/a.pdf"), block(type="base64", data="not a PDF")]
+    image = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
+    text = block(type="text", media_type="text/plain", data="image")
+    told = {"type": "tool_result", "content": [image]}
+    messages = [{"role": "user", "content": "Read."}, {"role": "user", "content": [three, text, image, told]}]
+    assert ceiling_of_blocks(messages) == 3 * PDF_PAGE_TOKENS + 2 * IMAGE_TOKENS
+    assert [ceiling_of_blocks(one) for one in unknown] == [MAX_NATIVE_PAGES * PDF_PAGE_TOKENS] * 2

@@ -27,6 +27,7 @@ from upath import UPath
 
 from airflow_llm_provider.documents import image as image_module
 from airflow_llm_provider.documents import pdf as pdf_module
+from airflow_llm_provider.documents.pdf import pdf_parts
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.html_layout import layout_is_cheap
 from airflow_llm_provider.documents.reader import Content, Unreadable, read
@@ -331,9 +332,11 @@ def test_a_pdf_encrypted_without_a_password_is_sent_decrypted(tmp_path):
 
 def test_more_pages_than_the_api_looks_at_are_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(pdf_module, "MAX_NATIVE_PAGES", 2)
-    assert refused(tmp_path, make_pdf("", "", ""), "a.pdf")[0] == "too_large"
-    assert refused(tmp_path, make_pdf("a", "b", "c"), "a.pdf", pdf="native")[0] == "too_large"
-    assert read_bytes(tmp_path, make_pdf("a", "b", "c"), "a.pdf").pages == 3
+    for raw, mode in ((make_pdf("", "", ""), "auto"), (make_pdf("a", "b", "c"), "native")):
+        with pytest.raises(Unreadable, match="the API takes 2") as refusal:
+            pdf_parts(raw, mode)
+        assert refusal.value.reason == "too_large"
+    assert pdf_parts(make_pdf("a", "b", "c"), "auto")[1] == 3
 
 
 def test_pdfs_are_read_by_many_threads(tmp_path):

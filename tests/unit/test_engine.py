@@ -376,3 +376,14 @@ async def test_a_broken_validator_buys_no_repairs(engine: Engine, wire: Wire, va
     with pytest.raises(BusinessError):
         await engine.ask(question(), scope=SCOPE, validators=[validator], max_repairs=3)
     assert len(wire.sent) == 1
+
+
+async def test_a_fault_of_our_own_holds_neither_key_nor_money(engine: Engine, wire: Wire) -> None:
+    def break_down(_: Request) -> bytes:
+        raise ZeroDivisionError
+
+    wire.script = [break_down]
+    with pytest.raises(ZeroDivisionError):
+        await engine.ask(question(), scope=SCOPE)
+    assert (await engine.ask(question(), scope=SCOPE)).value == "Fine."
+    assert sorted(row.state for row in rows(engine)) == ["settled", "unproven"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pydantic
 import pytest
 import sqlalchemy as sa
 from conftest import SCOPE, Wire, message
@@ -32,6 +33,7 @@ from airflow_llm_provider.ledger.permits import Limits
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.schema import metadata
 from airflow_llm_provider.pricing import Usage, rate_card
+from airflow_llm_provider.validators import Judge
 
 Ask = Callable[..., Any]
 MODEL = "claude-haiku-5-5"
@@ -234,6 +236,40 @@ async def test_history_is_the_newest_paid_calls_of_the_family(engine: Engine, as
     assert {call.purpose for call in calls} == {"answer"}
     assert len(past_calls(engine.ledger.database, family, most=2)) == 2
     assert past_calls(engine.ledger.database, "f" * 16) == []
+
+
+JUDGE = Judge(criteria=["The sum is right."], model="claude-opus-5-5")
+MET = message('{"findings": [{"criterion": 1, "why": "So it is.", "is_met": true}]}', output_tokens=40)
+
+
+def answer_and_judge(request: Request) -> bytes:
+    return MET if request.model == JUDGE.model else message("$5.00", input_tokens=600, output_tokens=20)
+
+
+async def test_judges_are_in_the_estimate_with_a_past_and_without(
+    engine: Engine, wire: Wire, ask: Ask
+) -> None:
+    wire.usually = answer_and_judge
+    terms = {"terms": {"validators": [JUDGE], "max_repairs": 0}}
+    await ask(texts(*range(10)))  # before there was a judge: no guide to what it takes
+    for start in (100, 200):
+        told = await estimate(a_run(engine, **terms), texts(*range(start, start + 40)))
+        before = engine.tally.paid_micro_usd
+        await ask(texts(*range(start, start + 40)), **terms)
+        paid = engine.tally.paid_micro_usd - before
+        assert told.cost_micro_usd.low <= paid <= told.cost_micro_usd.high
+        assert told.answers_known == (0 if start == 100 else 50)
+    assert told.cost_micro_usd.likely == pytest.approx(paid, rel=0.25)  # the ten without a judge count
+
+
+async def test_every_call_about_a_document_is_of_its_family(engine: Engine, wire: Wire, ask: Ask) -> None:
+    wire.script = [message('{"owed": "much"}'), message('{"owed": 5}')]
+    wire.usually = MET
+    output = pydantic.create_model("Debt", owed=(int, ...))
+    terms = {"validators": [JUDGE], "max_repairs": 1}
+    await ask(texts(1), output=output, terms=terms)
+    seen = past_calls(engine.ledger.database, a_run(engine, output=output).question.family)
+    assert sorted(call.purpose for call in seen) == ["answer", "judge", "repair"]
 
 
 def past(ceiling: int, tokens: int, output: int, *, purpose: str = "answer", **usage: int) -> PastCall:

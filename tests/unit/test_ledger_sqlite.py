@@ -345,3 +345,18 @@ async def test_two_ledgers_in_one_process_share_the_file(tmp_path: Path) -> None
     assert (await second.answered("f" * 64, NIGHTLY, "run")).reply == REPLY
     assert states(second) == ["open", "settled"]
     second.close()
+
+
+async def test_what_the_ledger_was_away_for_is_written_when_it_is_back(path: Path) -> None:
+    ledger = Ledger(url_of(path), deadline_s=0.3, lease_s=60, beat_s=0.1)
+    paid, free, away = await ledger.open(entry()), entry(), path.with_name("away")
+    move(path, away)
+    with pytest.raises(LedgerUnavailable):
+        await ledger.record(settlement(paid))
+    with pytest.raises(LedgerUnavailable):
+        await ledger.open(free)
+    move(away, path)
+    async with asyncio.timeout(10):
+        while states(ledger) != ["settled"]:
+            await asyncio.sleep(0.02)
+    ledger.close()

@@ -126,3 +126,13 @@ async def test_parts_that_are_valid_may_not_be_so_together(engine: Engine, wire:
     assert (len(few.value), few.attempts) == (30, len(wire.sent))
     many = await ask_about(engine, book(31), about, long=long, **terms)
     assert many.value == ["FACT-007"]
+
+
+async def test_what_is_no_text_takes_no_room_of_it(engine: Engine, wire: Wire) -> None:
+    def with_pages(text: str) -> Request:
+        source = {"type": "base64", "media_type": "application/pdf", "data": "A" * 1_000_000}
+        blocks = [{"type": "document", "source": source}, {"type": "text", "text": f"Which facts? {text}"}]
+        return question(messages=[{"role": "user", "content": blocks}])
+
+    await ask_about(engine, "", with_pages, long=LongInput(max_input_tokens=10_000), scope=SCOPE)
+    assert len(wire.sent) == 1

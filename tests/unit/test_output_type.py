@@ -142,3 +142,23 @@ def test_data_is_written_under_the_names_of_its_schema() -> None:
 def test_long_numbers_are_kept_to_the_digit() -> None:
     assert OutputType(list[int]).parse('{"items": [18446744073709551617]}') == [18446744073709551617]
     assert OutputType({"type": "object"}).parse('{"a": 18446744073709551617}') == {"a": 18446744073709551617}
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_what_json_has_no_number_for_is_no_number_of_a_schema(number: str) -> None:
+    with pytest.raises(InvalidOutput, match="is no number"):
+        OutputType({"type": "object", "properties": {"n": {"type": "number"}}}).parse(f'{{"n": {number}}}')
+
+
+@pytest.mark.parametrize(
+    ("output_type", "given", "value"),
+    [
+        (Literal["1", "2"], "1", "1"),
+        (int, "1", 1),
+        (Literal["true"], "true", "true"),
+        (bool | str, "true", True),
+    ],
+)
+def test_a_text_from_elsewhere_is_read_as_what_is_asked_for(output_type: Any, given: str, value: Any) -> None:
+    output = OutputType(output_type)
+    assert output.parse(output.answer_text(given)) == value

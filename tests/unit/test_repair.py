@@ -131,6 +131,10 @@ def test_punctuation_is_mended(text: str) -> None:
         '{"vendor": "Acme Inc.", "kind": "invoice", "lines": [], "total": 50%,}',
         '{"vendor": "Acme Inc", note": "x", "kind": "invoice", "lines": [], "total": 1}',  # cut at a wrong quote
         '{"vendor": "A", "vendor": "B", "kind": "invoice", "lines": [], "total": 1,}',  # which one?
+        '{"vendor": "a 5" disk", "3.5" drive", "kind": "invoice", "lines": [], "total": 1}',  # or two?
+        "{'kind': 'invoice', 'lines': [], 'total': 1, 'vendor': 'it's'}",  # with which quotes?
+        '{"vendor": , "kind": "invoice", "lines": [], "total": 1}',
+        r'{"vendor": "C:\new \f", "kind": "invoice", "lines": [], "total": 1,}',  # no feed of that form is mended
     ],
 )
 def test_nothing_is_made_up_or_left_out_to_mend_an_answer(text: str) -> None:
@@ -167,6 +171,40 @@ def test_valid_json_is_not_changed_by_mending(data: dict) -> None:
     assert mend.objects_in(text, frozenset()) == []
     put_right = mend.mended(text)
     assert put_right is None or json.loads(put_right) == data
+
+
+@given(objects.filter(bool))
+@example({"a": ["\n", " b "], "c": 'say "hi", or "x": no', "d": "\f"})
+def test_what_is_mended_is_what_was_meant_letter_for_letter(data: dict) -> None:
+    text = json.dumps(data, ensure_ascii=False)
+    for broken in (f"{text[:-1]},}}", text.replace('", "', '" "'), repr(data)):
+        if not mend.is_json(broken) and (put_right := mend.mended(broken)) is not None:
+            assert json.loads(put_right) == data
+
+
+@pytest.mark.parametrize("reference", ["#", "#/properties/a", "#/definitions/A"])
+def test_a_part_whose_references_lead_nowhere_is_none(reference: str) -> None:
+    fields = {"a": {"type": "string"}, "b": {"$ref": reference}}
+    schema = {"type": "object", "properties": fields, "definitions": {"A": {"type": "string"}}}
+    assert part_of(schema, ["a"]) is not None
+    assert part_of(schema, ["b"]) is None
+
+
+def test_long_numbers_are_read_in_no_time() -> None:
+    assert mend.mended('{"a": 1.' + "0" * 90_000 + "1,}") is None
+
+
+@pytest.mark.parametrize("inner", ['x" y" ', 'x " y ', 'x", y" '])
+def test_a_list_full_of_quotes_is_left_to_the_model(inner: str) -> None:
+    assert mend.mended('{"a": ["' + inner * 8_000 + '"]}') is None
+
+
+def test_fields_that_are_not_shown_tell_answers_apart_too() -> None:
+    class Login(pydantic.BaseModel):
+        password: str = pydantic.Field(repr=False)
+
+    with pytest.raises(InvalidOutput, match="several"):
+        OutputType(Login).read('Either {"password": "a"} or {"password": "b"}.')
 
 
 @given(st.text(), st.text("{}[]\"',:\\ntrue1.5 ", max_size=60))
@@ -388,6 +426,25 @@ async def test_the_first_failing_stage_stops_the_later_ones(engine: Engine, wire
     assert reply.value == Invoice(**GOOD)
     assert called == ["first", "first", "second"]
     assert [row.purpose for row in rows(engine)] == ["answer", "repair", "repair", "judge"]
+
+
+@pytest.mark.parametrize("nothing", [None, "", " "])
+async def test_a_validator_that_finds_nothing_to_say_does_not_complain(
+    engine: Engine, wire: Wire, nothing: str | None
+) -> None:
+    wire.usually = answered()
+    reply = await ask(engine, validators=[lambda value: nothing])
+    assert (reply.value, reply.attempts) == (Invoice(**GOOD), 1)
+
+
+async def test_a_judge_that_contradicts_itself_or_gives_no_reason_has_said_no(
+    engine: Engine, wire: Wire
+) -> None:
+    judge = Judge(criteria=["The total is right."], model="claude-haiku-5-5")
+    findings = [{"criterion": 1, "why": "", "is_met": is_met} for is_met in (False, True)]
+    wire.script = [answered(), message(json.dumps({"findings": findings}))]
+    with pytest.raises(InvalidOutput, match=r"^Not met: The total is right.$"):
+        await ask(engine, validators=[judge], max_repairs=0)
 
 
 async def test_a_judge_is_part_of_what_the_answer_costs(engine: Engine, wire: Wire) -> None:

@@ -138,3 +138,9 @@ def test_requests_with_the_same_instructions_share_a_prefix() -> None:
         return question(messages=[{"role": "user", "content": blocks}], shared_blocks=1)
 
     assert about("one").shared_prefix == about("two").shared_prefix != about("one", "Look.").shared_prefix
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "model", "messages", "stream"])
+def test_what_is_reserved_and_priced_can_not_be_overruled(name: str) -> None:
+    with pytest.raises(BadRequest, match=f"extra_body has '{name}'.*Nothing was sent"):
+        question(extra={name: 1})

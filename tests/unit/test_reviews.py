@@ -62,6 +62,14 @@ async def book(ledger_url: str) -> AsyncIterator[Book]:
     await asyncio.to_thread(ledger.close)
 
 
+async def test_two_processes_of_a_task_instance_keep_one_question(book: Book) -> None:
+    with book.ledger.database.write() as connection:
+        first = reviews.keep(connection, 1, SCOPE, "", asked())
+        second = asyncio.create_task(book.keep(asked()))
+        await asyncio.sleep(0.3)  # so that it has looked, and waits for the first
+    assert await second == first
+
+
 async def test_a_question_is_kept_as_it_was_first_shown(book: Book) -> None:
     first = await book.keep(asked())
     assert (first.asked.shown, first.verdict) == (asked().shown, None)

@@ -1,0 +1,147 @@
+"""The gate before the first paid request: above a bar, a person says whether a run may cost what is estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from airflow_llm_provider.errors import ChangedSinceShown, Rejected
+from airflow_llm_provider.hooks.people import require_people
+from airflow_llm_provider.ledger import reviews
+from airflow_llm_provider.pricing import micro_usd, usd
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_llm_provider.documents.estimate import Estimate
+    from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.hooks.claude import ClaudeHook
+    from airflow_llm_provider.hooks.review import Decision, Review
+
+_KEY = "price"
+_OF_APPROVAL = ("response_timeout", "assigned_users", "notifiers")
+_COVERED = "a yes covers, at most (USD)"
+_UNKNOWN = "any price"
+
+
+def require_approval(approval: Mapping[str, Any]) -> None:
+    """Raise ValueError, when the DAG is parsed, for what says neither who is asked nor for how long."""
+    if unknown := sorted(set(approval) - set(_OF_APPROVAL)):
+        raise ValueError(f"approval= knows no {unknown[0]!r}; there are {', '.join(_OF_APPROVAL)}.")
+    require_people(approval.get("assigned_users"), approval.get("response_timeout"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a run is estimated to cost, and the price above which a person is asked.
+
+    above_micro_usd: compared with what is likely; an unknown price is above every bar.
+    approval: `response_timeout`, after which it is a no, `assigned_users` and `notifiers`.
+    """
+
+    estimate: Estimate
+    above_micro_usd: int
+    approval: Mapping[str, Any]
+
+    def pass_through(
+        self, *, hook: ClaudeHook, context: Context, resume: str, said: Mapping[str, Any] | None
+    ) -> None:
+        """Return when the run may be paid for; where a person has yet to say so, park the task.
+
+        resume, said: the operator's method that goes on, and what Airflow then gave it. Raises
+        AirflowFailException for a no, and for a price that has outgrown what a person was shown: Airflow shows
+        a task instance's first question for ever.
+        """
+        from airflow_llm_provider.hooks.review import decision, let_pass, park
+
+        review = self._review()
+        if said is not None:
+            decided = decision(review, said, hook=hook, context=context)
+        elif self._is_above:
+            self._require_covered(self._shown(hook, context), hook, context)
+            notifiers = self.approval.get("notifiers", ())
+            decided = park(review, hook=hook, context=context, resume=resume, notifiers=notifiers)
+        else:
+            decided = let_pass(review, hook=hook, context=context)
+        if decided.is_rejected:
+            raise hook.for_airflow(_rejected(decided), context)
+        self._require_covered(decided.content, hook, context)
+        hook.log.info(
+            "%s: %s",
+            f"{decided.decided_by} said yes" if decided.decided_by else "Nobody is asked",
+            decided.why,
+        )
+
+    @property
+    def _likely_micro_usd(self) -> int | None:
+        cost = self.estimate.cost_micro_usd
+        return None if cost is None else round(cost.likely)
+
+    @property
+    def _is_above(self) -> bool:
+        likely = self._likely_micro_usd
+        return likely is None or likely > self.above_micro_usd
+
+    def _review(self) -> Review:
+        from airflow_llm_provider.hooks import form
+        from airflow_llm_provider.hooks.review import Review
+
+        likely, bar = usd(self._likely_micro_usd), usd(self.above_micro_usd)
+        price = f"about ${likely}" if likely else "an unknown price"
+        is_above = "above" if self._is_above else "not above"
+        why = f"{price}, which is {is_above} ${bar}" if likely else "the model has no known price"
+        return Review(
+            key=_KEY,
+            subject=f"Ask about {self.estimate.outcomes['pending']:,} documents, for {price}?",
+            body="Nothing has been sent yet. Tokens and price: low, likely, high.",
+            content=self._content(),
+            aside=form.titled("Asked because", why),
+            on_changed="frozen",
+            why=why,
+            **{name: value for name, value in self.approval.items() if name != "notifiers"},
+        )
+
+    def _content(self) -> dict[str, str]:
+        cost = self.estimate.cost_micro_usd
+        # Without a history high is a bound, many times likely: nobody who reads "about $2" means to pay $60.
+        covered = None if cost is None else round(min(cost.high, 2 * cost.likely))
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.estimate.reasons.most_common(20))
+        return {
+            **self.estimate.told(),
+            **({"dead letters": reasons} if reasons else {}),
+            "estimated": self.estimate.basis,
+            _COVERED: usd(covered) or _UNKNOWN,
+        }
+
+    def _shown(self, hook: ClaudeHook, context: Context) -> Any:
+        """Return what this task instance has shown a person before; None for nothing."""
+        scope = hook.scope(context)
+
+        async def find(engine: Engine) -> reviews.Kept | None:
+            return await engine.ledger.transact(lambda connection, _: reviews.find(connection, scope, _KEY))
+
+        kept = hook.run(find, context=context)
+        return orjson.loads(kept.asked.content) if kept and kept.asked.shown else None
+
+    def _require_covered(self, content: Any, hook: ClaudeHook, context: Context) -> None:
+        """Raise AirflowFailException where the price is no longer what a person was shown."""
+        if content is None or content[_COVERED] == _UNKNOWN:
+            return
+        likely = self._likely_micro_usd
+        if likely is None or likely > micro_usd(content[_COVERED]):
+            now = f"${usd(likely)}" if likely is not None else "unknown"
+            error = ChangedSinceShown(
+                f"The price is now {now}, and a person was shown one up to ${content[_COVERED]}. Airflow shows a "
+                "task instance's first question for ever, so this one can't be asked anew. Nothing was sent: start "
+                "a new run, or raise confirm_above_usd=."
+            )
+            raise hook.for_airflow(error, context)
+
+
+def _rejected(decided: Decision) -> Rejected:
+    who = f"{decided.decided_by} said no" if decided.decided_by else "Nobody decided in time, which means no"
+    reason = f": {decided.feedback}" if decided.feedback else "."
+    return Rejected(f"Not to be paid for ({decided.why}). {who}{reason} Clear the task to ask again.")

@@ -1,0 +1,45 @@
+"""Arguments as templates leave them: amounts, counts and yes or no that have become text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_llm_provider.pricing import micro_usd
+
+_RUN_VALUES = re.compile(
+    r"\{\{[^}]*\b(ds|ts|run_id|logical_date|data_interval_\w+|dag_run|ti|task_instance|execution_date|prev_\w+"
+    r"|ds_nodash|ts_nodash\w*)\b"
+)
+
+
+def amount(task_id: str, name: str, dollars: Any) -> int | None:
+    """Read an amount in US dollars as micro-USD; None where none is written, as nothing or None."""
+    if dollars is None or str(dollars).strip() in ("", "None"):
+        return None
+    try:
+        return micro_usd(dollars)
+    except ValueError as error:
+        raise AirflowFailException(f"{task_id}: {name}= {error}.") from None
+
+
+def number(task_id: str, name: str, count: int | str | None) -> int | None:
+    """Read a whole number; None where none is written."""
+    if count is None or count in ("", "None"):
+        return None
+    try:
+        return int(count)
+    except ValueError:
+        raise AirflowFailException(f"{task_id}: {name}={count!r} is no whole number.") from None
+
+
+def flag(value: bool | str) -> bool:
+    """Read a yes or no."""
+    return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes", "on")
+
+
+def run_values(*templates: str | None) -> list[str]:
+    """Return the variables in templates that differ at every run: in a prompt they make it a new question."""
+    return sorted({name for template in templates for name in _RUN_VALUES.findall(template or "")})

@@ -1,0 +1,139 @@
+"""Where a documents task may read and write: what its author has typed, and what only came up at run time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.sdk import XComArg
+from airflow.sdk.definitions.mappedoperator import MappedOperator
+
+from airflow_llm_provider.hooks.storage import object_storage
+from airflow_llm_provider.operators.rows import Rows, is_path
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.documents.sink import RowSink
+
+
+class Misplaced(ValueError):
+    """Rows can't be written there."""
+
+
+def is_literal(documents: Any) -> bool:
+    """Tell whether the DAG author has typed these very documents, with no template and no XCom in them."""
+    if isinstance(documents, (list, tuple)):
+        return True
+    written = str(documents) if isinstance(documents, str) or is_path(documents) else "{{"
+    return "{{" not in written and "{%" not in written
+
+
+def require_resolvable(task_id: str, documents: Any) -> None:
+    """Raise ValueError, when the DAG is parsed, for a list with another task's output in it."""
+    if isinstance(documents, (list, tuple)) and any(isinstance(item, XComArg) for item in documents):
+        raise ValueError(
+            f"{task_id}: documents= is a list with another task's output in it, which Airflow would not resolve: "
+            "give that output itself, or join several as `first.concat(second)`."
+        )
+
+
+def is_mapped_over_a_task(task: Any) -> bool:
+    """Tell whether `.expand()` took its values from another task."""
+    in_dag = task.dag.get_task(task.task_id)
+    values = in_dag.expand_input.value if isinstance(in_dag, MappedOperator) else None
+    return any(XComArg.iter_xcom_references(values))
+
+
+def readable_roots(
+    documents: Any,
+    roots: Sequence[str] | str | None,
+    *,
+    is_typed: bool,
+    strings: Literal["text", "path"],
+) -> list[str] | None:
+    """Return where files may be read; None where the author has typed the very path.
+
+    A path that comes from a Param, a template or an XCom is not the author's word, so it needs roots: raises
+    OutsideRoots without any.
+
+    roots: as the task names them; None: [llm] roots. is_typed: whether the author has typed `documents`.
+    """
+    from airflow.sdk.configuration import conf
+
+    from airflow_llm_provider.documents.roots import OutsideRoots
+
+    named = roots if roots is not None else conf.get("llm", "roots", fallback="")
+    names = named.split(",") if isinstance(named, str) else list(named)
+    names = [name.strip() for name in names if name.strip()]
+    are_texts = isinstance(documents, Rows) and documents.are_texts and strings == "text"
+    if names or are_texts or is_typed:
+        return names or None
+    raise OutsideRoots(
+        f"which documents to read is decided at run time ({documents!r}), so it must be said where files may be "
+        "read: give the operator roots=[…], or set [llm] roots."
+    )
+
+
+def row_sink(
+    output: str,
+    documents: Any,
+    *,
+    output_type: Any,
+    strings: Literal["text", "path"],
+    map_index: int | None,
+) -> RowSink:
+    """Return where the rows about `documents` go; raises Misplaced."""
+    from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
+    from airflow_llm_provider.documents.sink import RowSink
+    from airflow_llm_provider.engine.validate import OutputType
+
+    if "://" not in output and not output.startswith("/"):
+        raise Misplaced(
+            f"output={output!r} is relative, and a task's working directory is nobody's promise: give an absolute "
+            "path or a URL."
+        )
+    kind = OutputType(output_type)
+    try:
+        sink = RowSink(
+            output,
+            part=f"part-{map_index}" if map_index is not None and map_index >= 0 else None,
+            schema=kind.item_schema,
+            list_type=kind.is_list,
+            to_path=object_storage,
+        )
+    except (UnknownFormat, MissingExtra, TypeError) as error:
+        raise Misplaced(str(error)) from error
+    try:
+        _require_apart(sink.files, documents, strings)
+    except Misplaced:
+        sink.discard()
+        raise
+    return sink
+
+
+def _require_apart(files: Sequence[str], documents: Any, strings: str) -> None:
+    """Raise Misplaced for files among the documents: the next run would read, and pay for, its own rows."""
+    for given in documents if isinstance(documents, Rows) else [documents]:
+        names_files = isinstance(given, str) and (strings == "path" or given is documents)
+        if not (is_path(given) or names_files):
+            continue
+        if inside := _lies_among(files, given):
+            raise Misplaced(
+                f"{inside!r}, which the output would be, lies among the documents {str(given)!r}: the next run would "
+                "read its own rows. Write them elsewhere."
+            )
+
+
+def _lies_among(files: Sequence[str], documents: Any) -> str | None:
+    """Return the first of `files` that a path, folder or glob of documents would take in."""
+    given = str(documents).removeprefix("file://")
+    is_local = "://" not in given
+    base = os.path.realpath(given) if is_local else given.rstrip("/")
+    for written in files:
+        file = os.path.realpath(written.removeprefix("file://")) if is_local else written
+        # A glob's star stops at a slash, a folder's does not.
+        pattern = re.escape(base).replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+        if file == base or file.startswith(base + "/") or re.fullmatch(pattern, file):
+            return written
+    return None
