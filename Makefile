@@ -9,7 +9,7 @@ READY = $(VENV)/.installed
 TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-dags test-distributed chaos package docs stand-in clean
+.PHONY: help demo test check bench test-dags test-distributed chaos security package docs stand-in clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,10 @@ test-distributed: $(READY) ## Run docker-compose.yaml's services as processes, k
 
 chaos: $(READY) ## Break a running Airflow everywhere, by SEED, and hold the books, long (SEEDS=50)
 	@$(PYTEST) tests/chaos $(ARGS)
+
+security: $(READY) ## Look for planted secrets in a real Airflow; hostile files, paths and names; minutes
+	@$(PYTEST) tests/security $(ARGS)
+	@$(PYTEST) tests/airflow/test_documents_are_data.py tests/airflow/test_hostile_data.py $(ARGS)
 
 package: $(READY) ## Build the wheel twice, look inside, install it beside an Airflow; check the types of the API
 	@$(PYTEST) tests/packaging $(ARGS)

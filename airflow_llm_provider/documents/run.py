@@ -25,6 +25,7 @@ from airflow_llm_provider.errors import (
     AnswerError,
     AuthenticationFailed,
     BadRequest,
+    BusinessError,
     BudgetExceeded,
     BudgetWaits,
     InvalidOutput,
@@ -65,6 +66,7 @@ _REASONS: dict[type[LLMError], str] = {
     Refused: "refused",
     Truncated: "truncated",
     InvalidOutput: "invalid_output",
+    BusinessError: "rejected",
     TooLong: "too_long",
 }
 

@@ -63,7 +63,7 @@ class Buyer:
     pace: Pace = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(self.ledger, self.limits)
+        self.pace = Pace(self.ledger, self.limits, patience_s=self.deadline_s)
 
     async def obtain(
         self,
@@ -154,7 +154,7 @@ class Buyer:
             self.tally.unproven += _may_be_billed(error)
             await self.ledger.record(_failure(request, entry, error))
             raise
-        except BaseException as error:  # cancelled, or a fault of ours: its key and its money must not stay held
+        except BaseException as error:  # cancelled, or a fault of ours: neither key nor money stays held
             self.tally.unproven += 1
             why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
             self.ledger.note(_failure(request, entry, NetworkError(why, billed=True)))

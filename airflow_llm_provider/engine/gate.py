@@ -33,11 +33,12 @@ _HEADERS = [
 class Gate:
     """One bucket as one process sees it; times here are by the loop's clock.
 
+    patience_s: the longest silence that is waited for.
     quiet_until_s: when the silence that somebody was asked for ends.
     """
 
-    def __init__(self, bucket: Bucket, ledger: Ledger, now: Callable[[], float]) -> None:
-        self.bucket, self.ledger, self.now = bucket, ledger, now
+    def __init__(self, bucket: Bucket, ledger: Ledger, now: Callable[[], float], patience_s: float) -> None:
+        self.bucket, self.ledger, self.now, self.patience_s = bucket, ledger, now, patience_s
         self.quiet_until_s = float("-inf")
         self._looked_s = self._paced_until_s = self._cut_s = self._noted_s = float("-inf")
         self._heard_ms = 0.0

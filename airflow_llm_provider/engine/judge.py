@@ -42,9 +42,7 @@ _VERDICT = OutputType(
 )
 
 
-def judging(
-    judge: Judge, answer: str, source: str | None, *, framing: Framing, family: str = ""
-) -> Request:
+def judging(judge: Judge, answer: str, source: str | None, *, framing: Framing, family: str = "") -> Request:
     """Return the request that asks for a verdict on an answer.
 
     source: the text it is about; None only where the judge does not read it.

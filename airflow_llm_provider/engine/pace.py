@@ -24,6 +24,7 @@ class Pace:
     limits: what the connection states; where it states none, they are learnt, a model at a time, from the
         API's headers and its 429s. Until then nothing is paced, and the ledger is asked twice a second
         whether the others were told to be silent.
+    patience_s: the longest silence that is waited for: what asks for more is an error with its `retry_after_s`.
 
     Belongs to one event loop.
     """
@@ -33,11 +34,12 @@ class Pace:
         ledger: Ledger,
         limits: Limits | None = None,
         *,
+        patience_s: float = 900.0,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._ledger, self._now, self._sleep = ledger, now, sleep
-        self._limits = limits or Limits()
+        self._limits, self._patience_s = limits or Limits(), patience_s
         self._others: dict[str, Limits] = {}
         self._gates: dict[Bucket, Gate] = {}
         self._queues: dict[tuple[str, str | None, str], Queue] = {}
@@ -47,7 +49,7 @@ class Pace:
         self._others[connection_id] = limits
 
     async def permit(self, request: Request, scope: CallScope) -> Permit:
-        """Wait until `request` may be sent; raises LedgerUnavailable."""
+        """Wait until `request` may be sent; raises LedgerUnavailable, and RateLimited for too long a silence."""
         stated = self._others.get(scope.connection_id, self._limits)
         # Stated limits bound the connection; those the API tells of are a model's.
         model = None if stated else request.model
@@ -55,7 +57,7 @@ class Pace:
         if queue is None:
             bucket = Bucket(connection_id=scope.connection_id, model=model, stated=stated)
             if bucket not in self._gates:
-                self._gates[bucket] = Gate(bucket, self._ledger, self._now)
+                self._gates[bucket] = Gate(bucket, self._ledger, self._now, self._patience_s)
             queue = Queue(self._gates[bucket], scope.dag_id, self._sleep)
             self._queues[scope.connection_id, model, scope.dag_id] = queue
         cost = queue.gate.cost(request)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from airflow_llm_provider.engine.gate import LOOK_S, Gate
+from airflow_llm_provider.errors import RateLimited
 from airflow_llm_provider.ledger.permits import MOST_AT_ONCE, Amounts
 
 _LAPSES_S = 0.1  # so late a permit is void: 110 % in a second, 102 % in five, is the most that comes of it
@@ -62,13 +63,19 @@ class Queue:
             raise
 
     async def silence(self) -> None:
-        """Wait while the server wants silence."""
+        """Wait while the server wants silence; raises RateLimited where that is longer than anybody waits."""
         gate = self.gate
         while True:
             if not gate.is_fresh:
                 await gate.look()
             if (wait_s := gate.quiet_until_s - gate.now()) <= 0:
                 return
+            if wait_s > gate.patience_s:
+                raise RateLimited(
+                    f"The server of {gate.bucket.name or 'this connection'} has asked all for silence, for another "
+                    f"{wait_s:.0f} s. Nothing was sent; what is paid is kept, and a retry after that goes on.",
+                    retry_after_s=wait_s,
+                )
             # Unpaced calls are spread, so that those who waited together do not come back together.
             await self._sleep(wait_s + (0.0 if gate.is_paced else random.random()))
 

@@ -130,6 +130,8 @@ class Engine(Buyer):
             is_last = number + 1 == len(models)
             try:
                 value = await self._ask_or_fall_back(_sent_to(request, model, request.endpoint), terms, chain)
+            except _Unjudged as unjudged:
+                raise unjudged.error from None
             except AnswerError as error:
                 if is_last:
                     _tell(error, chain, terms)
@@ -205,7 +207,7 @@ class Engine(Buyer):
                     chain[-1] = bought = bought.saying(fix.answer(bought.message.text, terms.output))
                 value = _accepted(bought.message, terms)
                 for judge in terms.judges:
-                    await self._require_met(judge, bought, terms, asked, chain, request.family)
+                    await self._require_met(judge, bought, terms, asked, chain, request.family, tools)
                 return value
             except AnswerError as error:
                 error.reply_text = error.reply_text or bought.message.text
@@ -236,21 +238,25 @@ class Engine(Buyer):
         asked: list[str],
         chain: list[Purchase],
         family: str,
+        tools: Conversation | None,
     ) -> None:
         """Raise InvalidOutput unless the judge finds its criteria met; what was asked joins `asked` and `chain`."""
-        request = judging(
-            judge, bought.message.text, terms.source, framing=terms.framing, family=family
-        )
+        request = judging(judge, bought.message.text, terms.source, framing=terms.framing, family=family)
+        if tools:
+            tools.require_money(request)
         asked.append(request.fingerprint)
-        verdict = await self.obtain(
-            request,
-            scope=terms.scope,
-            reuse=terms.reuse,
-            purpose="judge",
-            parent=bought.attempt_id or None,
-            item_id=terms.item_id,
-            policies=terms.policies,
-        )
+        try:
+            verdict = await self.obtain(
+                request,
+                scope=terms.scope,
+                reuse=terms.reuse,
+                purpose="judge",
+                parent=bought.attempt_id or None,
+                item_id=terms.item_id,
+                policies=terms.policies,
+            )
+        except LLMError as error:
+            raise _Unjudged(error) from error
         chain.append(verdict)
         try:
             require_met(judge, verdict.message)
@@ -281,6 +287,14 @@ class Engine(Buyer):
         if isinstance(error, InvalidOutput):
             return terms.max_repairs + 1
         return (terms.policies or self.policies)[error.kind].attempts
+
+
+class _Unjudged(Exception):
+    """A judge could not be had: no reason to ask another model for the answer."""
+
+    def __init__(self, error: LLMError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def _sent_to(request: Request, model: str, endpoint: str) -> Request:

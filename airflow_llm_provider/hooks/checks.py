@@ -35,6 +35,14 @@ def with_models(validators: Sequence[Validator | Judge], settings: Settings) -> 
     ]
 
 
+def require_checks(validators: Any, max_repairs: Any) -> None:
+    """Raise ValueError, when the DAG is parsed, for validators that are no list and a number that is none."""
+    if callable(validators) or isinstance(validators, (str, Mapping)):
+        raise ValueError(f"validators={validators!r}: give a list of functions.")
+    if isinstance(max_repairs, bool) or not isinstance(max_repairs, int) or max_repairs < 0:
+        raise ValueError(f"max_repairs={max_repairs!r}: give a whole number, 0 for none.")
+
+
 def checks_record(outcome: Reply | AnswerError) -> dict[str, Any]:
     """Return what the checks found, as XCom `llm_checks` says it."""
     if isinstance(outcome, AnswerError):

@@ -10,6 +10,7 @@ import orjson
 
 from airflow_llm_provider.errors import ChangedSinceShown, Rejected
 from airflow_llm_provider.hooks.people import require_people
+from airflow_llm_provider.hooks.rendered import require_amount
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.pricing import micro_usd, usd
 
@@ -27,8 +28,9 @@ _COVERED = "a yes covers, at most (USD)"
 _UNKNOWN = "any price"
 
 
-def require_approval(approval: Mapping[str, Any]) -> None:
-    """Raise ValueError, when the DAG is parsed, for what says neither who is asked nor for how long."""
+def require_gate(confirm_above_usd: Any, approval: Mapping[str, Any]) -> None:
+    """Raise ValueError, when the DAG is parsed, for a bar that is no amount, and for people and times that are none."""
+    require_amount("confirm_above_usd", confirm_above_usd)
     if unknown := sorted(set(approval) - set(_OF_APPROVAL)):
         raise ValueError(f"approval= knows no {unknown[0]!r}; there are {', '.join(_OF_APPROVAL)}.")
     require_people(approval.get("assigned_users"), approval.get("response_timeout"))

@@ -15,6 +15,16 @@ _RUN_VALUES = re.compile(
 )
 
 
+def require_amount(name: str, dollars: Any) -> None:
+    """Raise ValueError, when the DAG is parsed, for what is no amount; templates are read at run time."""
+    if dollars is None or (isinstance(dollars, str) and "{{" in dollars):
+        return
+    try:
+        micro_usd(dollars)
+    except ValueError as error:
+        raise ValueError(f"{name}= {error}.") from None
+
+
 def amount(task_id: str, name: str, dollars: Any) -> int | None:
     """Read an amount in US dollars as micro-USD; None where none is written, as nothing or None."""
     if dollars is None or str(dollars).strip() in ("", "None"):

@@ -7,8 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_llm_provider.hooks.rendered import amount
-from airflow_llm_provider.pricing import micro_usd
+from airflow_llm_provider.hooks.rendered import amount, require_amount
 
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger.records import CallScope
@@ -62,11 +61,7 @@ def require_budgets(on_exceeded: str, **caps: Any) -> None:
             f"on_exceeded={on_exceeded!r}: use fail, skip or ask; a standing budget per day or month can wait."
         )
     for name, cap in caps.items():
-        if cap is not None and not (isinstance(cap, str) and "{{" in cap):
-            try:
-                micro_usd(cap)
-            except ValueError as error:
-                raise ValueError(f"{name}= {error}.") from None
+        require_amount(name, cap)
 
 
 def _argument(task: Any, name: str, arguments: Mapping[str, Any] | None) -> Any:

@@ -39,7 +39,9 @@ def set_budget(connection: sa.Connection, new: Budget) -> None:
     bound = {one.applies_to for one in known.values() if one.kind == new.kind}
     if not bound & {"", new.applies_to}:
         # While nothing bound such meters they may have missed calls: they are made anew, by counting them.
-        stale = account.c.applies_to == new.applies_to if new.applies_to else account.c.applies_to.not_in(bound)
+        stale = (
+            account.c.applies_to == new.applies_to if new.applies_to else account.c.applies_to.not_in(bound)
+        )
         connection.execute(account.delete().where(account.c.kind == new.kind, stale))
 
 

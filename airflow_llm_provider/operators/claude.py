@@ -11,7 +11,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import AnswerError, LLMError, error_of, require_kinds
-from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_record
+from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_record, require_checks
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.files import is_file, with_files_read
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
@@ -92,8 +92,8 @@ class ClaudeOperator(BaseOperator):
         those that are irreversible or need approval. What they return and raise is told to the model.
     max_tool_turns, max_tool_s, max_tool_usd: how many of its replies may call tools, how many seconds that may
         take, and what the answer may cost in all (None: no bound); past one of them the task fails.
-    approval: of tools that need it: `response_timeout` (a timedelta, after which the call is refused; None:
-        never), `assigned_users` and `notifiers`, as ApprovalSensor takes them.
+    approval: of tools that need it, and budgets that ask: `response_timeout` (a timedelta, after which it is a no;
+        None: never), `assigned_users` and `notifiers`, as ApprovalSensor takes them.
     retry: policies by class of error, such as `{"rate_limit": {"attempts": 3}}`; see engine.retry.
     fallbacks: tiers, model ids or `conn:ID` (another connection), asked in turn when the model can't be had;
         None: the connection's own.
@@ -208,6 +208,7 @@ class ClaudeOperator(BaseOperator):
         self.stop_sequences = stop_sequences
         self.metadata = metadata
         self.extra_body = extra_body
+        require_checks(validators, max_repairs)
         self.validators = validators
         self.max_repairs = max_repairs
         Exhausted(on_exhausted=on_exhausted, default=default, dead_letters=dead_letters).require_consistent()

@@ -11,8 +11,9 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import require_kinds
+from airflow_llm_provider.hooks.checks import require_checks
 from airflow_llm_provider.hooks.claude import ClaudeHook
-from airflow_llm_provider.hooks.gate import Gate, require_approval
+from airflow_llm_provider.hooks.gate import Gate, require_gate
 from airflow_llm_provider.hooks.outcome import failure_of, require_tolerance
 from airflow_llm_provider.hooks.rendered import amount, flag, number, run_values
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
@@ -168,13 +169,8 @@ class ClaudeDocumentsOperator(BaseOperator):
         require_tolerance(max_failed)
         require_kinds("retry", retry or ())
         require_kinds("fall_back_on", fall_back_on)
-        require_budgets(
-            on_exceeded,
-            budget_usd=budget_usd,
-            run_budget_usd=run_budget_usd,
-            confirm_above_usd=confirm_above_usd,
-        )
-        require_approval(approval or {})
+        require_budgets(on_exceeded, budget_usd=budget_usd, run_budget_usd=run_budget_usd)
+        require_gate(confirm_above_usd, approval or {})
         self.documents = documents
         self.prompt = prompt
         self.output_path = output  # BaseOperator.output is the XCom
@@ -193,6 +189,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.max_tokens = max_tokens
         self.effort = effort
         self.extra_body = extra_body
+        require_checks(validators, max_repairs)
         self.validators = validators
         self.max_repairs = max_repairs
         self.min_confidence = min_confidence

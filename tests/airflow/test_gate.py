@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from desk import Desk
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.triggers.claude import ClaudeTrigger
 from airflow_llm_provider.triggers.lane import NeedsWorker, encode_arguments
 
 LETTERS = [f"Letter {n}: we owe you ${n}.00." for n in range(12)]
@@ -229,17 +231,25 @@ def test_what_a_person_types_is_the_cap_and_nothing_else_of_it_counts(deployment
     assert "It is not raised: ada said no: No more." in desk.log
 
 
-def test_a_single_question_asks_about_a_standing_budget_too(deployment: Any) -> None:
+def standing(deployment: Any, **fields: Any) -> None:
     from airflow_llm_provider.ledger.budgets import Budget
     from airflow_llm_provider.ledger.database import Database
     from airflow_llm_provider.ledger.standing import set_budget
 
     database = Database(deployment.ledger_url)
     database.migrate()
-    daily = Budget(name="daily", scope="all", per="day", cap_micro_usd=10, on_exceeded="ask")
     with database.write() as connection:
-        set_budget(connection, daily)
+        set_budget(connection, Budget(cap_micro_usd=10, on_exceeded="ask", **fields))
     database.close()
+
+
+@pytest.mark.parametrize(
+    "budget", [{"name": "daily", "scope": "all", "per": "day"}, {"name": "each", "scope": "call"}]
+)
+def test_a_single_question_asks_about_a_standing_budget_for_itself_alone(
+    deployment: Any, budget: Any
+) -> None:
+    standing(deployment, **budget)
 
     def make() -> Any:
         from airflow.sdk import DAG
@@ -248,12 +258,12 @@ def test_a_single_question_asks_about_a_standing_budget_too(deployment: Any) -> 
 
         with DAG("calls", schedule=None) as dag:
             ClaudeOperator(task_id="approval", prompt="What is owed?", model="fast")
-            ClaudeOperator(task_id="other", prompt="By whom?", model="fast", on_exceeded="ask")
+            ClaudeOperator(task_id="other", prompt="By whom?", model="fast")
         return dag
 
     desk = Desk(deployment=deployment, make=make).start()
     assert desk.states() == dict.fromkeys(("approval", "other"), "awaiting_input"), desk.log
-    assert desk.form()["subject"] == "Raise budget daily?"
+    assert desk.form()["subject"] == f"Raise budget {budget['name']}?"
     assert deployment.server.seen == 0
     desk.answer("Approve")
     assert desk.states() == {"approval": "success", "other": "awaiting_input"}, desk.log
@@ -274,3 +284,20 @@ def test_a_task_that_has_asked_about_its_price_says_that_it_can_not_ask_again(
 def test_a_budget_that_asks_keeps_a_deferrable_task_in_a_worker() -> None:
     with pytest.raises(NeedsWorker, match="parks the task"):
         encode_arguments({"on_exceeded": "ask"})
+
+
+async def test_a_standing_budget_that_asks_sends_a_deferred_task_to_a_worker(deployment: Any) -> None:
+    from airflow.sdk import DAG
+
+    from airflow_llm_provider.operators.claude import ClaudeOperator
+
+    standing(deployment, name="daily", scope="all", per="day")
+    with DAG("calls", schedule=None):
+        task = ClaudeOperator(task_id="ask", prompt="What is owed?", model="fast", deferrable=True)
+    trigger = ClaudeTrigger(**task.start_trigger_args.trigger_kwargs)
+    one = {"dag_id": "calls", "run_id": "today", "task_id": "ask", "map_index": -1}
+    trigger.task_instance = SimpleNamespace(**one, try_number=1, max_tries=0, task=task)
+    trigger._context = {"ti": trigger.task_instance}
+    event = await anext(trigger.run())
+    assert event.payload["needs_worker"].startswith("a person is to be asked: all, ")
+    assert deployment.server.seen == 0

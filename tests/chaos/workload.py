@@ -18,7 +18,7 @@ from airflow_llm_provider.testing.books import Books, balance
 from airflow_llm_provider.testing.question import Question
 from airflow_llm_provider.testing.standin import StandIn
 
-SHARED, LOCAL = 300, 190  # documents, by ledger
+SHARED, LOCAL = 260, 160  # documents, by ledger
 STAGES, ASKS, CHAINS = 6, 5, 3  # single calls: so many stages of so many; repair chains
 IN_FLIGHT = {"shared": 8, "local": 5}  # calls at once, by task; the others make one
 DAG_ID = "chaos"

@@ -239,19 +239,6 @@ async def test_a_write_outlives_the_cancellation_of_its_waiter(ledger: Ledger) -
     assert states(ledger) == ["settled"]
 
 
-async def test_who_is_cancelled_twice_while_opening_leaves_nothing_open(ledger: Ledger) -> None:
-    with ledger.database.write():  # so that opening has to wait
-        opening = asyncio.create_task(ledger.open(entry()))
-        for _ in range(2):
-            await asyncio.sleep(0.05)
-            opening.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await opening
-    async with asyncio.timeout(10):
-        while states(ledger) != ["failed"]:
-            await asyncio.sleep(0.02)
-
-
 async def test_closing_commits_what_was_only_noted(ledger: Ledger) -> None:
     opened = await ledger.open(entry())
     ledger.note(failure(opened, billed=True))

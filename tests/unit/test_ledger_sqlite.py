@@ -357,6 +357,19 @@ async def test_what_the_ledger_was_away_for_is_written_when_it_is_back(path: Pat
         await ledger.open(free)
     move(away, path)
     async with asyncio.timeout(10):
-        while states(ledger) != ["settled"]:
+        while states(ledger) != ["settled"]:  # noqa: ASYNC110  # another thread's doing
             await asyncio.sleep(0.02)
     ledger.close()
+
+
+async def test_who_is_cancelled_twice_while_opening_leaves_nothing_open(ledger: Ledger) -> None:
+    with ledger.database.write():  # so that opening has to wait
+        opening = asyncio.create_task(ledger.open(entry()))
+        for _ in range(2):
+            await asyncio.sleep(0.05)
+            opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    async with asyncio.timeout(10):
+        while states(ledger) != ["failed"]:  # noqa: ASYNC110  # another thread's doing
+            await asyncio.sleep(0.02)

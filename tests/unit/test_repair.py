@@ -19,9 +19,9 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.schema import part_of
-from airflow_llm_provider.engine.terms import Route
+from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
-from airflow_llm_provider.errors import BusinessError, InvalidOutput, TerminalError, Truncated
+from airflow_llm_provider.errors import BusinessError, InvalidOutput, NetworkError, TerminalError, Truncated
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.schema import call
 from airflow_llm_provider.ledger.totals import complaints
@@ -625,3 +625,17 @@ async def test_the_source_is_cached_only_above_the_share_of_repairs_at_which_it_
 
 def test_a_mark_is_a_hint_and_makes_no_other_question() -> None:
     assert dataclasses.replace(asked(), cache_first=True).fingerprint == asked().fingerprint
+
+
+async def test_a_judge_that_cannot_be_had_is_no_reason_to_ask_another_model(
+    engine: Engine, wire: Wire
+) -> None:
+    judge = Judge(criteria=["The total is right."], model="claude-haiku-5-5")
+    wire.script = [answered(), *[NetworkError("down", billed=False)] * 50]
+    route = Route(fallbacks=[Fallback(model="claude-opus-5-5")])
+    with pytest.raises(NetworkError):
+        await ask(engine, validators=[judge], route=route)
+    assert {request.model for request in wire.sent[1:]} == {"claude-haiku-5-5"}
+    wire.script = []
+    wire.usually = message('{"findings": [{"criterion": 1, "why": "It is.", "is_met": true}]}')
+    assert (await ask(engine, validators=[judge], route=route)).attempts == 1  # the answer was paid

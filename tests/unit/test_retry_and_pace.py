@@ -101,6 +101,19 @@ async def test_nobody_sends_while_one_was_told_to_wait(ledger: Ledger, clock: Cl
     assert 18 <= others.now() <= 22
 
 
+@pytest.mark.parametrize("limits", [Limits(), Limits(rpm=6_000)])
+async def test_a_silence_longer_than_anybody_waits_is_an_error_that_says_how_long(
+    ledger: Ledger, clock: Clock, limits: Limits
+) -> None:
+    told = Pace(ledger, limits, now=clock.now, sleep=clock.sleep)
+    (await told.permit(question(), SCOPE)).failed(RateLimited("no", retry_after_s=86_400))
+    await told.close()
+    for pace in (told, Pace(ledger, limits)):
+        with pytest.raises(RateLimited, match=r"silence.*Nothing was sent") as refused:
+            await asyncio.wait_for(pace.permit(question(), SCOPE), timeout=5)
+        assert refused.value.retry_after_s == pytest.approx(86_400, rel=0.01)
+
+
 async def test_who_has_looked_already_hears_within_a_second(ledger: Ledger) -> None:
     other, told = Pace(ledger), Pace(ledger)
     for pace in (other, told):

@@ -31,6 +31,7 @@ from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import call, effect
 from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.tools import Tool, by_name, tool
+from airflow_llm_provider.validators import Judge
 
 
 def calling(*uses: tuple[str, dict[str, Any]], turn: int = 0) -> bytes:
@@ -421,6 +422,13 @@ async def test_the_next_turn_is_not_bought_when_it_might_cost_too_much(
     assert len(wire.sent) == 1
     with pytest.raises(ToolLimit, match=r"\$0.000000 is spent"):
         await ask(engine, bank.balance, bounds={"max_micro_usd": 1000}, item_id="another")
+    assert len(wire.sent) == 1
+
+
+async def test_a_judge_of_the_answer_is_held_by_the_bound_too(engine: Engine, wire: Wire, bank: Bank) -> None:
+    judge = Judge(criteria=["It is polite."], model="claude-opus-5-5")
+    with pytest.raises(ToolLimit, match=r"max_tool_usd, \$0.003000. Raise it"):
+        await ask(engine, bank.balance, bounds={"max_micro_usd": 3000}, validators=[judge], source="A letter")
     assert len(wire.sent) == 1
 
 
