@@ -9,7 +9,7 @@ READY = $(VENV)/.installed
 TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-dags test-distributed chaos security package docs stand-in clean
+.PHONY: help demo test test-slow check bench test-dags test-distributed chaos security package docs stand-in clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -19,8 +19,13 @@ demo: $(READY) ## Run the license audit in a real Airflow (STAY=1 leaves it up, 
 
 test: $(READY) ## Run the tests that CI runs
 	@failed=; for tests in $(TESTS); do \
-	  echo "== $$tests"; $(PYTEST) $$tests -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
+	  echo "== $$tests"; $(PYTEST) $$tests -m "not slow" -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
+
+test-slow: $(READY) ## Run what takes too long for CI: shares of the pace, all 200 intents, 32 processes on one budget
+	@$(PYTEST) tests/integration -m slow $(ARGS)
+	@INTENTS=200 $(PYTEST) tests/airflow/test_branch.py -k dag_run_runs $(ARGS)
+	@BUDGET_PROCESSES=32 BUDGET_LEASE_S=45 BOOKS_CALLS=10000 $(PYTEST) tests/integration/test_budgets.py -k "dollar or killing or mixed" $(ARGS)
 
 check: $(READY) ## Lint, formatting, types, import rules, security
 	@$(VENV)/bin/ruff check

@@ -287,7 +287,9 @@ def complaint_of(validator: Validator, value: Any, source: str | None) -> Compla
     if isinstance(complaint, str):
         return Complaint(complaint) if complaint.strip() else None  # such as "; ".join(of no problems)
     if callable(complaint):
-        raise BusinessError(f"{name} makes a validator and is none itself: call it, as in validators=[{name}(…)].")
+        raise BusinessError(
+            f"{name} makes a validator and is none itself: call it, as in validators=[{name}(…)]."
+        )
     if complaint is not None and not isinstance(complaint, Complaint):
         raise BusinessError(
             f"The validator {name} returned {complaint!r}: return None, a text, or a Complaint."

@@ -56,6 +56,7 @@ def busiest(sent: Sequence[float], stretch_s: float) -> int:
     return max(bisect_left(sent, at + stretch_s) - n for n, at in enumerate(sent))
 
 
+@pytest.mark.slow
 @on_both_databases
 def test_eight_processes_of_two_dags_use_one_limit_together_and_keep_it(
     ledger_url: str, server: StandIn
@@ -76,6 +77,7 @@ def test_eight_processes_of_two_dags_use_one_limit_together_and_keep_it(
     assert busiest(permitted, 5) <= 51 + LATE
 
 
+@pytest.mark.slow
 def test_a_dag_of_one_process_has_its_share_beside_one_of_six(ledger_url: str, server: StandIn) -> None:
     server.limit({"rpm": 600, "burst": 100})
     told = told_by(start(ledger_url, server, ["many"] * 6 + ["one"], rpm=600, seconds=20))
@@ -87,6 +89,7 @@ def test_a_dag_of_one_process_has_its_share_beside_one_of_six(ledger_url: str, s
     assert 0.4 <= later["one"] / sum(later.values()) <= 0.6
 
 
+@pytest.mark.slow
 def test_tokens_are_a_limit_like_requests(ledger_url: str, server: StandIn) -> None:
     server.limit({"itpm": 60_000, "otpm": 60_000})
     told = told_by(start(ledger_url, server, ["one", "two"], itpm=60_000, otpm=60_000, words=400, seconds=15))

@@ -27,9 +27,9 @@ from upath import UPath
 
 from airflow_llm_provider.documents import image as image_module
 from airflow_llm_provider.documents import pdf as pdf_module
-from airflow_llm_provider.documents.pdf import pdf_parts
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.html_layout import layout_is_cheap
+from airflow_llm_provider.documents.pdf import pdf_parts
 from airflow_llm_provider.documents.reader import Content, Unreadable, read
 from airflow_llm_provider.documents.source import list_documents
 
