@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from airflow_llm_provider.errors import ChangedSinceShown, Rejected
 from airflow_llm_provider.hooks.people import require_people
 from airflow_llm_provider.hooks.rendered import require_amount
-from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.pricing import micro_usd, usd
 
 if TYPE_CHECKING:
@@ -120,6 +117,10 @@ class Gate:
 
     def _shown(self, hook: ClaudeHook, context: Context) -> Any:
         """Return what this task instance has shown a person before; None for nothing."""
+        import orjson
+
+        from airflow_llm_provider.ledger import reviews
+
         scope = hook.scope(context)
 
         async def find(engine: Engine) -> reviews.Kept | None:

@@ -30,7 +30,7 @@ after = resource.getrusage(resource.RUSAGE_SELF)
 print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 """
 # The thin layers of ours that a DAG file needs; what sends, prices, reads and keeps comes with the first call.
-LIGHT = ("operators", "decorators", "sensors", "hooks", "triggers.lane", "tools", "errors")
+LIGHT = ("operators", "decorators", "sensors", "hooks", "triggers.lane", "tools", "pricing", "errors")
 
 
 def run(code: str) -> str:
