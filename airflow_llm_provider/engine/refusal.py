@@ -25,7 +25,8 @@ def error_for(refusal: Refusal, model: str, connection_id: str) -> LLMError:
         return UnknownPrice(
             f"{where}: {model} has no known price, so budget {budget.name!r} can't hold it, and nothing was sent. Say "
             f"what it costs in the connection {connection_id or 'claude_default'}, in USD per million tokens, as "
-            f'{{"prices": {{"{model}": {{"input": …, "output": …}}}}}}, and clear the task.'
+            f'{{"prices": {{"{model}": {{"input": …, "output": …}}}}}}, and clear the task. What a server does with '
+            "tools of its own (extra_body) has no price that any budget could hold."
         )
     left = usd(max(0, budget.cap_micro_usd - refusal.settled_micro_usd))
     held = f", ${usd(refusal.reserved_micro_usd)} of it held by calls in flight" if refusal.may_fit else ""

@@ -179,9 +179,13 @@ class Request:
 
 
 def ceiling_micro_usd(request: Request, prices: Prices = LIST_PRICES) -> int | None:
-    """Return the most one send of `request` can cost in micro-USD; None when its model has no known price."""
+    """Return the most one send of `request` can cost in micro-USD; None when that is not known.
+
+    It is not where the model has no known price, nor where the server runs tools of its own, such as a search:
+    what they read and charge has no bound.
+    """
     card = prices.card(request.model)
-    if card is None:
+    if card is None or request.extra.keys() & {"tools", "mcp_servers"}:
         return None
     return card.ceiling_micro_usd(input_tokens=request.input_ceiling_tokens, output_tokens=request.max_tokens)
 

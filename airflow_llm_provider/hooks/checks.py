@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, TerminalError
 from airflow_llm_provider.hooks.storage import object_storage
@@ -72,7 +72,13 @@ class Exhausted:
             raise ValueError("dead_letters= and on_exhausted='dead_letter' go together.")
 
     def require_fits(self, output: OutputType) -> None:
-        """Raise TerminalError, before anything is paid, where the default is not what an answer must be."""
+        """Raise TerminalError, before anything is paid, where what takes the place of an answer could not."""
+        folder = self.dead_letters
+        if folder is not None and "://" not in folder and not folder.startswith("/"):
+            raise TerminalError(
+                f"dead_letters={folder!r} is relative, and a task's working directory is nobody's promise: give an "
+                "absolute path or a URL. Nothing was sent."
+            )
         if self.default is None:
             return
         try:
@@ -106,11 +112,6 @@ class Exhausted:
         from airflow_llm_provider.engine.request import to_json
 
         folder = str(self.dead_letters)
-        if "://" not in folder and not folder.startswith("/"):
-            raise AirflowFailException(
-                f"dead_letters={folder!r} is relative, and a task's working directory is nobody's promise: give an "
-                "absolute path or a URL."
-            )
         ti = context["ti"]
         shard = f".{ti.map_index}" if ti.map_index is not None and ti.map_index >= 0 else ""
         name = _as_file_name(f"{ti.dag_id}.{ti.run_id}.{ti.task_id}{shard}")

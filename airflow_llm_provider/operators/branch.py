@@ -175,6 +175,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
 
     def _proposed(self, branches: Mapping[str, Branch], context: Context) -> Proposal | LLMError:
         """Ask, and return what the model says, or why it says nothing that could be used."""
+        from airflow_llm_provider.engine.bill import bill
         from airflow_llm_provider.hooks.call import Call
         from airflow_llm_provider.hooks.choice import choosing, propose
 
@@ -192,7 +193,9 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         scope = self.hook.scope(context, tuple(self.tags))
 
         async def work(engine: Engine) -> Proposal | LLMError:
-            return await propose(engine, call, settings, scope, votes=self.votes)
+            proposed = await propose(engine, call, settings, scope, votes=self.votes)
+            self.log.info("%s", await bill(engine, scope))
+            return proposed
 
         proposed = self.hook.run(work, context=context)
         if usage := _usage(proposed):

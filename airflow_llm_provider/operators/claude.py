@@ -291,6 +291,7 @@ class ClaudeOperator(BaseOperator):
             try:
                 reply = await call.ask(engine, settings, scope)
             except AnswerError as error:
+                self.log.info("%s", await bill(engine, scope))
                 return error, None
             if reply.strong_alone_micro_usd is not None:
                 cost, alone = reply.cost_micro_usd or 0, reply.strong_alone_micro_usd

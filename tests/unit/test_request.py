@@ -144,3 +144,9 @@ def test_requests_with_the_same_instructions_share_a_prefix() -> None:
 def test_what_is_reserved_and_priced_can_not_be_overruled(name: str) -> None:
     with pytest.raises(BadRequest, match=f"extra_body has '{name}'.*Nothing was sent"):
         question(extra={name: 1})
+
+
+def test_what_a_server_does_with_tools_of_its_own_has_no_ceiling() -> None:
+    search = {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}
+    assert ceiling_micro_usd(question()) is not None
+    assert ceiling_micro_usd(question(extra=search)) is None
