@@ -26,6 +26,7 @@ test-slow: $(READY) ## Run what takes too long for CI: shares of the pace, all 2
 	@$(PYTEST) tests/integration -m slow $(ARGS)
 	@INTENTS=200 $(PYTEST) tests/airflow/test_branch.py -k dag_run_runs $(ARGS)
 	@BUDGET_PROCESSES=32 BUDGET_LEASE_S=45 BOOKS_CALLS=10000 $(PYTEST) tests/integration/test_budgets.py -k "dollar or killing or mixed" $(ARGS)
+	@BOOKS_CALLS=10000 $(PYTEST) tests/integration/test_reports_postgres.py -k add_up_by_everything $(ARGS)
 
 check: $(READY) ## Lint, formatting, types, import rules, security
 	@$(VENV)/bin/ruff check
