@@ -96,7 +96,8 @@ class ClaudeTrigger(BaseTrigger):
         async with shared_engine(own) as engine:
             try:
                 reply = await asked.ask(engine, settings, who)
-            except AnswerError as error:
+            except AnswerError as error:  # the worker that raises it pushes nothing more
+                await self._push("llm_usage", error.usage)
                 if error.complaints:
                     await self._push("llm_checks", checks_record(error))
                 raise

@@ -30,10 +30,10 @@ LEASE_S = 6.0
 # How each fate ends, in either lane: state, what the log says, and the rows of the ledger.
 ENDS: dict[str, tuple[str, str | None, list[tuple[str, str, str | None]]]] = {
     "ok": ("success", None, [("settled", "answer", None)]),
-    "invalid": ("success", None, [("settled", "answer", None), ("settled", "repair", None)]),
+    "invalid": ("success", None, [("settled", "answer", "InvalidOutput"), ("settled", "repair", None)]),
     "busy": ("success", None, [("failed", "answer", "RateLimited"), ("settled", "answer", None)]),
-    "refusal": ("failed", "Refused: The model refused to answer", [("settled", "answer", None)]),
-    "truncation": ("failed", "Truncated: ", [("settled", "answer", None)]),
+    "refusal": ("failed", "Refused: The model refused to answer", [("settled", "answer", "Refused")]),
+    "truncation": ("failed", "Truncated: ", [("settled", "answer", "Truncated")]),
 }
 # Where the lanes differ: an answer that a trigger brings ends its task there, so no worker has a name.
 RAN_IN_WORKER = {
@@ -170,6 +170,7 @@ def test_both_lanes_come_to_the_same(stage: Stage) -> None:
                 usage = stage.xcom(run, "lanes", *at, "llm_usage")
                 came[lane] = {
                     "return_value": stage.xcom(run, "lanes", *at, "return_value"),
+                    "llm_checks": stage.xcom(run, "lanes", *at, "llm_checks"),
                     "llm_usage": usage and {k: v for k, v in usage.items() if k != "latency_s"},
                     "rows": [{name: row[name] for name in SAME} for row in mine],
                 }
