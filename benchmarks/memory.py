@@ -92,7 +92,8 @@ def _measure(documents: int, in_flight: int) -> dict[str, Any]:
 
 async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     """Do what the operator does in its task process."""
-    from airflow_llm_provider.documents.run import Question, Run
+    from airflow_llm_provider.documents.question import Question
+    from airflow_llm_provider.documents.run import Run
     from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.documents.source import list_documents
     from airflow_llm_provider.engine.client import AnthropicClient

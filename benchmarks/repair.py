@@ -24,7 +24,8 @@ from typing import Any, Literal
 import pydantic
 import sqlalchemy as sa
 
-from airflow_llm_provider.documents.run import Question, Run
+from airflow_llm_provider.documents.question import Question
+from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sink import RowSink
 from airflow_llm_provider.documents.source import list_documents
 from airflow_llm_provider.engine.client import AnthropicClient

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.documents.document import Document, Rejected
     from airflow_llm_provider.documents.estimate import Estimate
-    from airflow_llm_provider.documents.run import Question, Run
+    from airflow_llm_provider.documents.question import Question
+    from airflow_llm_provider.documents.run import Run
     from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
@@ -378,7 +379,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             raise AirflowFailException(f"{self.task_id}: {error}") from error
 
     def _question(self, output_type: OutputType) -> Question:
-        from airflow_llm_provider.documents.run import Question
+        from airflow_llm_provider.documents.question import Question
 
         settings = self.hook.settings
         return Question(

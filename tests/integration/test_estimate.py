@@ -12,7 +12,8 @@ import pytest
 
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.estimate import Estimate, estimate
-from airflow_llm_provider.documents.run import Question, Run
+from airflow_llm_provider.documents.question import Question
+from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sink import RowSink
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.long import LongInput

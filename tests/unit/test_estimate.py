@@ -20,7 +20,8 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.estimate import Estimate, estimate
 from airflow_llm_provider.documents.experience import Experience
 from airflow_llm_provider.documents.forecast import Asking, Forecast
-from airflow_llm_provider.documents.run import Question, Run
+from airflow_llm_provider.documents.question import Question
+from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sink import RowSink
 from airflow_llm_provider.documents.source import list_documents
 from airflow_llm_provider.engine.long import LongInput
