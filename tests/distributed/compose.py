@@ -131,7 +131,7 @@ class Compose(RunningAirflow):
         own |= {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
         own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}"
         given = self.services[service].get("environment", {})
-        return own | {name: self._local(value, service) for name, value in given.items()} | dict(self._more)
+        return own | {name: self._local(value, service) for name, value in {**given, **self._more}.items()}
 
     @property
     def ledger_url(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from compose import Compose
 
 MANY = 400  # documents
+RPM, BURST = 600, 20  # what the account allows where it is asked to
 DAG = """
 from datetime import timedelta
 from airflow.sdk import DAG, task
@@ -32,10 +34,20 @@ with DAG("shards", schedule=None, default_args={"retries": 20, "retry_delay": ti
         max_in_flight=4,
     ).expand(documents=shards())
 
+with DAG("paced", schedule=None):
+    ClaudeDocumentsOperator.partial(
+        task_id="read",
+        prompt="Which day does this note have?",
+        strings="path",
+        output="{output}.paced.jsonl",
+        model="fast",
+        claude_conn_id="paced",
+    ).expand(documents=[f"{inbox}/{number}" for number in range(4)])
+
 with DAG("one_call", schedule=None):
     from airflow_llm_provider.operators.claude import ClaudeOperator
 
-    ClaudeOperator.partial(task_id="ask", model="fast").expand(prompt=[f"How many are {{n}} and 1?" for n in range(16)])
+    ClaudeOperator.partial(task_id="ask", model="fast").expand(prompt=[f"How many are {n} and 1?" for n in range(16)])
 """
 
 
@@ -68,6 +80,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "180",
         "AIRFLOW__CELERY__WORKER_CONCURRENCY": "4",
+        "AIRFLOW_CONN_PACED": json.dumps(
+            {
+                "conn_type": "claude",
+                "password": "sk-offline",
+                "host": "http://stand-in:8765",
+                "extra": {"rpm": RPM, "burst_s": BURST / RPM * 60},
+            }
+        ),
         "AIRFLOW__LLM__LEASE_S": "8",
         "AIRFLOW__API__WORKERS": "1",
     }

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from compose import Compose
-from conftest import MANY
+from conftest import BURST, MANY, RPM
 
 from airflow_llm_provider.ledger.schema import OPEN, SETTLED, call
 from airflow_llm_provider.testing.books import balance
@@ -30,10 +30,25 @@ def test_single_calls_go_to_both_workers(cluster: Compose) -> None:
     assert_books(cluster)
 
 
+def test_both_workers_keep_one_limit_together(cluster: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    steer(cluster, limits={"rpm": RPM, "burst": BURST})
+    before = counted(cluster)
+    run = cluster.trigger("paced")
+    assert cluster.wait("paced", run, TIMEOUT_S) == "success"
+    steer(cluster, limits={})
+    after = counted(cluster)
+    paid, refused = (after["paid"] - before["paid"], after["seen"] - before["seen"] - MANY // 2)
+    with capsys.disabled():
+        print("\n" + json.dumps({"name": "one limit", "paid": paid, "refused": refused}))
+    assert paid == MANY // 2
+    assert refused <= 0.01 * paid
+    assert_books(cluster)
+
+
 def test_a_worker_is_killed_and_the_other_finishes_its_documents(
     cluster: Compose, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    httpx.post(f"{cluster.stand_in_url}/stand-in/settings", json={"latency_s": 1.0}).raise_for_status()
+    steer(cluster, latency_s=1.0)
     before = len(invoice(cluster))
     started = time.monotonic()
     run = cluster.trigger("shards")
@@ -54,6 +69,14 @@ def test_a_worker_is_killed_and_the_other_finishes_its_documents(
         print("\n" + json.dumps(figures | {"in_flight_at_the_kill": in_flight, "seconds": round(seconds, 1)}))
     assert 0 <= extra <= in_flight
     assert_books(cluster)
+
+
+def steer(cluster: Compose, **settings: Any) -> None:
+    httpx.post(f"{cluster.stand_in_url}/stand-in/settings", json=settings).raise_for_status()
+
+
+def counted(cluster: Compose) -> dict[str, int]:
+    return dict(httpx.get(f"{cluster.stand_in_url}/stand-in/invoice").json())
 
 
 def tasks_done(cluster: Compose) -> list[int]:
