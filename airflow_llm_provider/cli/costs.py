@@ -96,6 +96,9 @@ def _figures(one: Costs) -> dict[str, Any]:
     }
 
 
+_NUMBERS = ("calls", "input", "cached", "output", "cost (USD)", "saved: ledger", "caching", "routing")
+
+
 def _rows(report: Report) -> Iterator[dict[str, Any]]:
     for key, one in report.groups.items():
         yield {**dict(zip(report.columns, key, strict=True)), **_figures(one)}
@@ -120,18 +123,24 @@ def _show(report: Report, top: int) -> None:
 
     from airflow_llm_provider.ledger.reports import Costs
 
-    table = Table(*report.columns)
-    for name in ("calls", "input", "cached", "output", "cost (USD)", "saved: ledger", "caching", "routing"):
-        table.add_column(name, justify="right")
     groups = list(report.groups.items())
     shares = [(tuple("-" if part is None else part for part in key), one) for key, one in groups[:top]]
     blank = ("",) * (len(report.columns) - 1)
     if rest := groups[top:]:
         shares.append(((f"… {len(rest):,} more", *blank), sum((one for _, one in rest), Costs())))
-    for key, one in shares:
-        table.add_row(*(Text(shown(part, 80)) for part in key), *_cells(one))
-    table.add_section()
-    table.add_row("total", *blank, *_cells(report.total))
+    figures = [list(_cells(one)) for one in (*(one for _, one in shares), report.total)]
+    used = [number for number, column in enumerate(zip(*figures, strict=True)) if any(column)]
+    table = Table(*report.columns)
+    for number in used:
+        # An amount that is cut is a wrong one: names give way first.
+        width = max(len(cells[number]) for cells in figures)
+        table.add_column(_NUMBERS[number], justify="right", min_width=width)
+    names = [[Text(shown(part, 80)) for part in key] for key, _ in shares]
+    for row, cells in zip([*names, [Text("total")]], figures, strict=True):
+        if cells is figures[-1]:
+            table.add_section()
+        blanks = [""] * (len(report.columns) - len(row))
+        table.add_row(*row, *blanks, *(cells[number] for number in used))
     console = Console()
     console.print(table)
     total = report.total

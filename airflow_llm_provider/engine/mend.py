@@ -88,9 +88,7 @@ def mended(text: str) -> str | None:
         return None
     if max(accumulate(1 if bracket in "{[" else -1 for bracket in _BRACKET.findall(broken))) > _MOST_DEPTH:
         return None
-    if (
-        len(_QUOTE.findall(broken)) % 2
-    ):  # a text that was cut off within a string, at a brace of the string's own
+    if len(_QUOTE.findall(broken)) % 2:  # it was cut off within a string, at a brace of the string's own
         return None
     if _inner_quotes(broken) > _MOST_INNER_QUOTES:
         return None

@@ -151,7 +151,7 @@ class Caller:
         return outcome
 
     async def _has_begun(self, call: ToolCall) -> bool:
-        return await self.ledger.transact(partial(effects.find, effect_id=call.intent.id)) is not None
+        return await self.ledger.consult(partial(effects.find, effect_id=call.intent.id)) is not None
 
     async def _begin(self, intent: Intent) -> Effect:
         """Write down that the call begins; return what the ledger has of it, ended or ours to make."""

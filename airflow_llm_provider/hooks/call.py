@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from airflow_llm_provider.documents.blocks import ceiling_of_blocks
@@ -17,8 +16,9 @@ from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import AnswerError, TerminalError
 from airflow_llm_provider.hooks.checks import Exhausted, with_models
 from airflow_llm_provider.hooks.routing import Routing
-from airflow_llm_provider.hooks.storage import object_storage
+from airflow_llm_provider.hooks.storage import object_storage, require_absolute
 from airflow_llm_provider.ledger.savings import Saving
+from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.validators import Judge, Validator
 
@@ -95,6 +95,7 @@ class Call:
         own = settings[None]
         longest, text = self._longest_text()
         output = OutputType(self.output_type)
+        self._require_places()
         self.exhausted.require_fits(output)
 
         def inputs(part: str) -> Mapping[str, Any]:
@@ -122,6 +123,15 @@ class Call:
             long=LongInput(too_long=self.too_long, max_input_tokens=self.max_input_tokens),
             **terms,
         )
+
+    def _require_places(self) -> None:
+        """Raise TerminalError, before anything is paid, where an answer or a dead letter could not be written."""
+        for argument, place in (("output", self.output_path), ("dead_letters", self.exhausted.dead_letters)):
+            if place:
+                try:
+                    require_absolute(argument, place)
+                except ValueError as error:
+                    raise TerminalError(f"{error} Nothing was sent.") from None
 
     def delivered(self, reply: Reply) -> Any:
         """Return what goes into the XCom: the text or the data, or the path it was written to.
@@ -190,7 +200,7 @@ class Call:
             tools=by_name(self.tools),
             max_turns=self.max_tool_turns,
             max_s=self.max_tool_s,
-            max_micro_usd=_micro_usd(self.max_tool_usd),
+            max_micro_usd=None if self.max_tool_usd is None else micro_usd(self.max_tool_usd),
             verdict=verdicts(ledger, scope, self.approval),
         )
 
@@ -213,10 +223,6 @@ class Call:
             return None, ""
         name = max(texts, key=lambda name: len(texts[name]))
         return name, texts[name]
-
-
-def _micro_usd(usd: float | None) -> int | None:
-    return None if usd is None else int(Decimal(str(usd)) * 1_000_000)
 
 
 def _blocks(name: str, value: Any) -> list[dict[str, Any]]:

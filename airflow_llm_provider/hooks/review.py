@@ -223,7 +223,7 @@ def decision(
 
     async def settle(engine: Engine) -> Decision:
         asked = review.asked()
-        kept = await engine.ledger.transact(lambda connection, _: reviews.find(connection, scope, review.key))
+        kept = await engine.ledger.consult(lambda connection, _: reviews.find(connection, scope, review.key))
         if kept is None:
             raise _changed("The ledger knows nothing of what was shown")
         _as_shown(kept, asked, review)

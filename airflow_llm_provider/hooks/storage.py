@@ -1,4 +1,4 @@
-"""Object storage: URLs become Airflow's paths, with the connection they name."""
+"""Places that are written to: absolute paths, and URLs of object storage with the connection they name."""
 
 from __future__ import annotations
 
@@ -10,3 +10,12 @@ def object_storage(url: str) -> Any:
     from airflow.sdk import ObjectStoragePath
 
     return ObjectStoragePath(url)
+
+
+def require_absolute(argument: str, place: str) -> None:
+    """Raise ValueError for a relative path."""
+    if "://" not in place and not place.startswith("/"):
+        raise ValueError(
+            f"{argument}={place!r} is relative, and a task's working directory is nobody's promise: give an absolute "
+            "path or a URL."
+        )

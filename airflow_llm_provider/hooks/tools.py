@@ -41,7 +41,7 @@ def verdicts(
     """
 
     async def said(needed: ApprovalNeeded) -> Verdict | None:
-        kept = await ledger.transact(partial(_find, scope=scope))
+        kept = await ledger.consult(partial(_find, scope=scope))
         if kept is None or kept.verdict is None or kept.first_try != scope.first_try:
             return None
         if kept.asked.asked_hash != question(needed, approval).asked(is_shown=False).asked_hash:

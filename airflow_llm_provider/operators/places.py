@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
-from airflow_llm_provider.hooks.storage import object_storage
+from airflow_llm_provider.hooks.storage import object_storage, require_absolute
 from airflow_llm_provider.operators.rows import Rows, is_path
 
 if TYPE_CHECKING:
@@ -88,11 +88,10 @@ def row_sink(
     from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.engine.validate import OutputType
 
-    if "://" not in output and not output.startswith("/"):
-        raise Misplaced(
-            f"output={output!r} is relative, and a task's working directory is nobody's promise: give an absolute "
-            "path or a URL."
-        )
+    try:
+        require_absolute("output", output)
+    except ValueError as error:
+        raise Misplaced(str(error)) from None
     kind = OutputType(output_type)
     try:
         sink = RowSink(

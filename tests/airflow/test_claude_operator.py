@@ -210,6 +210,13 @@ def test_the_answer_may_be_written_instead(deployment, ask, where, output_type, 
     assert path.read_bytes().decode() == content
 
 
+def test_an_answer_that_would_be_written_nowhere_certain_is_not_asked_for(deployment, ask):
+    ran = ask(output="answers/1.txt")
+    assert ran.state == "failed"
+    assert "output='answers/1.txt' is relative" in ran.log
+    assert deployment.server.seen == 0
+
+
 def test_a_template_in_output_names_the_run(deployment, ask):
     ran = ask(output=f"{deployment.folder}/{{{{ run_id }}}}.txt")
     assert ran.xcom() == f"{deployment.folder}/{ran.run_id}.txt"

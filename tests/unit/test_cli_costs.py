@@ -42,15 +42,19 @@ def paid_usd() -> str:
     return str(usd(sum(card.price_micro_usd(usage) for usage in usages)))
 
 
-def run(database: Database, *arguments: str) -> Result:
+def run(database: Database, *arguments: str, columns: int = 200) -> Result:
     url = database.url.render_as_string()
-    return CliRunner().invoke(app, [*arguments, "--ledger-url", url], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, [*arguments, "--ledger-url", url], env={"COLUMNS": str(columns)})
 
 
 def told(database: Database, *arguments: str) -> Any:
     result = run(database, *arguments)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+def test_a_narrow_terminal_cuts_no_amount(database: Database) -> None:
+    assert paid_usd() in run(database, "costs", "--by", "task", columns=70).stdout
 
 
 def test_costs_are_a_table_with_a_total_and_its_caveats(database: Database) -> None:
