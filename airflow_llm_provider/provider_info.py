@@ -91,7 +91,8 @@ _CONNECTION_FIELDS = {
     "fallbacks": _field(
         "Fallbacks",
         "string",
-        "Tiers or model ids, separated by commas, asked in turn when a model is overloaded or down",
+        "Tiers, model ids or conn:ID (another connection), separated by commas, asked in turn when a model is "
+        "overloaded or down",
     ),
     "timeout_s": _field("Request timeout (s)", "number", "Longest time for one request", default=300),
     "deadline_s": _field(

@@ -134,7 +134,7 @@ class License(BaseModel):
             False,
             type="boolean",
             title="Dry run",
-            description="Only say what would be asked, and its highest cost.",
+            description="Only say what would be asked, and about what it would cost.",
         ),
     },
 )

@@ -92,7 +92,7 @@ def remove(name: Name, ledger_url: LedgerOption = None, conn_id: ConnectionOptio
     """Remove a budget: it binds no call any more."""
     from airflow_llm_provider.ledger.standing import remove_budget
 
-    with _writing(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
+    with reading(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
         if not remove_budget(connection, name):
             fail(f"There is no budget {shown(name)}; `airflow-llm budgets list` shows those there are.")
     typer.echo(f"{shown(name)}: removed")
@@ -104,10 +104,13 @@ def _writing(url: str) -> Iterator[Database]:
     import sqlalchemy as sa
 
     from airflow_llm_provider.ledger.database import Database
+    from airflow_llm_provider.ledger.schema import migrate, version
 
     database = Database(url)
     try:
-        database.migrate()
+        with database.write() as connection:
+            if not sa.inspect(connection).has_table(version.name):
+                migrate(connection)
     except (sa.exc.DBAPIError, OSError) as error:
         fail(f"The ledger can't be used: {getattr(error, 'orig', None) or error}")
     finally:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_llm_provider.cli.ledger import ConnectionOption, LedgerOption, find_ledger
+from airflow_llm_provider.cli.ledger import ConnectionOption, JsonOption, LedgerOption, find_ledger, reading
 from airflow_llm_provider.cli.output import echo_json, fail, shown
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.ledger.database import Database
     from airflow_llm_provider.ledger.effects import Effect
 
 app = typer.Typer(
@@ -28,17 +27,13 @@ def list_effects(
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Only irreversible ones that may or may not have happened.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List tool calls, in the order in which they began."""
     from airflow_llm_provider.ledger.effects import found_for
 
-    database = _database(ledger_url, conn_id)
-    try:
-        with database.read() as connection:
-            found = found_for(connection, database.now_ms(connection), dag_id=dag, run_id=run)
-    finally:
-        database.close()
+    with reading(find_ledger(ledger_url, conn_id)) as database, database.read() as connection:
+        found = found_for(connection, database.now_ms(connection), dag_id=dag, run_id=run)
     told = [_told(effect) for effect in found if effect.is_unknown or not unknown]
     if as_json:
         echo_json(told)
@@ -83,22 +78,18 @@ def settle_effect(
 
     if did_not_happen == (output is not None):
         fail("Say either --output with what it returned, or --did-not-happen.")
-    database = _database(ledger_url, conn_id)
-    try:
-        with database.write() as connection:
-            now_ms = database.now_ms(connection)
-            found = effects.found_for(connection, now_ms, id_begins_with=effect_id)
-            if len(found) != 1:
-                fail(f"{len(found) or 'No'} tool calls have an id that begins with {shown(effect_id)}.")
-            [effect] = found
-            if not effect.is_unknown:
-                fail(f"There is nothing to settle: the tool call {effect.id[:12]} {_STATES[_state(effect)]}.")
-            if output is None:
-                effects.forget(connection, effect.id)
-            else:
-                effects.end(connection, now_ms, effect.id, effects.Outcome(content=output))
-    finally:
-        database.close()
+    with reading(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
+        now_ms = database.now_ms(connection)
+        found = effects.found_for(connection, now_ms, id_begins_with=effect_id)
+        if len(found) != 1:
+            fail(f"{len(found) or 'No'} tool calls have an id that begins with {shown(effect_id)}.")
+        [effect] = found
+        if not effect.is_unknown:
+            fail(f"There is nothing to settle: the tool call {effect.id[:12]} {_STATES[_state(effect)]}.")
+        if output is None:
+            effects.forget(connection, effect.id)
+        else:
+            effects.end(connection, now_ms, effect.id, effects.Outcome(content=output))
     typer.echo(
         f"Settled. Clear {effect.dag_id}.{effect.task_id} of the run {shown(effect.run_id)}: what was paid is kept."
     )
@@ -127,6 +118,7 @@ def _told(effect: Effect) -> dict[str, Any]:
         "run": effect.run_id,
         "task": effect.task_id,
         "map_index": effect.map_index,
+        "call_id": effect.call_id,
         "tool": effect.tool,
         "is_irreversible": effect.is_irreversible,
         "state": _state(effect),
@@ -139,9 +131,3 @@ def _told(effect: Effect) -> dict[str, Any]:
 
 def _time(ms: int) -> str:
     return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).isoformat(timespec="seconds")
-
-
-def _database(ledger_url: str | None, conn_id: str | None) -> Database:
-    from airflow_llm_provider.ledger.database import Database
-
-    return Database(find_ledger(ledger_url, conn_id))

@@ -144,17 +144,17 @@ def _ages(older_than: str | None, payload_only: bool) -> tuple[int | None, int |
     read_airflow()
     from airflow.sdk.exceptions import AirflowFailException
 
-    from airflow_llm_provider.hooks.retention import retention_days
+    from airflow_llm_provider.hooks.retention import retention_ms
 
     try:
-        ages = [None if days is None else round(days * 86_400_000) for days in retention_days()]
+        rows, payloads = retention_ms()
     except AirflowFailException as error:
         fail(error)
     if payload_only:
-        ages[0] = None
-    if ages == [None, None]:
+        rows = None
+    if rows is None and payloads is None:
         fail("Everything is kept: give --older-than, or set [llm] retention_days or payload_retention_days.")
-    return ages[0], ages[1]
+    return rows, payloads
 
 
 def _as_dict(gone: Pruned, dry_run: bool) -> dict[str, Any]:

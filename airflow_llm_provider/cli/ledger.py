@@ -135,6 +135,8 @@ def reading(url: str) -> Iterator[Database]:
             found = connection.scalar(sa.select(sa.func.max(version.c.version))) or 0
         if found < len(MIGRATIONS):  # not ours to upgrade: workers of the old version may be running
             fail(f"The ledger at {where} is of an older version: the first task of this one upgrades it.")
+        if found > len(MIGRATIONS):
+            fail(f"The ledger at {where} is of a newer version: upgrade the package on this machine.")
         yield database
     except (sa.exc.DBAPIError, OSError) as error:
         fail(f"The ledger at {where} can't be read: {getattr(error, 'orig', None) or error}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
@@ -50,6 +50,12 @@ class _ClaudeTask(FunctionTask, ClaudeOperator):
         return self.defer(
             trigger=ClaudeTrigger(json.dumps(call)), method_name="resume", timeout=self.execution_timeout
         )
+
+    def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Go on where the trigger could not: what the function returned is no longer there."""
+        if "needs_worker" in event:
+            self.prompt = self.called(context)
+        return super().resume(context, event)
 
 
 def claude_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_llm_provider.documents.content import Content, Part
-from airflow_llm_provider.documents.pdf import count_pages
+from airflow_llm_provider.documents.content import Content, Part, Unreadable
+from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES
+from airflow_llm_provider.documents.pdf_process import pdf_parts_beside
 from airflow_llm_provider.engine.framing import Framing, text_block
 
 IMAGE_TOKENS = 5_000
@@ -41,16 +43,23 @@ def ceiling_of_blocks(value: Any) -> int:
         if value.get("type") == "image":
             return IMAGE_TOKENS
         if isinstance(source, Mapping) and source.get("type") in ("base64", "url", "file"):
-            return PDF_PAGE_TOKENS * count_pages(source.get("data"))
+            return PDF_PAGE_TOKENS * _pages(source.get("data"))
         return sum(map(ceiling_of_blocks, value.values()))
     return sum(map(ceiling_of_blocks, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _pages(data: Any) -> int:
+    try:
+        return pdf_parts_beside(base64.b64decode(data), "native")[1]
+    except (Unreadable, TypeError, ValueError):
+        return MAX_NATIVE_PAGES
 
 
 def _block(part: Part, framing: Framing) -> dict[str, Any]:
     if part.kind == "image":
         return {"type": "image", "source": _base64_source(part)}
     if part.kind == "text":
-        return text_block(part.data, framing, title=part.title if framing == "document" else None)
+        return text_block(part.data, framing)
     block: dict[str, Any] = {"type": "document", "source": _base64_source(part)}
     if part.title:
         block["title"] = part.title

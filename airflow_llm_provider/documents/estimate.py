@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -15,13 +16,12 @@ from airflow_llm_provider.documents.rehearsal import Rehearsal, RehearsedRun
 from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.span import Span
 from airflow_llm_provider.engine.retry import Policies
+from airflow_llm_provider.engine.run import MOST_TOKENS
 from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.ledger.history import past_calls
 from airflow_llm_provider.ledger.permits import Limits
 from airflow_llm_provider.pricing import usd
 from airflow_llm_provider.validators import Judge
-
-_LONGEST_ANSWER = 64_000  # tokens; a truncated answer is asked for again with twice the room, up to here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,18 +135,8 @@ async def estimate(
         asking=asking,
     )
     engine = Rehearsal.of(run.engine, forecast, set() if paid_for is None else paid_for)
-    rehearsed = RehearsedRun(
-        engine=engine,
-        scope=run.scope,
-        question=question,
-        reuse=run.reuse,
-        retry_dead=run.retry_dead,
-        max_in_flight=run.max_in_flight,
-        limit=run.limit,
-        long=run.long,
-        terms=run.terms,
-        log=run.log,
-    )
+    parts = {part.name: getattr(run, part.name) for part in dataclasses.fields(run)}
+    rehearsed = RehearsedRun(**parts | {"engine": engine})
     await rehearsed.rehearse(documents)
     seconds, paced_by = _duration(forecast, run.engine.limits, run.max_in_flight)
     return Estimate(
@@ -169,13 +159,17 @@ def _asking(run: Run) -> Asking:
     """Return how often the run may ask about one document, at worst."""
     route: Route = run.terms.get("route") or run.engine.route
     policies: Policies = run.terms.get("policies") or run.engine.policies
+    # A truncated answer is asked for again with twice the room.
     more_room = policies["truncation"].attempts - 1
     again = sum(policies[kind].attempts - 1 for kind in ("refusal", "business") if kind in policies)
     return Asking(
         models=(run.question.model, *route.escalate),
-        instead=tuple(fallback.model for fallback in route.fallbacks),
+        instead=[
+            run.engine.other_prices.get(fallback.connection_id or "", run.engine.prices).card(fallback.model)
+            for fallback in route.fallbacks
+        ],
         times=1 + int(run.terms.get("max_repairs") or 0) + more_room + again,
-        longest=min(run.question.max_tokens * 2**more_room, _LONGEST_ANSWER) if more_room else 0,
+        longest=min(run.question.max_tokens * 2**more_room, MOST_TOKENS) if more_room else 0,
         judges=[each for each in run.terms.get("validators") or () if isinstance(each, Judge)],
     )
 

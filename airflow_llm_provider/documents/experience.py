@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from airflow_llm_provider.documents.span import Span
-from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
+from airflow_llm_provider.engine.gate import BYTES_A_TOKEN
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.ledger.history import PastCall
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from airflow_llm_provider.documents.answers import answer_tokens
 from airflow_llm_provider.documents.experience import Experience
 from airflow_llm_provider.documents.span import Span
+from airflow_llm_provider.engine.gate import BYTES_A_TOKEN
 from airflow_llm_provider.engine.judge import judging
-from airflow_llm_provider.engine.pace import BYTES_A_TOKEN
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.pricing import RateCard, Usage
 from airflow_llm_provider.validators import Judge
@@ -29,16 +29,36 @@ Cards = Callable[[str], RateCard | None]
 class Asking:
     """How often one request may be sent on, at worst.
 
-    models: the first one, then those that are escalated to. instead: fallbacks, which replace one.
+    models: the first one, then those that are escalated to.
+    instead: the rate cards of fallbacks, which replace one; None for what has no known price.
     times: how often each may be asked, repairs included. longest: the longest answer, in tokens.
     judges: asked about every answer.
     """
 
     models: Sequence[str]
-    instead: Sequence[str] = ()
+    instead: Sequence[RateCard | None] = ()
     times: int = 1
     longest: int = 0
     judges: Sequence[Judge] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Send:
+    """A request that may be sent: the rate cards of those who may answer it, of whom one will, and its tokens."""
+
+    cards: Sequence[RateCard | None]
+    input: int
+    output: int
+
+    @property
+    def usual_micro_usd(self) -> int:
+        usage = Usage(uncached_tokens=self.input, output_tokens=self.output)
+        return max(card.price_micro_usd(usage) for card in self.cards if card)
+
+    @property
+    def ceiling_micro_usd(self) -> int:
+        tokens = {"input_tokens": self.input, "output_tokens": self.output}
+        return max(card.ceiling_micro_usd(**tokens) for card in self.cards if card)
 
 
 @dataclass(kw_only=True)
@@ -70,39 +90,52 @@ class Forecast:
         """Count a request that will be sent."""
         self.calls += 1
         self._ceilings += request.input_ceiling_tokens
-        bounds = _input_bounds(request)
-        answers = answer_tokens(request)
-        self._input += bounds
-        self._output += answers
+        bounds, answers = _input_bounds(request), answer_tokens(request)
+        verdicts = list(self._verdicts(round(bounds.likely), round(answers.likely), at_most=False))
+        sends = list(self._sends(request, max(round(answers.high), self.asking.longest)))
+        self._input += Span(
+            low=bounds.low,
+            likely=bounds.likely + sum(verdict.input for verdict in verdicts),
+            high=sum(send.input for send in sends),
+        )
+        self._output += Span(
+            low=answers.low,
+            likely=answers.likely + sum(verdict.output for verdict in verdicts),
+            high=sum(send.output for send in sends),
+        )
         if self.past is not None:
             self._foretold += self.past.input_tokens(request)
         card = self.cards(request.model)
-        if card is None or not all(self.cards(judge.model) for judge in self.asking.judges):
+        if card is None or any(None in send.cards for send in sends):
             self.unpriced += 1
             return
+        ceiling = sum(send.ceiling_micro_usd for send in sends)
         if self.past is None:
-            self._cost += self._without_past(request, card, bounds, answers)
+            likely = self._likely(request, card, bounds, answers)
+            likely += sum(verdict.usual_micro_usd for verdict in verdicts)
+            self._cost += Span(low=_least(request, card, bounds, answers), likely=likely, high=ceiling)
         else:
-            self._cost += Span(high=self._at_most(request))
+            self._cost += Span(high=ceiling)
             self._add_from_past(request, card, self.past)
 
     @property
     def input_tokens(self) -> Span:
-        """All input tokens, cached ones and repairs included."""
+        """All input tokens, cached ones and those of repairs and verdicts included."""
         if self.past is None or not self.calls:
             return self._input
         doubt = self.past.input_doubt(self._ceilings / self.calls)
-        return _with_doubt(self._foretold, doubt, self._extras, self.past.extra_input)
+        told = _with_doubt(self._foretold, doubt, self._extras, self.past.extra_input)
+        return told.within(0, self._input.high)
 
     @property
     def output_tokens(self) -> Span:
-        """All output tokens."""
+        """All output tokens, those of repairs and verdicts included."""
         if self.past is None or not self.calls:
             return self._output
         past = self.past
-        return _with_doubt(
-            past.output * self.calls, past.output_doubt(self.calls), self._extras, past.extra_output
-        )
+        foretold, doubt = past.output * self.calls, past.output_doubt(self.calls)
+        told = _with_doubt(foretold, doubt, self._extras, past.extra_output)
+        return told.within(0, self._output.high)
 
     @property
     def cost_micro_usd(self) -> Span | None:
@@ -124,14 +157,11 @@ class Forecast:
             + self._output_cost * max(0.0, 1 - output_doubt)
             + self._extras.low * extra,
             likely=likely + self._extras.likely * extra,
-            high=min(
-                self._cost.high,
-                self._input_cost * (1 + input_doubt)
-                + self._output_cost * (1 + output_doubt)
-                + self._extras.high * extra
-                + misses,
-            ),
-        )
+            high=self._input_cost * (1 + input_doubt)
+            + self._output_cost * (1 + output_doubt)
+            + self._extras.high * extra
+            + misses,
+        ).within(0, self._cost.high)
 
     @property
     def latency_s(self) -> float:
@@ -157,48 +187,39 @@ class Forecast:
         self._input_cost += card.price_micro_usd(read if self.calls > 1 else written)
         self._output_cost += _output_price(card, tokens, past.output)
 
-    def _without_past(self, request: Request, card: RateCard, bounds: Span, answers: Span) -> Span:
-        shared_bytes = request.shared_bytes
-        cheapest = "cache_read_tokens" if shared_bytes >= _CACHED_FROM else "uncached_tokens"
-        prefix = shared_bytes // BYTES_A_TOKEN if shared_bytes >= _CACHED_FROM * BYTES_A_TOKEN else 0
+    def _likely(self, request: Request, card: RateCard, bounds: Span, answers: Span) -> float:
+        """Return what a request and its answer will probably cost, where there is no past."""
+        shared = request.shared_bytes
+        prefix = shared // BYTES_A_TOKEN if shared >= _CACHED_FROM * BYTES_A_TOKEN else 0
         rest = max(0, round(bounds.likely) - prefix)
         cached = {"cache_read_tokens" if self.calls > 1 else "cache_write_5m_tokens": prefix}
-        return Span(
-            low=card.price_micro_usd(Usage(**{cheapest: int(bounds.low)}, output_tokens=int(answers.low))),
-            likely=card.price_micro_usd(Usage(uncached_tokens=rest, **cached))
-            + _output_price(card, prefix + rest, answers.likely)
-            + self._verdicts(round(bounds.likely), round(answers.likely), _USUAL_VERDICT_TOKENS),
-            high=self._at_most(request, longest=round(answers.high)),
-        )
+        prompt = card.price_micro_usd(Usage(uncached_tokens=rest, **cached))
+        return prompt + _output_price(card, prefix + rest, answers.likely)
 
-    def _at_most(self, request: Request, longest: int = 0) -> float:
-        """Return the most that a request can cost with all that may follow from it."""
-        longest = max(longest or request.max_tokens, self.asking.longest)
-        cost = 0
+    def _sends(self, request: Request, longest: int) -> Iterator[_Send]:
+        """Yield the most that a request can lead to, itself first.
+
+        longest: the tokens of the longest answer.
+        """
         for model in (request.model, *self.asking.models[1:]):
-            cards = [card for name in (model, *self.asking.instead) if (card := self.cards(name))]
+            cards = [self.cards(model), *self.asking.instead]
             for time in range(self.asking.times):
                 tokens = request.input_ceiling_tokens + time * (longest + _COMPLAINT_TOKENS)
-                cost += max(
-                    (card.ceiling_micro_usd(input_tokens=tokens, output_tokens=longest) for card in cards),
-                    default=0,
-                )
-                cost += self._verdicts(request.input_ceiling_tokens, longest)
-        return cost
+                # A model may fail after invalid answers; its fallback begins anew. Only one has the last word.
+                for asked in [cards] if time + 1 == self.asking.times else [[card] for card in cards]:
+                    yield _Send(cards=asked, input=tokens, output=longest)
+                    yield from self._verdicts(request.input_ceiling_tokens, longest, at_most=True)
 
-    def _verdicts(self, source_tokens: int, answer_tokens: int, output_tokens: int | None = None) -> int:
-        """Return what the judges cost for one answer; at the most, unless their verdicts have `output_tokens`."""
-        cost = 0
+    def _verdicts(self, source_tokens: int, answer_tokens: int, *, at_most: bool) -> Iterator[_Send]:
+        """Yield what judges are asked about one answer: what they usually take, or the most they can."""
         for judge in self.asking.judges:
-            asked, card = judging(judge, "", "", framing="document"), self.cards(judge.model)
+            asked = judging(judge, "", "", framing="document")
             read = answer_tokens + (source_tokens if judge.reads_source else 0)
-            if card is not None and output_tokens is None:
-                read += asked.input_ceiling_tokens
-                cost += card.ceiling_micro_usd(input_tokens=read, output_tokens=asked.max_tokens)
-            elif card is not None:
-                read += asked.text_bytes // BYTES_A_TOKEN
-                cost += card.price_micro_usd(Usage(uncached_tokens=read, output_tokens=output_tokens or 0))
-        return cost
+            yield _Send(
+                cards=[self.cards(judge.model)],
+                input=read + (asked.input_ceiling_tokens if at_most else asked.text_bytes // BYTES_A_TOKEN),
+                output=asked.max_tokens if at_most else _USUAL_VERDICT_TOKENS,
+            )
 
 
 def _input_bounds(request: Request) -> Span:
@@ -208,6 +229,12 @@ def _input_bounds(request: Request) -> Span:
     return Span(
         low=text / _DENSEST, likely=text / BYTES_A_TOKEN + request.input_ceiling / BYTES_A_TOKEN, high=ceiling
     ).within(1, ceiling)
+
+
+def _least(request: Request, card: RateCard, bounds: Span, answers: Span) -> int:
+    """Return the least that a request can cost."""
+    cheapest = "cache_read_tokens" if request.shared_bytes >= _CACHED_FROM else "uncached_tokens"
+    return card.price_micro_usd(Usage(**{cheapest: int(bounds.low)}, output_tokens=int(answers.low)))
 
 
 def _output_price(card: RateCard, input_tokens: int, output_tokens: float) -> float:

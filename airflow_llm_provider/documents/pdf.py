@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import re
@@ -61,21 +60,6 @@ def pdf_parts(raw: bytes, mode: PdfMode = "auto") -> tuple[tuple[Part, ...], int
             return tuple(parts), pages
         except pypdfium2.PdfiumError as error:
             raise Unreadable("unreadable", f"a broken PDF: {error}") from None
-        finally:
-            pdf.close()
-
-
-def count_pages(data: Any) -> int:
-    """Return how many pages a PDF has, given as base64; as many as may be sent where that can't be told."""
-    import pypdfium2
-
-    with _PDFIUM:
-        try:
-            pdf = pypdfium2.PdfDocument(base64.b64decode(data))
-        except (pypdfium2.PdfiumError, TypeError, ValueError):
-            return MAX_NATIVE_PAGES
-        try:
-            return len(pdf)
         finally:
             pdf.close()
 

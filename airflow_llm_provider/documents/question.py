@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from airflow_llm_provider.documents.blocks import ceiling_tokens, to_blocks
 from airflow_llm_provider.documents.content import Content
 from airflow_llm_provider.documents.document import Document
+from airflow_llm_provider.documents.pdf import PdfMode
+from airflow_llm_provider.engine.framing import Framing
 from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.engine.validate import OutputType
 
@@ -35,8 +37,8 @@ class Question:
     effort: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     version: str = ""
-    framing: Literal["document", "tag"] = "document"
-    pdf: Literal["auto", "text", "native"] = "auto"
+    framing: Framing = "document"
+    pdf: PdfMode = "auto"
     max_bytes: int = 32 * 1024 * 1024
     encoding: str = "utf-8"
     asked_by: str = ""

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from airflow_llm_provider.engine.gate import BYTES_A_TOKEN as BYTES_A_TOKEN
 from airflow_llm_provider.engine.gate import Gate
 from airflow_llm_provider.engine.queue import Queue
 from airflow_llm_provider.engine.request import Request

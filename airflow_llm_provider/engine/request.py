@@ -140,8 +140,11 @@ class Request:
 
     @property
     def shared_bytes(self) -> int:
-        """Size of all that prompt caching may keep: the schema goes before the shared blocks."""
-        return self.shared_characters and self.shared_characters + len(to_json(self.schema))
+        """Size of all that prompt caching may keep: schema and tools go before the shared blocks."""
+        if not self.shared_blocks:
+            return 0
+        blocks = self.messages[0]["content"][: self.shared_blocks]
+        return _text_bytes([self.system, self.schema, self.tools, blocks])
 
     @cached_property
     def input_ceiling_tokens(self) -> int:

@@ -26,7 +26,7 @@ from airflow_llm_provider.validators import Judge
 log = logging.getLogger(__name__)
 
 _LONGEST_LOGGED = 300  # characters of a complaint; the ledger has it whole
-_MOST_TOKENS = 64_000  # what any current model can answer at the most
+MOST_TOKENS = 64_000  # what any current model can answer at the most
 
 
 @dataclass(kw_only=True)
@@ -309,9 +309,9 @@ def _asked_otherwise(request: Request, error: AnswerError) -> Request | None:
         case "tool_limit":
             return None
         case "truncation":
-            if request.max_tokens >= _MOST_TOKENS:
+            if request.max_tokens >= MOST_TOKENS:
                 return None
-            return dataclasses.replace(request, max_tokens=min(2 * request.max_tokens, _MOST_TOKENS))
+            return dataclasses.replace(request, max_tokens=min(2 * request.max_tokens, MOST_TOKENS))
         case _:  # an independent answer to the same question
             return dataclasses.replace(request, sample=request.sample + 1)
 

@@ -11,7 +11,7 @@ from typing import Any
 from airflow_llm_provider.engine.purchase import Purchase
 from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
-from airflow_llm_provider.engine.tool_calls import ApprovalNeeded, Caller, ToolCall, Verdict
+from airflow_llm_provider.engine.tool_calls import APPROVED, ApprovalNeeded, Caller, ToolCall, Verdict
 from airflow_llm_provider.errors import ToolLimit
 from airflow_llm_provider.ledger.effects import Outcome
 from airflow_llm_provider.ledger.records import CallScope
@@ -150,13 +150,19 @@ class Conversation:
         outcomes |= await self._at_once({id_: call for id_, call in calls.items() if id_ not in careful})
         verdict = await self.caller.approve(list(careful.values()))
         for id_, call in careful.items():
-            outcomes[id_] = await self.caller.outcome(call, verdict)
+            if call.tool.irreversible:
+                outcomes[id_] = await self.caller.outcome(call, verdict)
+            else:
+                outcomes |= await self._at_once({id_: call}, verdict)
         return [_result_block(block["id"], outcomes[block["id"]]) for block in blocks]
 
-    async def _at_once(self, calls: Mapping[str, ToolCall]) -> dict[str, Outcome]:
+    async def _at_once(
+        self, calls: Mapping[str, ToolCall], verdict: Verdict = APPROVED
+    ) -> dict[str, Outcome]:
+        made = [self.caller.outcome(call, verdict) for call in calls.values()]
         try:
             async with asyncio.timeout(self._left_s):
-                done = await asyncio.gather(*map(self.caller.outcome, calls.values()), return_exceptions=True)
+                done = await asyncio.gather(*made, return_exceptions=True)
         except TimeoutError:
             raise self._out_of_time(f"while {', '.join(map(str, calls.values()))} ran") from None
         outcomes: dict[str, Outcome] = {}

@@ -16,8 +16,6 @@ from airflow_llm_provider.engine.schema import fields_of, names_in, part_of
 from airflow_llm_provider.errors import BusinessError, InvalidOutput, LLMError
 from airflow_llm_provider.validators import Complaint, Judge, Validator
 
-__all__ = ["OutputType", "Validator", "complaint_of", "reads_source"]
-
 # The API wants an object at the top; anything else travels in one field of this name.
 _LIST_FIELD, _VALUE_FIELD = "items", "value"
 

@@ -26,7 +26,8 @@ class BudgetAlarm:
 
     def __init__(self, context: Context | None) -> None:
         self._context: Any = context
-        self._notifiers = getattr(context["task"], "budget_notifiers", ()) if context else ()
+        notifiers = getattr(context["task"], "budget_notifiers", ()) if context else ()
+        self._notifiers = [notifiers] if callable(notifiers) else notifiers
         self._loop = asyncio.get_running_loop()
         self._telling: list[asyncio.Future[None]] = []
 

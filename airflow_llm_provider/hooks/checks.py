@@ -35,12 +35,17 @@ def with_models(validators: Sequence[Validator | Judge], settings: Settings) -> 
     ]
 
 
-def require_checks(validators: Any, max_repairs: Any) -> None:
-    """Raise ValueError, when the DAG is parsed, for validators that are no list and a number that is none."""
+def require_checks(validators: Any, max_repairs: Any, on_exhausted: str = "fail") -> None:
+    """Raise ValueError, when the DAG is parsed, for validators that are no list, and what else can't be meant."""
     if callable(validators) or isinstance(validators, (str, Mapping)):
         raise ValueError(f"validators={validators!r}: give a list of functions.")
     if isinstance(max_repairs, bool) or not isinstance(max_repairs, int) or max_repairs < 0:
         raise ValueError(f"max_repairs={max_repairs!r}: give a whole number, 0 for none.")
+    if on_exhausted not in get_args(OnExhausted):
+        raise ValueError(
+            f"on_exhausted={on_exhausted!r}: choose one of {', '.join(get_args(OnExhausted))}. A stronger "
+            'model is model=["fast", "strong"].'
+        )
 
 
 def checks_record(outcome: Reply | AnswerError) -> dict[str, Any]:
@@ -61,11 +66,6 @@ class Exhausted:
 
     def require_consistent(self) -> None:
         """Raise ValueError, when the DAG is parsed, for arguments that don't go together."""
-        if self.on_exhausted not in get_args(OnExhausted):
-            raise ValueError(
-                f"on_exhausted={self.on_exhausted!r}: choose one of {', '.join(get_args(OnExhausted))}. A stronger "
-                'model is model=["fast", "strong"].'
-            )
         if self.default is not None and self.on_exhausted != "default":
             raise ValueError("default= goes with on_exhausted='default'.")
         if (self.dead_letters is not None) != (self.on_exhausted == "dead_letter"):

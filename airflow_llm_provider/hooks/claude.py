@@ -68,7 +68,7 @@ class ClaudeHook(BaseHook):
 
         Raises AirflowFailException for what no retry can mend; other errors are left to Airflow's retries.
         """
-        from airflow_llm_provider.hooks import raises
+        from airflow_llm_provider.hooks.people import budget
 
         async def main() -> T:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -80,7 +80,7 @@ class ClaudeHook(BaseHook):
             engine.ledger.on_warning = alarm.ring
             try:
                 if context and _can_ask(context):
-                    engine.ledger.accounts.raised = await raises.raised(engine, self.scope(context))
+                    engine.ledger.accounts.raised = await budget.raised(engine, self.scope(context))
                 return await work(engine)
             finally:
                 await engine.close()
@@ -161,14 +161,14 @@ class ClaudeHook(BaseHook):
 
         A budget that says so is asked about first: raises TaskAwaitingInput.
         """
-        from airflow_llm_provider.hooks import raises
+        from airflow_llm_provider.hooks.people import budget
 
         if not isinstance(error, LLMError):
             return error
         if isinstance(error, BudgetSkips):
             return AirflowSkipException(f"{_where(context)}{error}")
         if isinstance(error, BudgetAsks) and error.budget and context and _can_ask(context):
-            why = raises.ask(error, hook=self, context=context)
+            why = budget.ask(error, hook=self, context=context)
             return AirflowFailException(f"{_where(context)}BudgetExceeded: {error} It is not raised: {why}")
         if isinstance(error, TerminalError):
             return AirflowFailException(f"{_where(context)}{type(error).__name__}: {error}")

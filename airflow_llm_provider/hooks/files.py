@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,21 +12,29 @@ from airflow_llm_provider.hooks.storage import object_storage
 
 def is_file(value: Any) -> bool:
     """Tell a path object, local or of object storage, from text: a text that names a file opens none."""
-    return isinstance(value, os.PathLike) or hasattr(value, "fs")
+    from airflow_llm_provider.documents.paths import is_path
+
+    return is_path(value)
+
+
+def named_roots(roots: Sequence[str] | str | None) -> list[str]:
+    """Return where a task says that files may be read, divided at commas in a text; None: what [llm] roots says."""
+    from airflow.sdk.configuration import conf
+
+    named = roots if roots is not None else conf.get("llm", "roots", fallback="")
+    names = named.split(",") if isinstance(named, str) else map(str, named)
+    return [name.strip() for name in names if name.strip()]
 
 
 def with_files_read(
-    inputs: Mapping[str, Any], *, roots: Sequence[str] | None, typed: frozenset[str]
+    inputs: Mapping[str, Any], *, roots: Sequence[str] | str | None, typed: frozenset[str]
 ) -> dict[str, Any]:
     """Return the inputs with every path object replaced by what is in the file: its text, or content blocks.
 
     roots: where files may be read; None: [llm] roots, and where there are none, only what the author `typed`.
     Raises AirflowFailException for a file that can't be read, and why.
     """
-    from airflow.sdk.configuration import conf
-
-    configured = conf.get("llm", "roots", fallback="").split(",")
-    allowed = list(roots) if roots is not None else [root.strip() for root in configured if root.strip()]
+    allowed = named_roots(roots)
     read = dict(inputs)
     for name, value in inputs.items():
         if not is_file(value):

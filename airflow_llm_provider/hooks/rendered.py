@@ -15,9 +15,14 @@ _RUN_VALUES = re.compile(
 )
 
 
+def is_template(text: str) -> bool:
+    """Tell text that Airflow will render."""
+    return "{{" in text or "{%" in text
+
+
 def require_amount(name: str, dollars: Any) -> None:
     """Raise ValueError, when the DAG is parsed, for what is no amount; templates are read at run time."""
-    if dollars is None or (isinstance(dollars, str) and "{{" in dollars):
+    if dollars is None or (isinstance(dollars, str) and is_template(dollars)):
         return
     try:
         micro_usd(dollars)
@@ -40,7 +45,7 @@ def number(task_id: str, name: str, count: int | str | None) -> int | None:
     if count is None or count in ("", "None"):
         return None
     try:
-        return int(count)
+        return int(str(count))  # int(2.7) would be 2
     except ValueError:
         raise AirflowFailException(f"{task_id}: {name}={count!r} is no whole number.") from None
 

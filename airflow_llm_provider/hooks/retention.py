@@ -10,26 +10,26 @@ from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, default_ledg
 _DAY_MS = 86_400_000
 
 
-def retention_days() -> tuple[float | None, float | None]:
-    """Return [llm] retention_days and payload_retention_days; None for ever.
+def retention_ms() -> tuple[int | None, int | None]:
+    """Return [llm] retention_days and payload_retention_days in milliseconds; None for ever.
 
     Raises AirflowFailException for what is no number above 0.
     """
     from airflow.sdk.configuration import conf
 
-    def days(option: str) -> float | None:
+    def kept_ms(option: str) -> int | None:
         text = conf.get("llm", option, fallback="").strip()
         if not text:
             return None
         try:
-            number = float(text)
+            days = float(text)
         except ValueError:
-            number = 0.0
-        if not 0 < number < float("inf"):
+            days = 0.0
+        if not 0 < days < float("inf"):
             raise AirflowFailException(f"[llm] {option} is {text!r}, and should be a number of days above 0.")
-        return number
+        return round(days * _DAY_MS)
 
-    return days("retention_days"), days("payload_retention_days")
+    return kept_ms("retention_days"), kept_ms("payload_retention_days")
 
 
 def prune_ledger(claude_conn_id: str | None = DEFAULT_CONNECTION) -> dict[str, int]:
@@ -42,7 +42,7 @@ def prune_ledger(claude_conn_id: str | None = DEFAULT_CONNECTION) -> dict[str, i
     from airflow_llm_provider.ledger.database import Database
     from airflow_llm_provider.ledger.pruning import prune
 
-    rows, payloads = retention_days()
+    rows, payloads = retention_ms()
     url = default_ledger_url() if claude_conn_id is None else ClaudeHook(claude_conn_id).settings.ledger_url
     database = Database(url)
     try:
@@ -51,8 +51,8 @@ def prune_ledger(claude_conn_id: str | None = DEFAULT_CONNECTION) -> dict[str, i
             now_ms = database.now_ms(connection)
         gone = prune(
             database,
-            rows_before_ms=None if rows is None else now_ms - round(rows * _DAY_MS),
-            payloads_before_ms=None if payloads is None else now_ms - round(payloads * _DAY_MS),
+            rows_before_ms=None if rows is None else now_ms - rows,
+            payloads_before_ms=None if payloads is None else now_ms - payloads,
         )
     finally:
         database.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,11 +12,11 @@ from airflow_llm_provider.ledger.budgets import Budget, Meter, own_budgets, run_
 from airflow_llm_provider.ledger.lookups import chunks
 from airflow_llm_provider.ledger.posting import Bound, Posting
 from airflow_llm_provider.ledger.records import CallScope, Refusal
-from airflow_llm_provider.ledger.schema import IS_OPEN, OPEN, UNPROVEN, account, budget, call, is_in
+from airflow_llm_provider.ledger.schema import IS_OPEN, OPEN, UNPROVEN, account, call, is_in
 from airflow_llm_provider.ledger.sql import insert
+from airflow_llm_provider.ledger.standing import standing_budgets
 from airflow_llm_provider.pricing import usd
 
-_STANDING = sa.select(budget).order_by(budget.c.name)
 _EXISTING = sa.select(account.c.id).where(account.c.id.in_(sa.bindparam("ids", expanding=True)))
 _LOCKED = (
     sa.select(account)
@@ -86,7 +85,7 @@ class Accounts:
 
     def bind(self, connection: sa.Connection, now: int, scopes: Iterable[CallScope]) -> dict[int, Bound]:
         """Return what binds each scope, by its identity; raises MissingAccounts."""
-        self._standing = [_standing(*row) for row in connection.execute(_STANDING)]
+        self._standing = standing_budgets(connection)
         everybody = [*self._configured, *self._standing]
         distinct = {id(scope): scope for scope in scopes}
         bound = {
@@ -232,17 +231,3 @@ def _refusal(
         if found is None or not refusal.may_fit:
             found = refusal
     return found
-
-
-@lru_cache(maxsize=256)
-def _standing(name: str, cap_micro_usd: int, *others: Any) -> Budget:
-    scope, applies_to, per, timezone, on_exceeded = others
-    return Budget(
-        name=name,
-        cap_micro_usd=cap_micro_usd,
-        scope=scope,
-        applies_to=applies_to,
-        per=per,
-        timezone=timezone,
-        on_exceeded=on_exceeded,
-    )

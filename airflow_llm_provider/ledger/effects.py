@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import effect
+from airflow_llm_provider.ledger.sql import insert
 
 BEGUN, ENDED = "begun", "ended"
 
@@ -63,6 +63,7 @@ class Intent:
 class Effect:
     """A tool call, as the ledger has it.
 
+    call_id: the attempt whose reply asked for it.
     outcome: None while it has not ended. is_live: it has not, and its process was alive a moment ago.
     """
 
@@ -73,6 +74,7 @@ class Effect:
     map_index: int
     tool: str
     is_irreversible: bool
+    call_id: str
     arguments: bytes
     outcome: Outcome | None
     holder: str
@@ -96,6 +98,7 @@ class Effect:
             map_index=row.map_index,
             tool=row.tool,
             is_irreversible=row.is_irreversible,
+            call_id=row.call_id,
             arguments=zlib.decompress(row.input),
             outcome=None if row.output is None else Outcome(**json.loads(zlib.decompress(row.output))),
             holder=row.holder,
@@ -111,7 +114,6 @@ def begin(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: i
     It may be made where the effect's holder is the intent's: it is new, or it has not ended and can be made again.
     """
     scope = intent.scope
-    insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(effect)
     held = {"holder": intent.holder, "lease_until_ms": now_ms + lease_ms, "began_ms": now_ms}
     made = {
         "id": intent.id,
@@ -126,7 +128,8 @@ def begin(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: i
         "state": BEGUN,
         "input": zlib.compress(intent.arguments),
     }
-    connection.execute(insert.values(**made, **held).on_conflict_do_nothing())
+    new = insert(connection.dialect.name, effect).values(**made, **held)
+    connection.execute(new.on_conflict_do_nothing())
     if not intent.is_irreversible:
         connection.execute(
             sa.update(effect).where(effect.c.id == intent.id, effect.c.state == BEGUN).values(**held)

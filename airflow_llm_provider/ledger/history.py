@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.schema import LATE, REOPENED, SETTLED, call, is_in
+from airflow_llm_provider.ledger.schema import IS_PAID, call
 from airflow_llm_provider.pricing import Usage
 
 _NEWEST = 1_000
@@ -40,7 +40,7 @@ def past_calls(database: Database, family: str, *, most: int = _NEWEST) -> list[
             call.c.latency_ms,
             *_USAGE,
         )
-        .where(call.c.family == family, is_in(SETTLED, LATE, REOPENED))
+        .where(call.c.family == family, IS_PAID)
         .order_by(call.c.opened_ms.desc())
         .limit(most)
     )

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from airflow_llm_provider.ledger.schema import call, permit
+from airflow_llm_provider.ledger.sql import insert
 
 MOST_AT_ONCE = 32  # permits in a block: what a killed process may lose of the account's limit
 _ROUND_MS = 1_000.0  # what all who wait may hold of the timeline together, where each can have a permit of it
@@ -234,8 +234,8 @@ def _row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
     """Return the bucket's row, made at its first use, which is nobody else's until the transaction ends."""
     row = connection.execute(_LOCKED, {"bucket": bucket.name}).one_or_none()
     if row is None:
-        insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(permit)
-        connection.execute(insert.values(name=bucket.name, takers="{}").on_conflict_do_nothing())
+        new = insert(connection.dialect.name, permit).values(name=bucket.name, takers="{}")
+        connection.execute(new.on_conflict_do_nothing())
         row = connection.execute(_LOCKED, {"bucket": bucket.name}).one()
     return row
 

@@ -38,7 +38,8 @@ _PAGE = 2_000  # rows looked for at a time
 class Pruned:
     """What went, or would go.
 
-    rows: calls; payloads: prompts and replies, those of the rows included; documents: notes on unchanged ones.
+    rows: calls; payloads: prompts and replies, those of the rows included.
+    documents: notes on unchanged ones; 0 in a dry run, since which ones go depends on the calls that are left.
     kept: old calls that stay because their run is still active.
     steps, longest_s: write transactions, and how long the longest held the lock.
     """
@@ -69,12 +70,18 @@ def prune(
     if rows_before_ms is not None:
         _Pruning(database, "rows", rows_before_ms, done, dry_run, on_step).run()
     if payloads_before_ms is not None and payloads_before_ms > (rows_before_ms or 0):
-        _Pruning(database, "payloads", payloads_before_ms, done, dry_run, on_step).run()
+        if dry_run:
+            done.payloads = 0  # nothing has gone: what goes with the rows is found once more
+        counted_ms = rows_before_ms or 0
+        _Pruning(database, "payloads", payloads_before_ms, done, dry_run, on_step, counted_ms).run()
     return done
 
 
 class _Pruning:
-    """One walk over what is older than a time, oldest first."""
+    """One walk over what is older than a time, oldest first.
+
+    counted_ms: calls that ended before, and stay, were counted by the walk before this one.
+    """
 
     def __init__(
         self,
@@ -84,9 +91,10 @@ class _Pruning:
         done: Pruned,
         dry_run: bool,
         on_step: Callable[[Pruned], None],
+        counted_ms: int = 0,
     ) -> None:
         self._database, self._what, self._before_ms, self._done = database, what, before_ms, done
-        self._dry_run, self._on_step = dry_run, on_step
+        self._dry_run, self._on_step, self._counted_ms = dry_run, on_step, counted_ms
         self._live: set[_Run] = set()
         self._newest = ""
 
@@ -95,8 +103,7 @@ class _Pruning:
             self._live = _live_runs(connection, self._before_ms)
             self._newest = connection.scalar(sa.select(sa.func.max(call.c.id))) or ""
         for old in self._old():
-            gone = [row for row in old if (row.dag_id, row.run_id) not in self._live]
-            self._done.kept += len(old) - len(gone)
+            gone = self._idle(old)
             if self._dry_run:
                 self._count([row.id for row in gone])
                 continue
@@ -110,7 +117,7 @@ class _Pruning:
         source = call if self._what == "rows" else call.join(payload, payload.c.call_id == call.c.id)
         key = call.c.id if self._what == "rows" else payload.c.call_id
         query = (
-            sa.select(call.c.id, call.c.dag_id, call.c.run_id)
+            sa.select(call.c.id, call.c.dag_id, call.c.run_id, call.c.closed_ms)
             .select_from(source)
             .where(
                 key > sa.bindparam("last"),
@@ -129,6 +136,12 @@ class _Pruning:
                 return
             last = rows[-1].id
             yield rows
+
+    def _idle(self, rows: Sequence[Any]) -> list[Any]:
+        """Return the calls whose run is active no more; count the others, which stay."""
+        live = [row for row in rows if (row.dag_id, row.run_id) in self._live]
+        self._done.kept += sum(row.closed_ms >= self._counted_ms for row in live)
+        return [row for row in rows if (row.dag_id, row.run_id) not in self._live]
 
     def _in_steps(self, rows: Sequence[T], work: Callable[[sa.Connection, Sequence[T]], None]) -> None:
         """Do `work` on all rows, some at a time, in transactions that end as soon as they have taken long enough."""
@@ -153,8 +166,7 @@ class _Pruning:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _remove(self, connection: sa.Connection, rows: Sequence[Any]) -> None:
-        ids = [row.id for row in rows if (row.dag_id, row.run_id) not in self._live]
-        self._done.kept += len(rows) - len(ids)
+        ids = [row.id for row in self._idle(rows)]
         # On PostgreSQL, rows that somebody is at work on are left for the next time.
         free = sa.select(call.c.id).where(call.c.id.in_(ids), call.c.state != OPEN)
         gone = connection.scalars(free.with_for_update(skip_locked=True)).all()

@@ -23,7 +23,7 @@ class CallScope:
 
     first_try: number of the first try since the task was last cleared; tries from it on are one going.
     budget_micro_usd, run_budget_micro_usd: what its task instance, and its DAG run, may cost; None: no cap of its
-        own. on_exceeded: what then becomes of the task: `fail` or `skip`.
+        own. on_exceeded: what then becomes of the task: `fail`, `skip` or `ask`.
     """
 
     dag_id: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
@@ -11,24 +11,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.schema import (
-    FAILED,
-    LATE,
-    OPEN,
-    REOPENED,
-    SETTLED,
-    UNPROVEN,
-    call,
-    is_in,
-    saving,
-)
+from airflow_llm_provider.ledger.schema import FAILED, IS_PAID, OPEN, UNPROVEN, call, is_in, saving
 from airflow_llm_provider.pricing import RateCard, Usage, rate_card
 
 By = Literal["document", "task", "run", "dag", "owner", "tag", "model", "version", "day", "purpose"]
 BY: tuple[By, ...] = get_args(By)
 _DAY_MS = 86_400_000
 _PICO = 1_000_000  # to the micro
-_PAID = (SETTLED, LATE, REOPENED)
 _TOKENS = tuple(Usage.__dataclass_fields__)
 
 
@@ -41,7 +30,7 @@ class Costs:
     failed: were not billed. open: in flight, or left behind less than two leases ago.
     cost_micro_usd: of the paid ones.
     cached_pico_usd: saved by prompt caching: what the tokens read cost less than plain input, minus what those
-        written cost more; at the rates `cards` has today, those of short prompts.
+        written cost more; at today's list prices of short prompts, 0 where there is none.
     reused, reused_micro_usd: answers taken from the ledger, and what they had cost.
     routed_micro_usd: about what the last model of cascades alone would have cost more.
     """
@@ -135,13 +124,7 @@ _COLUMNS: dict[By, tuple[str, ...]] = {
 }
 
 
-def costs(
-    database: Database,
-    by: By,
-    wanted: Filter | None = None,
-    *,
-    cards: Callable[[str], RateCard | None] = rate_card,
-) -> Report:
+def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
     """Add up the ledger by one of BY; days are in UTC, and begin when a call was sent.
 
     A call is its task's; savings are known by task try, so there are none by document and by purpose.
@@ -150,13 +133,13 @@ def costs(
     columns = _COLUMNS[by]
     groups: dict[tuple[Any, ...], Costs] = {}
     with database.read() as connection:
-        paid = _paid(connection, columns, wanted, cards)
+        paid = _paid(connection, columns, wanted)
         saved = _saved(connection, columns, wanted) if by not in ("document", "purpose") else {}
         for found in (paid, saved):
             for key, one in found.items():
                 groups[key] = groups[key] + one if key in groups else one
         if by == "tag":  # a call with two tags is in two groups, one with none in none of their sums
-            overall = _paid(connection, (), wanted, cards), _saved(connection, (), wanted)
+            overall = _paid(connection, (), wanted), _saved(connection, (), wanted)
             total = sum((one for found in overall for one in found.values()), Costs())
         else:
             total = sum(groups.values(), Costs())
@@ -179,21 +162,18 @@ def spent_micro_usd(connection: sa.Connection, dag_id: str, run_id: str) -> int:
 
 
 def _paid(
-    connection: sa.Connection,
-    columns: tuple[str, ...],
-    wanted: Filter,
-    cards: Callable[[str], RateCard | None],
+    connection: sa.Connection, columns: tuple[str, ...], wanted: Filter
 ) -> dict[tuple[Any, ...], Costs]:
     source, keys = _keys(connection, call, call.c.opened_ms, columns)
-    is_paid, is_unproven, cost = is_in(*_PAID), is_in(UNPROVEN), call.c.cost_micro_usd
+    is_unproven, cost = is_in(UNPROVEN), call.c.cost_micro_usd
     sums = {
-        "calls": _count(is_paid),
+        "calls": _count(IS_PAID),
         "failed": _count(is_in(FAILED)),
         "open": _count(is_in(OPEN)),
         "unproven": _count(is_unproven),
-        "unpriced": _count(sa.and_(is_paid, cost.is_(None))),
-        **{name: _sum(call.c[name], is_paid) for name in _TOKENS},
-        "cost_micro_usd": _sum(cost, is_paid),
+        "unpriced": _count(sa.and_(IS_PAID, cost.is_(None))),
+        **{name: _sum(call.c[name], IS_PAID) for name in _TOKENS},
+        "cost_micro_usd": _sum(cost, IS_PAID),
         "unproven_micro_usd": _sum(cost, is_unproven),
     }
     # By model as well: what caching saves depends on its rates.
@@ -207,7 +187,7 @@ def _paid(
     for row in connection.execute(query):
         key, model, amounts = tuple(row[: len(keys)]), row[len(keys)], row[len(keys) + 1 :]
         one = Costs(**dict(zip(sums, map(int, amounts), strict=True)))
-        one += Costs(cached_pico_usd=_saved_by_caching(one, cards(model)))
+        one += Costs(cached_pico_usd=_saved_by_caching(one, rate_card(model)))
         found[key] = found[key] + one if key in found else one
     return found
 

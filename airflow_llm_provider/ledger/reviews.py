@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from airflow_llm_provider.errors import ChangedSinceShown
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import review
+from airflow_llm_provider.ledger.sql import insert, storable
 
 # Status of a question. `invalid`: an edit that may not go on; `passed`: nobody needed to be asked.
 PENDING, APPROVED, MODIFIED, REJECTED = "pending", "approved", "modified", "rejected"
@@ -102,8 +102,7 @@ def keep(
     known = find(connection, scope, key)
     if known is None or known.asked.shown is None:
         connection.execute(review.delete().where(review.c.id == _id(scope, key)))
-        insert = (sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert)(review)
-        first = insert.values(**_columns(scope, key, asked), shown_ms=now_ms)
+        first = insert(connection.dialect.name, review).values(**_columns(scope, key, asked), shown_ms=now_ms)
         # Another process of the task instance may have been faster.
         connection.execute(first.on_conflict_do_nothing())
     elif known.first_try != scope.first_try and (frozen or known.asked.asked_hash == asked.asked_hash):
@@ -126,7 +125,7 @@ def settle(connection: sa.Connection, scope: CallScope, key: str, verdict: Verdi
         decided=zlib.compress(verdict.decided),
         decided_hash=digest(verdict.decided),
         decided_by=verdict.decided_by,
-        feedback=_text(verdict.feedback),
+        feedback=storable(verdict.feedback),
         decided_ms=verdict.decided_ms,
     )
 
@@ -139,7 +138,7 @@ def let_pass(connection: sa.Connection, now_ms: int, scope: CallScope, key: str,
     if known is None or known.asked.shown is None:
         keep(connection, now_ms, scope, key, asked)
     else:  # shown in an earlier going: Airflow still holds that form, so we do too
-        _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, why=_text(asked.why))
+        _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, why=storable(asked.why))
     verdict = Verdict(
         status=PASSED, choice=None, decided=asked.content, decided_by=None, feedback="", decided_ms=now_ms
     )
@@ -166,7 +165,7 @@ def _columns(scope: CallScope, key: str, asked: Asked) -> dict[str, Any]:
         "shown_hash": None if asked.shown is None else digest(asked.shown),
         "content": zlib.compress(asked.content),
         "content_hash": digest(asked.content),
-        "why": _text(asked.why),
+        "why": storable(asked.why),
         **_NOTHING_DECIDED,
     }
 
@@ -178,11 +177,6 @@ def _update(connection: sa.Connection, scope: CallScope, key: str, **columns: An
 def _id(scope: CallScope, key: str) -> str:
     parts = (scope.dag_id, scope.run_id, scope.task_id, str(scope.map_index), key)
     return digest("\0".join(parts).encode())
-
-
-def _text(said: str) -> str:
-    # PostgreSQL's texts hold no NUL, and no text half a character.
-    return said.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def _unpacked(packed: bytes, expected: str) -> bytes:

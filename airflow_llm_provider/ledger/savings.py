@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.records import CallScope, new_attempt_id
 from airflow_llm_provider.ledger.schema import saving
-from airflow_llm_provider.ledger.sql import insert_saving
+from airflow_llm_provider.ledger.sql import insert_saving, storable
 from airflow_llm_provider.ledger.store import Ledger
 
 log = logging.getLogger(__name__)
@@ -43,15 +43,15 @@ async def keep_saving(ledger: Ledger, kept: Saving) -> None:
     scope = kept.scope
     row = {
         "id": new_attempt_id(),  # here, so that a commit repeated because it went unheard counts once
-        "dag_id": scope.dag_id,
-        "run_id": scope.run_id,
-        "task_id": scope.task_id,
+        "dag_id": storable(scope.dag_id),
+        "run_id": storable(scope.run_id),
+        "task_id": storable(scope.task_id),
         "map_index": scope.map_index,
         "try_number": scope.try_number,
-        "owner": scope.owner,
-        "tags": scope.tags,
-        "model": kept.model,
-        "version": kept.version or None,
+        "owner": storable(scope.owner),
+        "tags": storable(scope.tags),
+        "model": storable(kept.model),
+        "version": storable(kept.version) or None,
         "reused": kept.reused,
         "reused_micro_usd": kept.reused_micro_usd,
         "routed_micro_usd": kept.routed_micro_usd,

@@ -13,6 +13,7 @@ metadata = sa.MetaData()
 # State of an attempt. `settled` and `late` are paid and answered; `unproven` may have been paid and is
 # booked at its ceiling; `failed` was provably not billed; `reopened` is paid, answered and to be asked anew.
 OPEN, SETTLED, LATE, FAILED, UNPROVEN, REOPENED = "open", "settled", "late", "failed", "unproven", "reopened"
+PAID = (SETTLED, LATE, REOPENED)
 
 call = sa.Table(
     "call",  # one row an attempt: one request sent once
@@ -65,6 +66,7 @@ def is_in(*states: str) -> sa.ColumnElement[bool]:
 
 
 IS_OPEN, IS_LIVE, IS_ANSWERED = is_in(OPEN), is_in(OPEN, SETTLED), is_in(SETTLED, LATE)
+IS_PAID = is_in(*PAID)
 # The claim itself: at most one live or settled attempt a key, held by the database.
 sa.Index("call_claim", call.c.claim, unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE)
 sa.Index("call_answered", call.c.fingerprint, sqlite_where=IS_ANSWERED, postgresql_where=IS_ANSWERED)

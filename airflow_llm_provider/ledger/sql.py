@@ -81,15 +81,14 @@ EXPIRE = (
         error="Its process ended, or stalled, before a reply was recorded.",
     )
 )
-# Attempts whose lease has ended: of a few, of all, of those that hold a reservation.
-_OVERDUE = (
+# Attempts whose lease has ended: of all, of a few, of those that hold a reservation.
+OVERDUE = (
     sa.select(call.c.id, call.c.state, call.c.accounts, call.c.ceiling_micro_usd, call.c.cost_micro_usd)
     .where(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before"))
     .with_for_update(skip_locked=True)
 )
-OVERDUE_OF = _OVERDUE.where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
-OVERDUE = _OVERDUE
-OVERDUE_RESERVED = _OVERDUE.where(call.c.accounts.is_not(None))
+OVERDUE_OF = OVERDUE.where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
+OVERDUE_RESERVED = OVERDUE.where(call.c.accounts.is_not(None))
 RENEW = (
     call.update()
     .where(_unlocked(call.c.holder == sa.bindparam("held_by"), IS_OPEN))
@@ -152,6 +151,13 @@ ANSWERED = {
     "run": _BY_FINGERPRINT.where(_is_of(call.c.dag_id, "dag"), _is_of(call.c.run_id, "run")),
     "never": _BY_FINGERPRINT.where(call.c.claim.in_(sa.bindparam("claims", expanding=True))),
 }
+
+
+def storable(text: str | None) -> str | None:
+    """Replace what a text column can't hold: NUL on PostgreSQL, lone surrogates everywhere."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def insert(dialect: str, table: sa.Table) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -11,6 +13,7 @@ from airflow_llm_provider.ledger.budgets import Budget
 from airflow_llm_provider.ledger.schema import account, budget
 
 _COLUMNS = tuple(column.name for column in budget.columns)
+_ALL = sa.select(budget).order_by(budget.c.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +27,12 @@ class Count:
 
 def standing_budgets(connection: sa.Connection) -> list[Budget]:
     """Return the standing budgets by name."""
-    rows = connection.execute(sa.select(budget).order_by(budget.c.name)).mappings()
-    return [Budget(**row) for row in rows]
+    return [_budget(*row) for row in connection.execute(_ALL)]
+
+
+@lru_cache(maxsize=256)  # every transaction that opens attempts reads them
+def _budget(*values: Any) -> Budget:
+    return Budget(**dict(zip(_COLUMNS, values, strict=True)))
 
 
 def set_budget(connection: sa.Connection, new: Budget) -> None:

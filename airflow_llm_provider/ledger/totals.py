@@ -8,9 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.schema import LATE, REOPENED, SETTLED, call
-
-PAID = frozenset({SETTLED, LATE, REOPENED})  # paid and answered; what is unproven may have been paid
+from airflow_llm_provider.ledger.schema import IS_PAID, PAID, call
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +53,7 @@ def complaints(
     columns = (call.c.id, call.c.dag_id, call.c.run_id, call.c.task_id, call.c.item_id)
     query = (
         sa.select(*columns, call.c.error_class, call.c.error)
-        .where(call.c.state.in_(PAID), call.c.error_class.is_not(None))
+        .where(IS_PAID, call.c.error_class.is_not(None))
         .order_by(call.c.id.desc())
         .limit(most)
     )

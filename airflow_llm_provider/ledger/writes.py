@@ -27,6 +27,7 @@ from airflow_llm_provider.ledger.records import (
     Write,
 )
 from airflow_llm_provider.ledger.schema import FAILED, OPEN, SETTLED, UNPROVEN
+from airflow_llm_provider.ledger.sql import storable
 
 
 class Writes:
@@ -125,7 +126,7 @@ class Writes:
                     "attempt": s.attempt_id,
                     "now": now,
                     "latency_ms_": s.latency_ms,
-                    "stop_reason_": _storable(s.stop_reason),
+                    "stop_reason_": storable(s.stop_reason),
                     "uncached": s.usage.uncached_tokens,
                     "output": s.usage.output_tokens,
                     "cache_read": s.usage.cache_read_tokens,
@@ -163,7 +164,7 @@ class Writes:
                     "now": now,
                     "state_": UNPROVEN if f.billed else FAILED,
                     "error_class_": f.error_class,
-                    "error_": _storable(f.error),
+                    "error_": storable(f.error),
                 }
                 for f in failed
             ],
@@ -186,7 +187,7 @@ class Writes:
             connection.execute(
                 sql.COMPLAIN,
                 [
-                    {"attempt": c.attempt_id, "error_class_": c.error_class, "error_": _storable(c.error)}
+                    {"attempt": c.attempt_id, "error_class_": c.error_class, "error_": storable(c.error)}
                     for c in sorted(complained, key=lambda c: c.attempt_id)
                 ],
             )
@@ -271,18 +272,18 @@ class Writes:
             "lease_until_ms": now + self._lease_ms,
             "purpose": entry.purpose,
             "parent": entry.parent,
-            "item_id": _storable(entry.item_id),
-            "connection_id": _storable(scope.connection_id),
-            "dag_id": _storable(scope.dag_id),
-            "run_id": _storable(scope.run_id),
-            "task_id": _storable(scope.task_id),
+            "item_id": storable(entry.item_id),
+            "connection_id": storable(scope.connection_id),
+            "dag_id": storable(scope.dag_id),
+            "run_id": storable(scope.run_id),
+            "task_id": storable(scope.task_id),
             "map_index": scope.map_index,
             "try_number": scope.try_number,
-            "owner": _storable(scope.owner),
-            "tags": _storable(scope.tags),
+            "owner": storable(scope.owner),
+            "tags": storable(scope.tags),
             "trace_id": scope.trace_id,
-            "model": _storable(entry.model),
-            "version": _storable(entry.version) or None,
+            "model": storable(entry.model),
+            "version": storable(entry.version) or None,
             "family": entry.family or None,
             "ceiling_tokens": entry.ceiling_tokens,
             "ceiling_micro_usd": entry.ceiling_micro_usd,
@@ -302,10 +303,3 @@ def _outcome(
     if holder.id == row["id"]:
         return Opened(row["id"])
     return answers.get(holder.id) or Busy(holder.holder)
-
-
-def _storable(text: str | None) -> str | None:
-    """Replace what a text column can't hold: NUL on PostgreSQL, lone surrogates everywhere."""
-    if text is None or (text.isascii() and "\0" not in text):
-        return text
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.hooks.files import with_files_read
-from airflow_llm_provider.hooks.people import require_people
+from airflow_llm_provider.hooks.people.approval import require_people
 from airflow_llm_provider.operators.branches import (
     RECORD,
     SETTINGS,
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
 
     from airflow_llm_provider.engine.run import Engine
-    from airflow_llm_provider.hooks.branch_review import BranchReview
     from airflow_llm_provider.hooks.choice import Decision, OnUnsure, Proposal, Rules
-    from airflow_llm_provider.hooks.review import User
+    from airflow_llm_provider.hooks.people.branch import BranchReview
+    from airflow_llm_provider.hooks.people.review import User
     from airflow_llm_provider.triggers.lane import LanePartial
 
 __all__ = ["Branch", "LLMBranchOperator", "use_branch_settings"]
@@ -91,7 +91,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         on_unsure: OnUnsure | None = None,
         assigned_users: Sequence[str | User] = (),
         response_timeout: dt.timedelta | None = None,
-        notifiers: Sequence[BaseNotifier] = (),
+        notifiers: BaseNotifier | Sequence[BaseNotifier] = (),
         deferrable: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -142,7 +142,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
 
     def resume_review(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on with what a person chose."""
-        from airflow_llm_provider.hooks.review import decision
+        from airflow_llm_provider.hooks.people.review import decision
 
         branches = self._offered()
         record = context["ti"].xcom_pull(key=RECORD, map_indexes=context["ti"].map_index)
@@ -222,8 +222,8 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         self, decision: Decision, record: dict[str, Any], branches: Mapping[str, Branch], context: Context
     ) -> Decision:
         """Park until a person has chosen; returns what was chosen before in this going of the task."""
-        from airflow_llm_provider.hooks.branch_review import content_of
-        from airflow_llm_provider.hooks.review import park
+        from airflow_llm_provider.hooks.people.branch import content_of
+        from airflow_llm_provider.hooks.people.review import park
 
         descriptions = {name: branch.description for name, branch in branches.items()}
         content = content_of(
@@ -244,7 +244,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
     def _branch_review(
         self, record: Mapping[str, Any], content: Mapping[str, Any], branches: Mapping[str, Branch]
     ) -> BranchReview:
-        from airflow_llm_provider.hooks.branch_review import BranchReview
+        from airflow_llm_provider.hooks.people.branch import BranchReview
 
         return BranchReview(
             place=f"{self.dag_id}.{self.task_id}",

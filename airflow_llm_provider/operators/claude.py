@@ -14,8 +14,9 @@ from airflow_llm_provider.errors import AnswerError, LLMError, error_of, require
 from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_record, require_checks
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.files import is_file, with_files_read
+from airflow_llm_provider.hooks.people.approval import require_approval
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
-from airflow_llm_provider.hooks.scope import require_budgets
+from airflow_llm_provider.hooks.scope import CAPS, require_budgets
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.triggers.lane import LanePartial, place
@@ -38,7 +39,6 @@ CALL_ARGUMENTS = (
     *("on_exhausted", "default", "dead_letters"),
     *("budget_usd", "run_budget_usd", "on_exceeded", "budget_notifiers"),
 )
-_OF_APPROVAL = ("response_timeout", "assigned_users", "notifiers")
 _ATTRIBUTES = {"output": "output_path"}  # BaseOperator.output is the XCom
 
 
@@ -145,7 +145,7 @@ class ClaudeOperator(BaseOperator):
         *,
         prompt: str,
         inputs: Mapping[str, Any] | None = None,
-        roots: Sequence[str] | None = None,
+        roots: Sequence[str] | str | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
         system: str | None = None,
         model: str | Sequence[str] | None = None,
@@ -184,13 +184,9 @@ class ClaudeOperator(BaseOperator):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        _require_known(retry)
-        _require_tools(tools, approval)
         if "retry_policy" not in (kwargs.get("default_args") or {}):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
-        require_kinds("fall_back_on", fall_back_on)
-        require_budgets(on_exceeded, budget_usd=budget_usd, run_budget_usd=run_budget_usd)
         self.prompt = prompt
         self._inputs: Any = inputs or {}
         self.allowed_roots = roots  # BaseOperator.roots are the first tasks of the DAG
@@ -208,10 +204,8 @@ class ClaudeOperator(BaseOperator):
         self.stop_sequences = stop_sequences
         self.metadata = metadata
         self.extra_body = extra_body
-        require_checks(validators, max_repairs)
         self.validators = validators
         self.max_repairs = max_repairs
-        Exhausted(on_exhausted=on_exhausted, default=default, dead_letters=dead_letters).require_consistent()
         self.on_exhausted = on_exhausted
         self.default = default
         self.dead_letters = dead_letters
@@ -236,6 +230,8 @@ class ClaudeOperator(BaseOperator):
         self.tags = tags
         self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
+        _require_sound(self.arguments())
+        Exhausted(on_exhausted=on_exhausted, default=default, dead_letters=dead_letters).require_consistent()
         if deferrable and not self.starts_in_worker and not is_mapped:  # a mapped one has its lane already
             place(self, self.arguments(), push=self.do_xcom_push, call_arguments=CALL_ARGUMENTS)
 
@@ -245,9 +241,8 @@ class ClaudeOperator(BaseOperator):
 
     @classmethod
     def partial(cls, **kwargs: Any) -> LanePartial:
-        """Return a partial whose `.expand()` chooses the lane."""
-        _require_known(kwargs.get("retry"))
-        _require_tools(kwargs.get("tools"), kwargs.get("approval"))
+        """Return a partial whose `.expand()` chooses the lane, with its arguments checked when the DAG is parsed."""
+        _require_sound(kwargs)
         return LanePartial.of(super().partial(**kwargs))
 
     @classmethod
@@ -339,15 +334,15 @@ class ClaudeOperator(BaseOperator):
 
     def budget_decided(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on with what a person said of a budget."""
-        from airflow_llm_provider.hooks import raises
+        from airflow_llm_provider.hooks.people import budget
 
-        raises.settle(event, hook=self.hook, context=context)
+        budget.settle(event, hook=self.hook, context=context)
         return self.execute(context)
 
     def _put_to_a_person(self, needed: ApprovalNeeded, context: Context) -> None:
         """Keep what was said of these calls, or park the task until something is."""
-        from airflow_llm_provider.hooks.review import decision, park
-        from airflow_llm_provider.hooks.tools import question
+        from airflow_llm_provider.hooks.people.review import decision, park
+        from airflow_llm_provider.hooks.people.tools import question
 
         review, said = question(needed, self.approval), self._said
         if said is None:
@@ -374,16 +369,16 @@ class ClaudeOperator(BaseOperator):
         self.hook.cancel()
 
 
-def _require_known(retry: Mapping[str, Any] | None) -> None:
-    """Raise ValueError, when the DAG is parsed, for a class of error or a setting that does not exist."""
-    if retry:
+def _require_sound(given: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
+    if retry := given.get("retry"):
         from airflow_llm_provider.engine.retry import policies
 
         policies(retry)
-
-
-def _require_tools(tools: Sequence[Callable[..., Any]] | None, approval: Mapping[str, Any] | None) -> None:
-    """Raise TypeError or ValueError, when the DAG is parsed, for what can't be a tool or is no such option."""
-    by_name(tools or ())
-    if unknown := sorted(set(approval or ()) - set(_OF_APPROVAL)):
-        raise ValueError(f"approval= knows no {unknown[0]!r}; there are {', '.join(_OF_APPROVAL)}.")
+    by_name(given.get("tools") or ())
+    require_approval(given.get("approval") or {})
+    require_kinds("fall_back_on", given.get("fall_back_on", ()))
+    require_checks(
+        given.get("validators", ()), given.get("max_repairs", 0), given.get("on_exhausted", "fail")
+    )
+    require_budgets(given.get("on_exceeded", "fail"), **{name: given.get(name) for name in CAPS})

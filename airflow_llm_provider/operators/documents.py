@@ -13,8 +13,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_llm_provider.errors import require_kinds
 from airflow_llm_provider.hooks.checks import require_checks
 from airflow_llm_provider.hooks.claude import ClaudeHook
-from airflow_llm_provider.hooks.gate import Gate, require_gate
 from airflow_llm_provider.hooks.outcome import failure_of, require_tolerance
+from airflow_llm_provider.hooks.people.price import Gate, require_gate
 from airflow_llm_provider.hooks.rendered import amount, flag, number, run_values
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.scope import require_budgets
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.documents.document import Document, Rejected
     from airflow_llm_provider.documents.estimate import Estimate
+    from airflow_llm_provider.documents.pdf import PdfMode
     from airflow_llm_provider.documents.question import Question
     from airflow_llm_provider.documents.run import Run
     from airflow_llm_provider.documents.sink import RowSink
+    from airflow_llm_provider.engine.framing import Framing
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
     from airflow_llm_provider.hooks.routing import Routing
@@ -130,8 +132,8 @@ class ClaudeDocumentsOperator(BaseOperator):
         id_field: str = "id",
         text_field: str | None = None,
         pattern: str | Sequence[str] | None = None,
-        pdf: Literal["auto", "text", "native"] = "auto",
-        framing: Literal["document", "tag"] = "document",
+        pdf: PdfMode = "auto",
+        framing: Framing = "document",
         encoding: str = "utf-8",
         max_bytes: int = 32 * 1024 * 1024,
         max_tokens: int = 4096,
@@ -276,9 +278,9 @@ class ClaudeDocumentsOperator(BaseOperator):
 
     def budget_decided(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on with what a person said of a budget."""
-        from airflow_llm_provider.hooks import raises
+        from airflow_llm_provider.hooks.people import budget
 
-        raises.settle(event, hook=self.hook, context=context)
+        budget.settle(event, hook=self.hook, context=context)
         return self.execute(context)
 
     def on_kill(self) -> None:

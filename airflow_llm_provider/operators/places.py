@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+from airflow_llm_provider.hooks.files import is_file, named_roots
+from airflow_llm_provider.hooks.rendered import is_template
 from airflow_llm_provider.hooks.storage import object_storage, require_absolute
-from airflow_llm_provider.operators.rows import Rows, is_path
+from airflow_llm_provider.operators.rows import Rows
 
 if TYPE_CHECKING:
     from airflow_llm_provider.documents.sink import RowSink
@@ -25,8 +27,7 @@ def is_literal(documents: Any) -> bool:
     """Tell whether the DAG author has typed these very documents, with no template and no XCom in them."""
     if isinstance(documents, (list, tuple)):
         return True
-    written = str(documents) if isinstance(documents, str) or is_path(documents) else "{{"
-    return "{{" not in written and "{%" not in written
+    return (isinstance(documents, str) or is_file(documents)) and not is_template(str(documents))
 
 
 def require_resolvable(task_id: str, documents: Any) -> None:
@@ -59,13 +60,9 @@ def readable_roots(
 
     roots: as the task names them; None: [llm] roots. is_typed: whether the author has typed `documents`.
     """
-    from airflow.sdk.configuration import conf
-
     from airflow_llm_provider.documents.roots import OutsideRoots
 
-    named = roots if roots is not None else conf.get("llm", "roots", fallback="")
-    names = named.split(",") if isinstance(named, str) else list(named)
-    names = [name.strip() for name in names if name.strip()]
+    names = named_roots(roots)
     are_texts = isinstance(documents, Rows) and documents.are_texts and strings == "text"
     if names or are_texts or is_typed:
         return names or None
@@ -115,7 +112,7 @@ def _require_apart(files: Sequence[str], documents: Any, strings: str) -> None:
     """Raise Misplaced for files among the documents: the next run would read, and pay for, its own rows."""
     for given in documents if isinstance(documents, Rows) else [documents]:
         names_files = isinstance(given, str) and (strings == "path" or given is documents)
-        if not (is_path(given) or names_files):
+        if not (is_file(given) or names_files):
             continue
         if inside := _lies_among(files, given):
             raise Misplaced(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from airflow_llm_provider.hooks.files import is_file
+
 
 class Rows(Sequence[Any]):
     """Documents given in memory: Airflow neither renders them nor shows them under Rendered Templates."""
@@ -24,7 +26,7 @@ class Rows(Sequence[Any]):
     @property
     def are_texts(self) -> bool:
         """Whether no item is a path object, which would be opened."""
-        return not any(is_path(row) for row in self._rows)
+        return not any(is_file(row) for row in self._rows)
 
 
 def _fetched(rows: Sequence[Any]) -> list[Any]:
@@ -32,10 +34,3 @@ def _fetched(rows: Sequence[Any]) -> list[Any]:
 
     # What a mapped task pushed: a slice takes one request, iterating takes one a row.
     return list(rows[:] if isinstance(rows, LazyXComSequence) else rows)
-
-
-def is_path(value: Any) -> bool:
-    """Tell a path object from text."""
-    from airflow_llm_provider.documents.paths import is_path
-
-    return is_path(value)

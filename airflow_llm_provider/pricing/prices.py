@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
-from functools import lru_cache
+from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
-from airflow_llm_provider.pricing.rates import RateCard, context_window, rate_card
+from airflow_llm_provider.pricing.rates import RateCard, context_window, per_token, rate_card
 
 _RATES = {  # as a connection names them -> our field of Usage, and its list price in relation to the input's
     "input": ("uncached_tokens", Decimal(1)),
@@ -18,8 +17,7 @@ _RATES = {  # as a connection names them -> our field of Usage, and its list pri
     "cache_write_5m": ("cache_write_5m_tokens", Decimal("1.25")),
     "cache_write_1h": ("cache_write_1h_tokens", Decimal(2)),
 }
-_SCALE = 1_000_000
-_HALF = Decimal("0.5")
+_TOO_DEAR = 1_000_000  # USD per million tokens: a dollar a token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,23 +43,12 @@ class Prices:
         """
         return cls(own=_own(prices), discount=_discount(discount_percent))
 
-    def card(self, model: str, *, batch: bool = False) -> RateCard | None:
-        """Return the rate card of a model; None when its price is unknown. batch: half price."""
-        if own := self.own.get(model):
-            return own.times(_HALF, own.source) if batch else own
-        listed = rate_card(model, batch=batch)
-        if listed is None or self.discount == 1:
-            return listed
-        return _discounted(model, listed.source, self.discount, batch)
+    def card(self, model: str) -> RateCard | None:
+        """Return the rate card of a model; None when its price is unknown."""
+        return self.own.get(model) or rate_card(model, factor=self.discount)
 
 
 LIST_PRICES = Prices()
-
-
-@lru_cache(maxsize=256)
-def _discounted(model: str, source: str, discount: Decimal, batch: bool) -> RateCard | None:
-    listed = rate_card(model, batch=batch)
-    return listed and listed.times(discount, f"{source}, times {discount}")
 
 
 def _own(prices: Mapping[str, Any] | str | None) -> dict[str, RateCard]:
@@ -87,7 +74,6 @@ def _card(model: str, rates: Any) -> RateCard:
         tiers.append((int(start), _by_kind(model, dearer)))
     return RateCard(
         model=model,
-        source="the connection's prices",
         context_window=context_window(model),
         tiers=tuple(sorted(tiers, key=_start)),
     )
@@ -106,11 +92,11 @@ def _by_kind(model: str, rates: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, (kind, of_input) in _RATES.items():
         rate = _number(rates[name]) if name in rates else _number(rates["input"]) * (of_input or 1)
-        if not 0 <= rate < _SCALE:
+        if not 0 <= rate < _TOO_DEAR:
             raise ValueError(
                 f"prices of {model}: {name} is {rates.get(name)!r}, and should be USD per million tokens"
             )
-        found[kind] = int((rate * _SCALE).to_integral_value(ROUND_CEILING))
+        found[kind] = per_token(rate)
     return found
 
 

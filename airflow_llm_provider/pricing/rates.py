@@ -6,7 +6,6 @@ USD per million tokens is the same number as micro-USD per token, so a card need
 from __future__ import annotations
 
 import datetime as dt
-import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
@@ -67,12 +66,10 @@ class Usage:
 class RateCard:
     """The rates of one model: `tiers` of (input tokens above which it applies, rate by kind), ascending.
 
-    source: where the rates come from, with the version and the day that date them.
     context_window: the most tokens the model can read and write in one call, where it is known.
     """
 
     model: str
-    source: str
     context_window: int | None
     tiers: tuple[tuple[int, Mapping[str, int]], ...]
 
@@ -100,21 +97,13 @@ class RateCard:
             if start == 0 or input_tokens > start
         )
 
-    def times(self, factor: Decimal, source: str) -> RateCard:
-        """Return the card with every rate multiplied, rounded up to a millionth micro-USD."""
-        tiers = tuple(
-            (start, {kind: _rounded_up(rate * factor) for kind, rate in rates.items()})
-            for start, rates in self.tiers
-        )
-        return RateCard(model=self.model, source=source, context_window=self.context_window, tiers=tiers)
 
-
-def rate_card(model: str, *, batch: bool = False) -> RateCard | None:
+def rate_card(model: str, *, factor: Decimal = Decimal(1)) -> RateCard | None:
     """Return today's rate card of an Anthropic model id; None when its price is unknown.
 
-    batch: of the Message Batches API, which is half price.
+    factor: on every list price.
     """
-    return _rate_card(model, dt.datetime.now(dt.UTC).date(), batch)
+    return _rate_card(model, factor, dt.datetime.now(dt.UTC).date())
 
 
 def context_window(model: str) -> int | None:
@@ -124,15 +113,17 @@ def context_window(model: str) -> int | None:
 
 
 @lru_cache(maxsize=256)
-def _rate_card(model: str, day: dt.date, batch: bool) -> RateCard | None:
+def _rate_card(model: str, factor: Decimal, day: dt.date) -> RateCard | None:
     # genai-prices takes 0.13 CPU-s to import and 170 µs a call: imported late, asked once a model and day.
     from genai_prices import Usage as GenaiUsage
     from genai_prices import calc_price
     from genai_prices.types import TieredPrices
 
-    context: Any = {"processing": "batch"} if batch else None
+    begun = dt.datetime.combine(day, dt.time(), dt.UTC)
     try:
-        known = calc_price(GenaiUsage(input_tokens=1), model, provider_id="anthropic", price_context=context)
+        known = calc_price(
+            GenaiUsage(input_tokens=1), model, provider_id="anthropic", genai_request_timestamp=begun
+        )
     except LookupError:
         return None
     fields = {kind: getattr(known.model_price, name, None) for kind, name in _KINDS.items()}
@@ -149,23 +140,18 @@ def _rate_card(model: str, day: dt.date, batch: bool) -> RateCard | None:
     def rate(price: Decimal | Any, start: int) -> int:
         if isinstance(price, TieredPrices):
             price = next((t.price for t in reversed(price.tiers) if t.start <= start), price.base)
-        return int(price * _SCALE)
+        return per_token(price * factor)
 
     tiers = tuple(
         (start, {kind: rate(price, start) for kind, price in fields.items()})
         for start in sorted({0, *starts})
     )
-    version = importlib.metadata.version("genai-prices")
-    return RateCard(
-        model=model,
-        source=f"genai-prices {version}, {day}",
-        context_window=known.model.context_window,
-        tiers=tiers,
-    )
+    return RateCard(model=model, context_window=known.model.context_window, tiers=tiers)
 
 
-def _rounded_up(rate: Decimal) -> int:
-    return int(rate.to_integral_value(ROUND_CEILING))
+def per_token(usd_per_million: Decimal) -> int:
+    """Return a rate as a card keeps it: in millionths of a micro-USD a token, rounded up."""
+    return int((usd_per_million * _SCALE).to_integral_value(ROUND_CEILING))
 
 
 def usd(micro_usd: int | None) -> str | None:

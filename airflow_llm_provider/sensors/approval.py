@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from airflow.sdk import BaseNotifier, BaseOperator, XComArg
+from airflow.sdk import BaseOperator, XComArg
 from airflow.sdk.bases.branch import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider.errors import Rejected
 from airflow_llm_provider.hooks.claude import ClaudeHook
-from airflow_llm_provider.hooks.people import require_people
+from airflow_llm_provider.hooks.people.approval import require_people
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.sensors.when import Facts, When, judge, require_conditions
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import BaseNotifier, Context
 
-    from airflow_llm_provider.hooks.review import Decision, Review, User
+    from airflow_llm_provider.hooks.people.review import Decision, Review, User
 
 OnTimeout = Literal["deny", "approve", "fail"]
 OnChanged = Literal["fail", "frozen"]
@@ -118,7 +119,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         self.response_timeout = response_timeout
         self.on_timeout = on_timeout
         self.assigned_users = assigned_users
-        self.notifiers = [notifiers] if isinstance(notifiers, BaseNotifier) else notifiers
+        self.notifiers = notifiers
         self.on_changed = on_changed
         self.claude_conn_id = claude_conn_id
 
@@ -139,7 +140,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, or say why nobody is asked."""
-        from airflow_llm_provider.hooks.review import let_pass, park
+        from airflow_llm_provider.hooks.people.review import let_pass, park
 
         self._require_branch()
         self._require_plain_validators()
@@ -155,7 +156,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on with what was decided."""
-        from airflow_llm_provider.hooks.review import decision
+        from airflow_llm_provider.hooks.people.review import decision
 
         decided = decision(
             self._review(self._facts(context)),
@@ -168,9 +169,9 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         return self._go_on(decided, context)
 
     def _review(self, facts: Facts, reason: str = "") -> Review:
-        from airflow_llm_provider.hooks import form
-        from airflow_llm_provider.hooks.form import APPROVE, CHANGE, REJECT
-        from airflow_llm_provider.hooks.review import Review
+        from airflow_llm_provider.hooks.people import form
+        from airflow_llm_provider.hooks.people.form import APPROVE, CHANGE, REJECT
+        from airflow_llm_provider.hooks.people.review import Review
 
         body = [
             form.titled(title, text) for title, text in (("Action", self.action), ("Risk", self.risk)) if text
@@ -213,7 +214,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
             who = decided.decided_by or "nobody in time"
             self.log.info("%s by %s after %.0f s (%s)", decided.status, who, decided.took_s, decided.why)
         if decided.is_rejected and self.on_reject == "fail":
-            raise self.hook.for_airflow(_rejected(decided), context)
+            raise self.hook.for_airflow(Rejected(decided.refusal), context)
         if self.do_xcom_push:
             # Said now: Airflow pushes nothing for a task that skips others.
             ti.xcom_push("return_value", record)
@@ -254,17 +255,6 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
                     f"{self.task_id}: an edit is checked without a model and without the source it came from, so "
                     f"{validator!r} can't be among the validators here."
                 )
-
-
-def _rejected(decided: Decision) -> Exception:
-    from airflow_llm_provider.errors import Rejected
-
-    who = (
-        f"{decided.decided_by} rejected it"
-        if decided.decided_by
-        else "Nobody decided in time, which means no"
-    )
-    return Rejected(f"{who}{': ' if decided.feedback else '.'}{decided.feedback}")
 
 
 def _pulled(ti: Any, task_id: str, key: str) -> list[Any]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger.schema import LATE, OPEN, REOPENED, SETTLED, UNPROVEN, call
+from airflow_llm_provider.ledger.schema import OPEN, PAID, UNPROVEN, call
 from airflow_llm_provider.testing.invoice import Invoice, InvoiceLine
 
-_PAID = (SETTLED, LATE, REOPENED)  # a reopened row was paid and answered, and is to be asked anew
 _SHOWN = 5
 
 
@@ -46,7 +45,7 @@ def balance(ledger_url: str, invoice: Invoice | Iterable[InvoiceLine]) -> Books:
     """
     lines = invoice.lines if isinstance(invoice, Invoice) else list(invoice)
     rows = _rows(ledger_url)
-    paid = [row for row in rows if row["state"] in _PAID]
+    paid = [row for row in rows if row["state"] in PAID]
     unproven = [row for row in rows if row["state"] in (UNPROVEN, OPEN)]
 
     booked, charged = Counter(map(_row_key, paid)), Counter(map(_line_key, lines))

@@ -93,6 +93,8 @@ class ClaudeTrigger(BaseTrigger):
         who = self._scope(conn_id, arguments, scope)
         if asked.exhausted.on_exhausted != "fail":
             raise NeedsWorker("on_exhausted= is not 'fail', and only a worker does anything else")
+        if asked.reuse == "never":
+            raise NeedsWorker("reuse='never' tells a retry from a clear, which the triggerer can't")
         async with shared_engine(own) as engine:
             try:
                 reply = await asked.ask(engine, settings, who)
@@ -102,8 +104,6 @@ class ClaudeTrigger(BaseTrigger):
                     await self._push("llm_checks", checks_record(error))
                 raise
             except BudgetAsks as refused:
-                if scope is not None:  # of a decorated function, which a worker would have to call again
-                    raise
                 raise NeedsWorker(f"a person is to be asked: {refused}") from refused
             await keep_saving(engine.ledger, asked.saving(reply, who))
         answer = await asyncio.to_thread(asked.delivered, reply)

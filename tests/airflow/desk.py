@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 from collections.abc import Callable
@@ -70,6 +71,21 @@ class Desk:
             self.log += self.deployment.log()
             if not scheduled:
                 return self
+
+    def trigger(self) -> Desk:
+        """Run what has deferred, as the triggerer does, and let the run go on."""
+        from airflow.models.trigger import Trigger
+        from airflow.sdk.module_loading import import_string
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            for ti in self._run(session).get_task_instances(session=session):
+                if ti.state == "deferred":
+                    row = session.get(Trigger, ti.trigger_id)
+                    trigger = import_string(row.classpath)(**row.kwargs)
+                    trigger.task_instance = ti
+                    Trigger.submit_event(ti.trigger_id, asyncio.run(_first_event(trigger)), session=session)
+        return self.work()
 
     def answer(
         self,
@@ -213,6 +229,10 @@ class Desk:
             SerializedDAG.bulk_write_to_db("dags-folder", None, [lazy], session=session)
             SerializedDagModel.write_dag(lazy, bundle_name="dags-folder", session=session)
         return DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+
+
+async def _first_event(trigger: Any) -> Any:
+    return await anext(trigger.run())
 
 
 def approval(**arguments: Any) -> Callable[[], Any]:

@@ -14,7 +14,7 @@ import pytest
 import structlog
 from desk import Desk, approval, hash_of
 
-from airflow_llm_provider.hooks import form
+from airflow_llm_provider.hooks.people import form
 from airflow_llm_provider.sensors.when import AboveCost, BelowConfidence, OnComplaints
 from airflow_llm_provider.testing.processes import free_port
 from airflow_llm_provider.validators import Judge, quotes_in_source
@@ -187,7 +187,7 @@ def test_a_rejection_can_fail_the_task_for_good(ask: Any) -> None:
     desk = ask(on_reject="fail", retries=2).answer("Reject", feedback="She has paid.")
     assert desk.states()["approval"] == "failed"
     assert desk.states()["send"] == "upstream_failed"
-    assert "approvals.approval: Rejected: ada rejected it: She has paid." in desk.log
+    assert "approvals.approval: Rejected: ada said no: She has paid." in desk.log
     assert desk.reviews[0]["status"] == "rejected"
 
 
@@ -226,7 +226,7 @@ def test_silence_means_what_the_author_said(ask: Any, on_timeout: str, sent: str
     assert (decision and decision["status"]) == status
     if on_timeout == "fail":
         assert desk.states()["approval"] == "failed"
-        assert "Nobody decided in time" in desk.log
+        assert "Nobody decided in time, and nothing is to be taken then." in desk.log
     else:
         assert decision["decided_by"] is None
 

@@ -12,9 +12,10 @@ from airflow.sdk.exceptions import AirflowFailException
 from typer.testing import CliRunner
 
 from airflow_llm_provider.cli import app
-from airflow_llm_provider.hooks.retention import prune_ledger, retention_days
+from airflow_llm_provider.hooks.retention import prune_ledger, retention_ms
 from airflow_llm_provider.ledger.schema import saving
 from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.pricing import usd
 
 
 def costs(deployment: Any, by: str) -> dict[Any, dict[str, Any]]:
@@ -77,7 +78,7 @@ def test_a_cascade_says_what_it_saved(deployment: Any) -> None:
 
 
 def test_retention_comes_from_the_configuration(deployment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert retention_days() == (None, None)
+    assert retention_ms() == (None, None)
     deployment.ask(deployment.texts(2))
     assert prune_ledger() == {"rows": 0, "payloads": 0, "documents": 0, "kept": 0}
     engine = sa.create_engine(deployment.ledger_url, poolclass=sa.NullPool)
@@ -87,11 +88,12 @@ def test_retention_comes_from_the_configuration(deployment: Any, monkeypatch: py
             "UPDATE call SET id = '000' || substr(id, 4), closed_ms = 1, opened_ms = 1"
         )
     monkeypatch.setenv("AIRFLOW__LLM__PAYLOAD_RETENTION_DAYS", "30")
+    assert retention_ms() == (None, 30 * 86_400_000)
     assert prune_ledger()["payloads"] == 2
     arguments = ["ledger", "prune", "--json", "--ledger-url", deployment.ledger_url]
     monkeypatch.setenv("AIRFLOW__LLM__RETENTION_DAYS", "0")
     with pytest.raises(AirflowFailException, match="retention_days is '0'"):
-        retention_days()
+        retention_ms()
     assert CliRunner().invoke(app, arguments).exit_code == 1
     deployment.server.invoice._lines.clear()  # what is no longer in the books can't balance
     monkeypatch.setenv("AIRFLOW__LLM__RETENTION_DAYS", "365")
@@ -102,6 +104,16 @@ def test_retention_comes_from_the_configuration(deployment: Any, monkeypatch: py
     nothing = CliRunner().invoke(app, arguments)
     assert nothing.exit_code == 1
     assert "Everything is kept" in nothing.stderr
+
+
+def test_the_bare_command_shows_the_configured_ledger(
+    deployment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.ask(deployment.texts(2))
+    monkeypatch.setenv("AIRFLOW__LLM__LEDGER_URL", deployment.ledger_url)
+    shown = CliRunner().invoke(app, ["ledger"])
+    assert shown.exit_code == 0
+    assert f"paid ${usd(deployment.server.invoice.cost_micro_usd)}" in shown.stdout
 
 
 def test_what_a_call_in_the_triggerer_saved_is_noted_too(deployment: Any) -> None:

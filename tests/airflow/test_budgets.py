@@ -106,14 +106,15 @@ class Told(BaseNotifier):
         Told.heard.append(self.text)
 
 
-def test_notifiers_are_told_once_of_50_80_and_95_percent(deployment):
+@pytest.mark.parametrize("given", [list, lambda notifiers: notifiers[0]], ids=["several", "one"])
+def test_notifiers_are_told_once_of_50_80_and_95_percent(deployment, given):
     Told.heard.clear()
     answer_at_length(deployment)
     notifier = Told("{{ budget_warning.percent }}% of {{ budget_warning.cap_usd }} in {{ run_id[:6] }}")
     ran = deployment.ask(
         deployment.texts(16),
         budget_usd=0.0168,
-        budget_notifiers=[notifier],
+        budget_notifiers=given([notifier]),
         max_in_flight=1,
         max_tokens=2_000,
     )
@@ -177,9 +178,10 @@ def test_a_budget_that_is_none_fails_the_parse(operator, arguments, complaint):
         operator(task_id="ask", prompt="What?", **needed, **arguments)
 
 
-def test_a_budget_may_come_from_the_form_of_the_run(deployment):
+@pytest.mark.parametrize("budget", ["{{ params.usd }}", "{% if params.usd %}0.0001{% endif %}"])
+def test_a_budget_may_come_from_the_form_of_the_run(deployment, budget):
     ran = deployment.run(
-        deployment.dag(documents=deployment.texts(1), params={"usd": 0.0001}, budget_usd="{{ params.usd }}")
+        deployment.dag(documents=deployment.texts(1), params={"usd": 0.0001}, budget_usd=budget)
     )
     assert "of $0.000100 left in budget 'budget_usd'" in ran.log
 

@@ -13,6 +13,7 @@ import structlog
 from airflow.sdk import DAG, ObjectStoragePath, task
 from airflow.sdk.bases.operator import BaseOperator
 from airflow.sdk.io import attach
+from desk import Desk
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_llm_provider.errors import BusinessError, NetworkError, Overloaded, RateLimited
@@ -597,6 +598,23 @@ def test_a_deferrable_function_with_outlets_asks_in_its_worker(deployment):
     assert "runs in a worker although deferrable=true: it has outlets" in ran.log.lower()
 
 
+def test_a_deferred_function_whose_connection_is_missing_says_so(deployment):
+    def make():
+        with DAG("nowhere", schedule=None) as dag:
+
+            @task.claude(deferrable=True, claude_conn_id="claude_elsewhere")
+            def letter():
+                return "Write a letter."
+
+            letter()
+        return dag
+
+    desk = Desk(deployment=deployment, make=make).start()
+    assert desk.states() == {"letter": "deferred"}
+    assert desk.trigger().states() == {"letter": "failed"}
+    assert "AirflowNotFoundException: The conn_id `claude_elsewhere` isn't defined" in desk.log
+
+
 def test_a_file_the_author_names_is_read_as_a_document(deployment):
     path = deployment.inbox / "contract.txt"
     path.write_text("{{ 1/0 }} Signed on March 4, 2026.")
@@ -604,6 +622,10 @@ def test_a_file_the_author_names_is_read_as_a_document(deployment):
     assert ran.state == "success", ran.log
     block = deployment.server.requests[-1]["messages"][0]["content"][0]
     assert block["source"]["data"] == "{{ 1/0 }} Signed on March 4, 2026."
+
+
+def test_nothing_connects_to_an_object_store_when_the_dag_is_parsed():
+    asking(inputs={"contract": ObjectStoragePath("s3://nowhere@bucket/contract.txt")})
 
 
 def test_a_file_outside_the_roots_is_not_read(deployment):

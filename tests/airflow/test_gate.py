@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from desk import Desk
+from test_budgets import Told
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.triggers.claude import ClaudeTrigger
@@ -74,6 +75,13 @@ def test_a_no_sends_nothing_and_is_not_tried_again(deployment: Any, ask: Any) ->
     assert "ada said no: Not this month. Clear the task to ask again." in desk.log
 
 
+def test_a_notifier_may_stand_alone(deployment: Any, ask: Any) -> None:
+    Told.heard.clear()
+    desk = ask(approval={"notifiers": Told("{{ review_subject }}")})
+    assert desk.states() == {"approval": "awaiting_input"}, desk.log
+    assert Told.heard == [desk.form()["subject"]]
+
+
 def test_silence_is_a_no_once_its_time_is_over(deployment: Any, ask: Any) -> None:
     soon = {"response_timeout": dt.timedelta(milliseconds=1), "assigned_users": ["ada"]}
     desk = ask(approval=soon).let_time_pass()
@@ -101,7 +109,7 @@ def test_what_is_all_in_the_ledger_is_above_no_bar(deployment: Any, ask: Any) ->
 def test_an_unknown_price_is_above_every_bar(deployment: Any, ask: Any) -> None:
     desk = ask(model="claude-next-preview", confirm_above_usd=1_000)
     assert desk.form()["subject"] == "Ask about 12 documents, for an unknown price?"
-    assert "the model has no known price" in desk.form()["body"].replace("\\", "")
+    assert "a model has no known price" in desk.form()["body"].replace("\\", "")
     assert deployment.server.seen == 0
     desk.answer("Approve")
     assert deployment.server.seen > 0  # and only then learns that the stand-in has no such model
@@ -267,6 +275,29 @@ def test_a_single_question_asks_about_a_standing_budget_for_itself_alone(
     assert deployment.server.seen == 0
     desk.answer("Approve")
     assert desk.states() == {"approval": "success", "other": "awaiting_input"}, desk.log
+    assert deployment.server.invoice.paid == 1
+
+
+def test_a_deferred_function_asks_about_a_standing_budget_from_a_worker(deployment: Any) -> None:
+    standing(deployment, name="daily", scope="all", per="day")
+
+    def make() -> Any:
+        from airflow.sdk import DAG, task
+
+        with DAG("calls", schedule=None) as dag:
+
+            @task.claude(task_id="approval", model="fast", deferrable=True)
+            def ask() -> str:
+                return "What is owed?"
+
+            ask()
+        return dag
+
+    desk = Desk(deployment=deployment, make=make).start()
+    assert desk.trigger().states() == {"approval": "awaiting_input"}, desk.log
+    assert desk.form()["subject"] == "Raise budget daily?"
+    assert deployment.server.seen == 0
+    assert desk.answer("Approve").trigger().states() == {"approval": "success"}, desk.log
     assert deployment.server.invoice.paid == 1
 
 

@@ -161,11 +161,12 @@ def test_no_file_that_another_task_names_is_read_outside_the_roots(tmp_path: Pat
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text(name)
     (tmp_path / "data" / "link.txt").symlink_to(tmp_path / "data2" / "a.txt")
-    path, roots = Path(spelling.format(t=tmp_path)), [f"{tmp_path}/data"]
+    path, folder = Path(spelling.format(t=tmp_path)), f"{tmp_path}/data"
     fine = {"letter": tmp_path / "data" / "a.txt"}
-    assert with_files_read(fine, roots=roots, typed=frozenset()) == {"letter": "data"}
-    for typed in (frozenset[str](), frozenset({"letter"})):
-        with pytest.raises((AirflowFailException, ValueError), match="lies below none of the roots"):
-            with_files_read({"letter": path}, roots=roots, typed=typed)
+    for roots in ([folder], folder, f"/nowhere, {folder}"):
+        assert with_files_read(fine, roots=roots, typed=frozenset()) == {"letter": "data"}
+        for typed in (frozenset[str](), frozenset({"letter"})):
+            with pytest.raises((AirflowFailException, ValueError), match="lies below none of the roots"):
+                with_files_read({"letter": path}, roots=roots, typed=typed)
     with pytest.raises(AirflowFailException, match="give the operator roots="):
         with_files_read({"letter": path}, roots=None, typed=frozenset())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from types import SimpleNamespace
 from typing import Literal
 
 import pydantic
@@ -191,6 +192,50 @@ def test_params_that_are_the_dags_are_no_reason(caplog):
 def test_mapping_over_what_a_trigger_can_not_know_needs_a_worker(caplog, by, over, reason):
     assert not mapped(by=by, over=over).start_from_trigger
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"on_exhausted": "skip"}, "on_exhausted= is not 'fail'"),
+        ({"reuse": "never"}, "reuse='never' tells a retry from a clear"),
+    ],
+)
+async def test_what_only_the_mapped_value_tells_sends_the_call_to_a_worker(deployment, given, reason):
+    ((name, value),) = given.items()
+    call = call_of(mapped(over={name: [value]}, prompt="What is owed?"))
+    trigger = ClaudeTrigger(json.dumps({**call, "arguments": {**call["arguments"], name: value}}))
+    one = {"dag_id": "lanes", "run_id": "today", "task_id": "ask", "map_index": -1}
+    trigger.task_instance = SimpleNamespace(**one, try_number=1, max_tries=0, task=asked(deferrable=False))
+    trigger._context = {"ti": trigger.task_instance}
+    event = await anext(trigger.run())
+    assert event.payload["needs_worker"].startswith(reason)
+    assert deployment.server.seen == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"on_exceeded": "stop"}, "on_exceeded='stop': use fail"),
+        ({"budget_usd": "x"}, "budget_usd= 'x' is no amount"),
+        ({"on_exhausted": "x"}, "on_exhausted='x': choose one of"),
+        ({"validators": len}, "give a list of functions"),
+        ({"max_repairs": -1}, "max_repairs=-1"),
+        ({"fall_back_on": ["weather"]}, "fall_back_on= knows no class of error 'weather'"),
+        ({"approval": {"response_timeout": 3}}, "give a timedelta"),
+        ({"retry": {"weather": {}}}, "weather"),
+    ],
+)
+def test_a_mapped_call_that_can_not_be_meant_is_refused_when_the_dag_is_parsed(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        mapped(over={"version": ["1"]}, **wrong)
+    with pytest.raises(ValueError, match=complaint):
+        asked(**wrong)
+
+
+def test_what_goes_with_a_mapped_argument_may_stand_in_partial():
+    assert mapped(over={"dead_letters": ["/a", "/b"]}, on_exhausted="dead_letter")
+    assert mapped(over={"on_exhausted": ["fail", "default"]}, default="Nothing.")
 
 
 @pytest.mark.parametrize("how", ["mapped upstream", "map", "zip", "concat", "input map", "input mapped"])

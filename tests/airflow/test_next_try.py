@@ -315,6 +315,13 @@ def test_a_limit_leaves_the_rest_pending(deployment):
     assert deployment.server.invoice.paid == 3
 
 
+def test_a_limit_that_is_no_whole_number_is_not_rounded(deployment):
+    ran = deployment.ask(deployment.texts(3), limit=2.7)
+    assert ran.state == "failed"
+    assert "limit=2.7 is no whole number" in ran.log
+    assert deployment.server.seen == 0
+
+
 def test_a_dry_run_sends_nothing_and_says_what_it_could_cost(deployment):
     (deployment.inbox / "empty.txt").write_text("")
     folder = deployment.files(10)
@@ -341,9 +348,12 @@ def test_on_kill_drops_the_calls_in_flight_and_the_next_try_finishes(deployment)
     )
     running, killed = [], []
 
+    def settled():
+        return [call["state"] for call in deployment.calls].count("settled")
+
     def kill_when_it_hangs():
         patience = time.monotonic() + 30
-        while server.in_flight < 10 or server.invoice.paid < 20:
+        while server.in_flight < 10 or server.invoice.paid < 20 or settled() < 20:
             if time.monotonic() > patience:
                 return
             time.sleep(0.01)

@@ -141,9 +141,19 @@ def test_what_cannot_be_a_tool_is_refused_when_the_dag_is_parsed(make: Any) -> N
         make()
 
 
-def test_an_option_of_approval_that_does_not_exist_is_refused_when_the_dag_is_parsed(shop: Shop) -> None:
-    with pytest.raises(ValueError, match="approval= knows no 'timeout'; there are response_timeout"):
-        asking(shop, approval={"timeout": 3})
+@pytest.mark.parametrize(
+    ("approval", "complaint"),
+    [
+        ({"timeout": 3}, "approval= knows no 'timeout'; there are response_timeout"),
+        ({"response_timeout": 3}, "response_timeout=3: give a timedelta"),
+        ({"assigned_users": "ada"}, "assigned_users='ada': give a list"),  # and not three users
+    ],
+)
+def test_an_approval_that_can_not_be_meant_is_refused_when_the_dag_is_parsed(
+    shop: Shop, approval: Any, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        asking(shop, approval=approval)
 
 
 def test_what_has_tools_runs_in_a_worker_and_says_so(

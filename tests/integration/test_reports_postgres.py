@@ -19,7 +19,7 @@ from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.reports import BY, Costs, costs
+from airflow_llm_provider.ledger.reports import BY, costs
 from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
@@ -115,8 +115,6 @@ async def test_calls_of_all_kinds_add_up_by_everything(any_url: str, claude_serv
     assert ended.total() == count
     assert ended["answered"] > 0.95 * count
     for by, report in reports.items():
-        if by != "tag":
-            assert sum(report.groups.values(), Costs()) == report.total
         assert report.total == reports["dag"].total, by
     total = reports["dag"].total
     assert (total.calls, total.cost_micro_usd) == (books.paid, books.cost_micro_usd)

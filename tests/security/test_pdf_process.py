@@ -30,6 +30,13 @@ os.wait()
 print(text(), _reader._process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
+COUNTED = """
+import base64, sys
+from airflow_llm_provider.documents.blocks import PDF_PAGE_TOKENS, ceiling_of_blocks
+pdf = {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(sys.stdin.buffer.read())}
+assert ceiling_of_blocks([{"type": "document", "source": pdf}]) == PDF_PAGE_TOKENS
+assert not any("pdfium" in name for name in sys.modules), "opened in the task"
+"""
 
 
 def fine(text: str) -> bytes:
@@ -67,6 +74,10 @@ def test_a_fork_gets_a_reader_of_its_own_and_none_outlives_a_killed_process(tmp_
     assert (first, forked, again) == (b"read",) * 3
     assert its == still != anothers
     assert wait_until(lambda: not any(psutil.pid_exists(int(pid)) for pid in (its, anothers)), 10)
+
+
+def test_pages_of_a_pdf_that_goes_in_as_it_is_are_counted_there_too(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", COUNTED], input=fine("one"), cwd=tmp_path, timeout=60, check=True)
 
 
 def test_a_module_in_the_working_folder_is_not_taken_for_one_of_pythons(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.schema import payload
+from airflow_llm_provider.ledger.schema import budget, payload, version
 from airflow_llm_provider.pricing import Usage, rate_card, usd
 
 
@@ -110,13 +110,13 @@ def test_many_groups_are_cut_to_the_dearest_and_the_total_stays_true(database: D
     assert len(told(database, "costs", "--by", "document", "--format", "json")["rows"]) == 63
 
 
-def test_the_bare_command_shows_the_ledger(database: Database) -> None:
+def test_the_size_and_the_calls_are_shown(database: Database) -> None:
     size = told(database, "ledger", "show", "--json")
     assert size["tables"]["call"]["rows"] == 4
     assert (size["oldest"][:10], size["newest"][:10]) == ("2026-01-01", "2026-01-01")
-    result = run(database, "ledger", "show")
-    assert result.exit_code == 0
-    assert "call" in result.stdout
+    shown = run(database, "ledger", "show")
+    assert shown.exit_code == 0
+    assert "call" in shown.stdout
 
 
 def test_a_check_that_finds_something_ends_with_status_1(database: Database) -> None:
@@ -182,6 +182,23 @@ def test_what_is_no_age_and_no_date_is_one_line(database: Database) -> None:
 def test_a_ledger_of_an_older_version_is_left_as_it_is(database: Database) -> None:
     with database.write() as connection:
         connection.exec_driver_sql("DELETE FROM ledger_version WHERE version > 2")
-    result = run(database, "costs")
-    assert result.exit_code == 1
-    assert "older version" in result.stderr
+    for command in (
+        ("costs",),
+        ("effects", "list"),
+        ("budgets", "list"),
+        ("budgets", "remove", "cap"),
+        ("budgets", "set", "cap", "--usd", "5", "--scope", "run"),
+    ):
+        result = run(database, *command)
+        assert result.exit_code == 1, command
+        assert "older version" in result.stderr, command
+    assert left(database, version.c.version) == {1, 2}
+
+
+def test_a_ledger_of_a_newer_version_is_left_as_it_is(database: Database) -> None:
+    put(database, {"version": 99}, table=version)
+    for command in (("costs",), ("budgets", "set", "cap", "--usd", "5", "--scope", "run")):
+        result = run(database, *command)
+        assert result.exit_code == 1, command
+        assert "newer version" in result.stderr, command
+    assert left(database, budget.c.name) == set()

@@ -27,13 +27,13 @@ from airflow_llm_provider.documents.source import list_documents
 from airflow_llm_provider.engine.long import LongInput
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.engine.terms import Route
+from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.ledger.history import PastCall, past_calls
 from airflow_llm_provider.ledger.permits import Limits
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.schema import metadata
-from airflow_llm_provider.pricing import Usage, rate_card
+from airflow_llm_provider.pricing import Prices, Usage, rate_card
 from airflow_llm_provider.validators import Judge
 
 Ask = Callable[..., Any]
@@ -195,6 +195,64 @@ async def test_a_model_without_a_price_has_none(engine: Engine) -> None:
     assert (told + Estimate()).cost_micro_usd is None
 
 
+NOBODY = "nobody-knows-1"
+
+
+@pytest.mark.parametrize("route", [Route(escalate=[NOBODY]), Route(fallbacks=[Fallback(model=NOBODY)])])
+async def test_a_model_without_a_price_that_may_be_asked_leaves_no_bound(
+    engine: Engine, route: Route
+) -> None:
+    told = await estimate(a_run(engine, terms={"route": route}), texts(1))
+    assert told.cost_micro_usd is None
+    assert told.output_tokens.high > 0
+
+
+@pytest.mark.parametrize("model", [MODEL, NOBODY])
+async def test_a_fallback_is_priced_by_its_own_connection(engine: Engine, model: str) -> None:
+    engine.other_prices["dear"] = Prices.of({model: {"input": 5_000, "output": 25_000}})
+    route = Route(fallbacks=[Fallback(model=model, connection_id="dear")])
+    told = await estimate(a_run(engine, terms={"route": route}), texts(1))
+    alone = await estimate(a_run(engine), texts(1))
+    assert told.cost_micro_usd.high > 1_000 * alone.cost_micro_usd.high
+    assert told.cost_micro_usd.likely == alone.cost_micro_usd.likely
+
+
+@pytest.mark.parametrize(("max_repairs", "sends"), [(0, 1), (2, 5)])
+async def test_a_model_may_be_paid_for_wrong_answers_before_its_fallback_is(
+    engine: Engine, max_repairs: int, sends: int
+) -> None:
+    alone = await estimate(a_run(engine), texts(1))
+    terms = {"max_repairs": max_repairs, "route": Route(fallbacks=[Fallback(model=MODEL)])}
+    told = await estimate(a_run(engine, terms=terms), texts(1))
+    assert told.output_tokens.high == sends * alone.output_tokens.high
+
+
+async def test_without_a_past_all_that_may_follow_is_in_tokens_and_price(engine: Engine) -> None:
+    first = await estimate(a_run(engine), texts(1))
+    terms = {"max_repairs": 2, "route": Route(escalate=[JUDGE.model]), "validators": [JUDGE]}
+    told = await estimate(a_run(engine, terms=terms), texts(1))
+    for alone, of_all in (
+        (first.input_tokens, told.input_tokens),
+        (first.output_tokens, told.output_tokens),
+        (first.cost_micro_usd, told.cost_micro_usd),
+    ):
+        assert of_all.low == alone.low
+        assert of_all.likely > alone.likely
+        assert of_all.high >= 6 * alone.high  # two models, each asked three times
+
+
+def test_a_prompt_that_may_be_cached_costs_no_more_than_that_at_least() -> None:
+    blocks = [{"type": "text", "text": "規" * 1_010}, {"type": "text", "text": "x"}]  # of three bytes each
+    request = Request(model=MODEL, messages=[{"role": "user", "content": blocks}], shared_blocks=1)
+    forecast = Forecast(past=None, cards=rate_card, asking=Asking(models=(MODEL,)))
+    for _ in range(1_000):
+        forecast.add(request)
+    card = rate_card(MODEL)
+    assert card is not None
+    read = card.price_micro_usd(Usage(cache_read_tokens=1_024, uncached_tokens=1, output_tokens=1))
+    assert forecast.cost_micro_usd.low <= 1_000 * read
+
+
 async def test_without_a_past_the_high_figure_is_what_would_be_reserved(engine: Engine) -> None:
     run = a_run(engine, max_tokens=100, terms={"max_repairs": 1})
     told = await estimate(run, texts(1))
@@ -204,7 +262,8 @@ async def test_without_a_past_the_high_figure_is_what_would_be_reserved(engine: 
     assert told.cost_micro_usd.high >= 2 * card.ceiling_micro_usd(
         input_tokens=request.input_ceiling_tokens, output_tokens=100
     )
-    assert told.output_tokens.high == 100
+    assert told.output_tokens.high == 2 * 100
+    assert told.input_tokens.high > 2 * request.input_ceiling_tokens
 
 
 async def test_other_schemas_and_other_tasks_are_no_experience(engine: Engine, ask: Ask) -> None:

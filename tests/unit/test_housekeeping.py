@@ -141,6 +141,20 @@ def test_a_dry_run_counts_what_would_go_and_removes_nothing(database: Database) 
     assert (told.rows, told.payloads, told.kept) == (gone.rows, gone.payloads, gone.kept) == (5, 3, 0)
 
 
+def test_with_two_ages_nothing_is_counted_twice(database: Database) -> None:
+    gone = [aged(database, 400, n, run_id="gone") for n in range(4)]
+    quiet = [aged(database, days, days, run_id="quiet") for days in (401, 41)]
+    active = [aged(database, days, days, run_id="active") for days in (402, 42, 2)]
+    put(database, *gone, *quiet, *active)
+    put(database, *said(*gone[:3], *quiet, *active), table=payload)
+    ages = {"rows_before_ms": before(database, 365), "payloads_before_ms": before(database, 30)}
+    told = prune(database, **ages, dry_run=True)
+    did = prune(database, **ages)
+    # What was said goes with the rows, and without them in the run that was quiet for a month, but not for a year.
+    assert (told.rows, told.payloads, told.kept) == (did.rows, did.payloads, did.kept) == (4, 3 + 2, 1 + 2)
+    assert left(database, payload.c.call_id) == {one["id"] for one in active}
+
+
 def test_only_what_was_said_may_go_and_the_books_keep_their_rows(database: Database) -> None:
     states = ("settled", "late", "failed", "reopened")
     old = [aged(database, 40, n, state=state, uncached_tokens=100) for n, state in enumerate(states)]

@@ -222,7 +222,7 @@ def test_no_text_breaks_the_mending(words: str, broken: str) -> None:
 def test_a_cut_off_answer_is_never_completed(data: dict, draw: st.DataObject) -> None:
     text = json.dumps(data)
     cut = text[: draw.draw(st.integers(1, len(text) - 1))]
-    assert mend.mended(cut) is None or cut.count('"') != text.count('"')
+    assert mend.mended(cut) is None
     assert mend.found_objects(cut) == []
 
 

@@ -140,6 +140,17 @@ def test_requests_with_the_same_instructions_share_a_prefix() -> None:
     assert about("one").shared_prefix == about("two").shared_prefix != about("one", "Look.").shared_prefix
 
 
+@given(text=st.text(st.characters(codec="utf-8")))
+def test_all_that_caching_may_keep_is_counted_in_bytes(text: str) -> None:
+    blocks = [{"type": "text", "text": text}, {"type": "text", "text": "its own" * 1_000}]
+    tools = [{"name": "look", "description": text}]
+    asked = question(
+        messages=[{"role": "user", "content": blocks}], tools=tools, system=text, shared_blocks=1
+    )
+    assert 3 * len(text.encode()) <= asked.shared_bytes < asked.text_bytes - 7_000
+    assert question(text, system=text).shared_bytes == 0
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "model", "messages", "stream"])
 def test_what_is_reserved_and_priced_can_not_be_overruled(name: str) -> None:
     with pytest.raises(BadRequest, match=f"extra_body has '{name}'.*Nothing was sent"):

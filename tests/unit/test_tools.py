@@ -398,16 +398,23 @@ async def test_no_tool_runs_when_turns_are_forbidden(engine: Engine, wire: Wire,
     assert bank.runs == []
 
 
-async def test_a_tool_that_hangs_ends_the_conversation_in_time(engine: Engine, wire: Wire) -> None:
+@pytest.mark.parametrize("needs_approval", [False, True])
+async def test_a_tool_that_hangs_ends_the_conversation_in_time(
+    engine: Engine, wire: Wire, needs_approval: bool
+) -> None:
+    async def yes(_: ApprovalNeeded) -> Verdict:
+        return Verdict(is_approved=True)
+
     release = threading.Event()
 
     def hang() -> None:
-        release.wait(60)
+        release.wait(10)
 
+    tool = Tool(function=hang, needs_approval=needs_approval)
     wire.usually = calling(("hang", {}))
     try:
         with pytest.raises(ToolLimit, match=r"0.2 s while hang\({}\) ran. Raise max_tool_s"):
-            await ask(engine, hang, bounds={"max_s": 0.2})
+            await ask(engine, tool, bounds={"max_s": 0.2, "verdict": yes})
     finally:
         release.set()
 
@@ -640,6 +647,8 @@ async def test_what_tools_have_done_is_listed(engine: Engine, wire: Wire, bank: 
     listed = airflow_llm(engine, "list")
     assert '{"account":"[red]A1"}' in listed.output
     told = json.loads(airflow_llm(engine, "list", "--json", "--dag", "nightly", "--run", "run-1").output)
+    [asked] = [row.id for row in rows(engine, call) if row.purpose == "answer"]
+    assert {one["call_id"] for one in told} == {asked}
     assert [(one["tool"], one["state"], one["output"]) for one in told] == [
         ("balance", "ended", "100"),
         ("pay", "ended", "paid 1 to Acme"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.errors import ChangedSinceShown, Rejected
-from airflow_llm_provider.hooks.people import require_people
+from airflow_llm_provider.hooks.people.approval import require_approval, terms
 from airflow_llm_provider.hooks.rendered import require_amount
 from airflow_llm_provider.pricing import micro_usd, usd
 
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from airflow_llm_provider.documents.estimate import Estimate
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.hooks.claude import ClaudeHook
-    from airflow_llm_provider.hooks.review import Decision, Review
+    from airflow_llm_provider.hooks.people.review import Review
 
 _KEY = "price"
-_OF_APPROVAL = ("response_timeout", "assigned_users", "notifiers")
 _COVERED = "a yes covers, at most (USD)"
 _UNKNOWN = "any price"
 
@@ -28,9 +27,7 @@ _UNKNOWN = "any price"
 def require_gate(confirm_above_usd: Any, approval: Mapping[str, Any]) -> None:
     """Raise ValueError, when the DAG is parsed, for a bar that is no amount, and for people and times that are none."""
     require_amount("confirm_above_usd", confirm_above_usd)
-    if unknown := sorted(set(approval) - set(_OF_APPROVAL)):
-        raise ValueError(f"approval= knows no {unknown[0]!r}; there are {', '.join(_OF_APPROVAL)}.")
-    require_people(approval.get("assigned_users"), approval.get("response_timeout"))
+    require_approval(approval)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +51,7 @@ class Gate:
         AirflowFailException for a no, and for a price that has outgrown what a person was shown: Airflow shows
         a task instance's first question for ever.
         """
-        from airflow_llm_provider.hooks.review import decision, let_pass, park
+        from airflow_llm_provider.hooks.people.review import decision, let_pass, park
 
         review = self._review()
         if said is not None:
@@ -66,7 +63,8 @@ class Gate:
         else:
             decided = let_pass(review, hook=hook, context=context)
         if decided.is_rejected:
-            raise hook.for_airflow(_rejected(decided), context)
+            refused = f"Not to be paid for ({decided.why}). {decided.refusal} Clear the task to ask again."
+            raise hook.for_airflow(Rejected(refused), context)
         self._require_covered(decided.content, hook, context)
         hook.log.info(
             "%s: %s",
@@ -85,13 +83,13 @@ class Gate:
         return likely is None or likely > self.above_micro_usd
 
     def _review(self) -> Review:
-        from airflow_llm_provider.hooks import form
-        from airflow_llm_provider.hooks.review import Review
+        from airflow_llm_provider.hooks.people import form
+        from airflow_llm_provider.hooks.people.review import Review
 
         likely, bar = usd(self._likely_micro_usd), usd(self.above_micro_usd)
         price = f"about ${likely}" if likely else "an unknown price"
         is_above = "above" if self._is_above else "not above"
-        why = f"{price}, which is {is_above} ${bar}" if likely else "the model has no known price"
+        why = f"{price}, which is {is_above} ${bar}" if likely else "a model has no known price"
         return Review(
             key=_KEY,
             subject=f"Ask about {self.estimate.outcomes['pending']:,} documents, for {price}?",
@@ -100,7 +98,7 @@ class Gate:
             aside=form.titled("Asked because", why),
             on_changed="frozen",
             why=why,
-            **{name: value for name, value in self.approval.items() if name != "notifiers"},
+            **terms(self.approval),
         )
 
     def _content(self) -> dict[str, str]:
@@ -142,9 +140,3 @@ class Gate:
                 "a new run, or raise confirm_above_usd=."
             )
             raise hook.for_airflow(error, context)
-
-
-def _rejected(decided: Decision) -> Rejected:
-    who = f"{decided.decided_by} said no" if decided.decided_by else "Nobody decided in time, which means no"
-    reason = f": {decided.feedback}" if decided.feedback else "."
-    return Rejected(f"Not to be paid for ({decided.why}). {who}{reason} Clear the task to ask again.")

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_llm_provider.engine.request import to_json
-from airflow_llm_provider.engine.validate import OutputType, Validator, complaint_of
+from airflow_llm_provider.engine.validate import OutputType, complaint_of
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError
-from airflow_llm_provider.hooks import form
+from airflow_llm_provider.hooks.people import form
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.reviews import Verdict
+from airflow_llm_provider.validators import Validator
 
 
 def verdict_of(
@@ -34,7 +35,7 @@ def verdict_of(
     if choice is None:
         status = reviews.TIMED_OUT
         error = TerminalError(
-            "Nobody decided in time, and on_timeout is to fail. Clear the task to ask again."
+            "Nobody decided in time, and nothing is to be taken then. Clear the task to ask again."
         )
     elif event.get("timedout"):
         status = reviews.TIMED_OUT

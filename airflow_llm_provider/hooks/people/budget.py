@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.hooks import form
-from airflow_llm_provider.hooks.form import APPROVE, CHANGE, REJECT
-from airflow_llm_provider.hooks.review import Review, decision, park
+from airflow_llm_provider.hooks.people import form
+from airflow_llm_provider.hooks.people.approval import terms
+from airflow_llm_provider.hooks.people.form import APPROVE, CHANGE, REJECT
+from airflow_llm_provider.hooks.people.review import Review, decision, park
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.pricing import micro_usd, usd
 
@@ -47,8 +48,7 @@ def ask(refused: BudgetAsks, *, hook: ClaudeHook, context: Context) -> str:
     except AirflowFailException as error:  # this task instance has asked something else before
         return str(error)
     if decided.is_rejected:
-        who = f"{decided.decided_by} said no" if decided.decided_by else "nobody decided in time"
-        return f"{who}{': ' if decided.feedback else '.'}{decided.feedback}"
+        return decided.refusal
     return f"it was raised to ${decided.content[_CAP]} before; clear the task to ask again."
 
 
@@ -78,7 +78,7 @@ def _review(approval: Mapping[str, Any], *, subject: str, body: str, content: Ma
         options=(APPROVE, CHANGE, REJECT),
         on_changed="frozen",
         why="a budget has no room",
-        **{name: value for name, value in approval.items() if name != "notifiers"},
+        **terms(approval),
     )
 
 

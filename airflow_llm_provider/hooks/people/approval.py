@@ -6,6 +6,20 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
+_OF_APPROVAL = ("response_timeout", "assigned_users", "notifiers")
+
+
+def require_approval(approval: Mapping[str, Any]) -> None:
+    """Raise ValueError, when the DAG is parsed, for an option of `approval=` that does not exist or can't be meant."""
+    if unknown := sorted(set(approval) - set(_OF_APPROVAL)):
+        raise ValueError(f"approval= knows no {unknown[0]!r}; there are {', '.join(_OF_APPROVAL)}.")
+    require_people(approval.get("assigned_users"), approval.get("response_timeout"))
+
+
+def terms(approval: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who is asked and for how long, as a Review takes them: notifiers are told by `park`."""
+    return {name: value for name, value in approval.items() if name != "notifiers"}
+
 
 def require_people(assigned_users: Any, response_timeout: Any) -> None:
     """Raise ValueError, when the DAG is parsed, for users that are no list and a time that has no unit."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from airflow_llm_provider.engine.tool_calls import ApprovalNeeded, ToolCall, Verdict
 from airflow_llm_provider.errors import TerminalError
-from airflow_llm_provider.hooks import form
-from airflow_llm_provider.hooks.review import Review
+from airflow_llm_provider.hooks.people import form
+from airflow_llm_provider.hooks.people.approval import terms
+from airflow_llm_provider.hooks.people.review import Review
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.store import Ledger
@@ -28,7 +29,7 @@ def question(needed: ApprovalNeeded, approval: Mapping[str, Any]) -> Review:
         body="\n\n".join(_told(call) for call in needed.calls) + f"\n\n*Call {needed.key[:16]}*",
         content=written[0]["arguments"] if len(written) == 1 else written,
         why="the tool needs approval",
-        **{name: value for name, value in approval.items() if name != "notifiers"},
+        **terms(approval),
     )
 
 

@@ -11,13 +11,13 @@ from urllib.parse import quote
 import orjson
 
 from airflow_llm_provider.engine.request import to_json
-from airflow_llm_provider.engine.validate import Validator
 from airflow_llm_provider.errors import ChangedSinceShown, TerminalError
-from airflow_llm_provider.hooks import form
-from airflow_llm_provider.hooks.form import APPROVE, CHANGE, REJECT
-from airflow_llm_provider.hooks.verdict import verdict_of
+from airflow_llm_provider.hooks.people import form
+from airflow_llm_provider.hooks.people.form import APPROVE, CHANGE, REJECT
+from airflow_llm_provider.hooks.people.verdict import verdict_of
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.reviews import Asked, Kept, digest
+from airflow_llm_provider.validators import Validator
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
@@ -156,6 +156,12 @@ class Decision:
         """Whether nothing goes on."""
         return self.choice == REJECT
 
+    @property
+    def refusal(self) -> str:
+        """Who said no, and why."""
+        who = f"{self.decided_by} said no" if self.decided_by else "Nobody decided in time, which means no"
+        return f"{who}: {self.feedback}" if self.feedback else f"{who}."
+
     def record(self) -> dict[str, Any]:
         """Return the decision as plain data."""
         return asdict(self)
@@ -167,7 +173,7 @@ def park(
     hook: ClaudeHook,
     context: Context,
     resume: str,
-    notifiers: Sequence[BaseNotifier] = (),
+    notifiers: BaseNotifier | Sequence[BaseNotifier] = (),
 ) -> Decision:
     """Ask a person: park the task, without worker or trigger, and go on in its method `resume` with the answer.
 
@@ -197,7 +203,7 @@ def park(
     if _put_to_airflow(context, shown) != shown:
         raise hook.for_airflow(_changed("Airflow holds another text than should be shown"), context)
     variables: Any = {"review_url": decision_url(context), "review_subject": review.subject}
-    for notifier in notifiers:
+    for notifier in [notifiers] if callable(notifiers) else notifiers:
         notifier({**context, **variables})
     raise TaskAwaitingInput(method_name=resume, timeout=review.response_timeout)
 
