@@ -1,0 +1,145 @@
+"""What the documentation says in other languages than Python, and in tables of names, is what there is."""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import json
+import re
+from typing import Any, get_args
+
+import pytest
+import sqlalchemy as sa
+import yaml
+from pages import ROOT, blocks, languages, named, section
+
+from airflow_llm_provider.documents.document import Reason
+from airflow_llm_provider.documents.estimate import Estimate
+from airflow_llm_provider.documents.rows import AFTER_DATA, columns
+from airflow_llm_provider.documents.run import reason_of
+from airflow_llm_provider.documents.source import SUFFIXES
+from airflow_llm_provider.errors import BY_KIND, AnswerError, LLMError
+from airflow_llm_provider.hooks.choice import Decision as Choice
+from airflow_llm_provider.hooks.choice import Proposal
+from airflow_llm_provider.hooks.people.review import Decision
+from airflow_llm_provider.ledger import schema
+from airflow_llm_provider.pricing import Prices
+from airflow_llm_provider.provider_info import get_provider_info
+
+BILL = r"It cost \$[\d.]+ in \d+ calls?; the run has cost \$[\d.]+ so far(; \$[\d.]+ of the run's budget left)?\."
+
+
+def one(language: str, page: str) -> str:
+    [code] = [block.values[0] for block in blocks(language) if page in str(block.id)]
+    return str(code)
+
+
+def test_there_is_no_language_that_no_test_reads() -> None:
+    assert languages() == {"python", "console", "json", "ini", "sql", "yaml", "text"}
+
+
+def test_the_prices_are_taken_as_a_connection_takes_them() -> None:
+    extra = json.loads(one("json", "budgets.md"))
+    assert extra.keys() <= get_provider_info()["connection-types"][0]["conn-fields"].keys()
+    prices = Prices.of(extra["prices"], extra["discount_percent"])
+    assert all(prices.card(model) for model in extra["prices"])
+
+
+def test_the_record_of_a_branch_has_these_fields() -> None:
+    said = json.loads(one("json", "branching.md"))
+    fields = {field.name for field in dataclasses.fields(Choice)}
+    proposal = Proposal(
+        branches=("a",), reason="", confidence=1.0, confidence_is="", stated_confidence=1.0, usage={}
+    )
+    assert said.keys() == proposal.record().keys() | fields | {"cost_usd"}
+
+
+def test_the_options_of_the_configuration_exist() -> None:
+    said = configparser.ConfigParser()
+    said.read_string(one("ini", "ledger.md"))
+    for name in said.sections():
+        assert said[name].keys() <= get_provider_info()["config"][name]["options"].keys()
+
+
+def test_the_pod_names_options_that_exist() -> None:
+    [container] = yaml.safe_load(one("yaml", "many-machines.md"))["spec"]["containers"]
+    assert container["name"] == "base"  # the one that KubernetesExecutor fills in
+    names = {each["name"].removeprefix("AIRFLOW__LLM__").lower() for each in container["env"]}
+    assert names <= get_provider_info()["config"]["llm"]["options"].keys()
+
+
+def test_the_query_of_the_ledger_runs_and_adds_up(deployment: Any) -> None:
+    deployment.ask(deployment.texts(3))
+    engine = sa.create_engine(deployment.ledger_url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        [row] = connection.execute(sa.text(one("sql", "rows.md"))).mappings()
+    engine.dispose()
+    assert row["calls"] == 3
+    assert row["usd"] == pytest.approx(deployment.server.invoice.cost_micro_usd / 1e6)
+
+
+def test_the_line_about_the_cost_is_the_one_in_the_log(deployment: Any) -> None:
+    assert re.fullmatch(BILL, one("text", "costs.md").strip())
+    assert re.search(BILL, deployment.ask(deployment.texts(1), run_budget_usd=1).log)
+
+
+def test_a_row_has_these_columns() -> None:
+    assert named(section("reference/rows.md", "A row")) | {"cache_read_tokens", "cache_write_tokens"} == set(
+        columns(list_type=True)
+    )
+    first, *_, last = AFTER_DATA
+    assert (first, last) == ("model", "trace_id")  # as the XCom llm_usage is told of
+
+
+def test_a_manifest_and_a_dead_letter_have_these_fields(deployment: Any) -> None:
+    deployment.server.fail(kind="refusal", matching="Letter 2")
+    ran = deployment.ask(deployment.texts(3), model=["fast", "strong"], max_failed=1)
+    assert named(section("reference/rows.md", "The manifest")) == set(ran.manifest)
+    said = named(section("reference/rows.md", "A dead letter"))
+    reasons = {reason_of(kind("")) for kind in BY_KIND.values()} | set(get_args(Reason))
+    assert said == set(ran.dead_letters[0]) | reasons
+
+
+def test_a_dry_run_says_these_fields() -> None:
+    assert named(section("reference/rows.md", "A dry run")) == Estimate().as_dict().keys()
+
+
+def test_a_decision_has_these_fields() -> None:
+    said = named(section("how-to/approval.md", "Ask only where it matters"))
+    fields = {field.name for field in dataclasses.fields(Decision)}
+    assert {name for name in said if "(" not in name} == fields
+
+
+def test_the_ledger_has_these_tables_and_states() -> None:
+    tables = set(schema.metadata.tables) - {schema.version.name}
+    assert named(section("explanation/ledger.md", "What it holds")) == tables
+    states = {schema.OPEN, schema.SETTLED, schema.LATE, schema.FAILED, schema.UNPROVEN, schema.REOPENED}
+    assert named(section("reference/rows.md", "The ledger")) == states
+
+
+def test_these_formats_are_read() -> None:
+    [line] = [
+        line
+        for line in section("how-to/documents.md", "What `documents` may be").splitlines()
+        if "formats" in line
+    ]
+    listed = (
+        line.partition("extension: ")[2]
+        .replace(";", ",")
+        .replace(" and ", ", ")
+        .removesuffix(" row by row |")
+    )
+    assert set(listed.split(", ")) == SUFFIXES
+
+
+def test_these_are_the_example_dags() -> None:
+    assert named((ROOT / "docs" / "how-to" / "dags.md").read_text()) == {
+        file.stem for file in (ROOT / "dags").glob("*.py")
+    }
+
+
+def test_these_classes_of_error_have_policies() -> None:
+    said = named(section("how-to/calls.md", "Errors by class"))
+    assert said <= BY_KIND.keys()
+    paid = {cls.kind for cls in BY_KIND.values() if issubclass(cls, AnswerError)} - {LLMError.kind}
+    assert paid - said == {"tool_limit"}  # told under tools
