@@ -2,14 +2,19 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LOCK ?= requirements.lock
 PYTEST = $(VENV)/bin/python -m pytest -q
 PIP = $(PYTHON) -m pip --python $(VENV)/bin/python --disable-pip-version-check -qq --no-input
 READY = $(VENV)/.installed
+PYTHONS ?= 3.11 3.12 3.13
+# Prints where a Python is. pyenv's python3.12 runs only where that version is chosen, which others don't need.
+find = PYENV_VERSION=$(1) python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null
+RESOLVE = $(VENV)/bin/uv pip compile --quiet --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml
 # What CI runs, the quick ones first, each in a process of its own: tests/unit must not find Airflow loaded.
 TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench test-dags test-distributed chaos security package docs stand-in clean
+.PHONY: help demo test test-slow check bench test-dags test-distributed chaos security package lower-bounds pythons stranger docs stand-in clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -35,8 +40,9 @@ check: $(READY) ## Lint, formatting, types, import rules, security
 	@$(VENV)/bin/lint-imports
 	@$(VENV)/bin/bandit --quiet --recursive --severity-level medium airflow_llm_provider dags
 
-bench: $(READY) ## Run a benchmark (NAME=…); without a name, list them
-	@$(if $(NAME),$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS),echo "make bench NAME=…, one of:"; grep -l '^def main' benchmarks/*.py | sed 's|benchmarks/\(.*\)\.py|  \1|')
+bench: $(READY) ## Measure against the rivals and at scale, write docs/benchmarks.md, long (NAME=… for one part of it)
+	@$(if $(NAME),$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS),\
+	  $(VENV)/bin/python benchmarks/rivals.py && $(VENV)/bin/python benchmarks/scale.py --keep && $(VENV)/bin/python benchmarks/report.py)
 
 test-dags: $(READY) ## Run all of tests/system in real Airflows, the example DAGs with the network off; minutes
 	@$(PYTEST) tests/system $(ARGS)
@@ -54,8 +60,25 @@ security: $(READY) ## Look for planted secrets in a real Airflow; hostile files,
 package: $(READY) ## Build the wheel twice, look inside, install it beside an Airflow; check the types of the API
 	@$(PYTEST) tests/packaging $(ARGS)
 
+lower-bounds: $(READY) ## Run the tests with the oldest versions that pyproject.toml allows; minutes
+	@mkdir -p build && rm -f build/lowest.*
+	@$(RESOLVE) --resolution lowest-direct --output-file build/lowest.txt
+	@$(RESOLVE) --group dev --constraint build/lowest.txt --output-file build/lowest.lock
+	@# A warning is no error here: the oldest Airflow uses what newer releases below it call deprecated.
+	@$(MAKE) --no-print-directory test PYTHON="$$($(call find,3.11))" VENV=build/lowest LOCK=build/lowest.lock ARGS="-W default $(ARGS)"
+
+pythons: $(READY) ## Run the tests on each supported Python that is on this machine (PYTHONS="3.12 3.13"); long
+	@failed=; for version in $(PYTHONS); do \
+	  python="$$($(call find,$$version))" || { echo "== Python $$version: skipped, it is not on this machine"; continue; }; \
+	  echo "== Python $$version"; \
+	  $(MAKE) --no-print-directory test PYTHON="$$python" VENV=build/python$$version || failed="$$failed $$version"; \
+	done; test -z "$$failed" || { echo "Failed on Python$$failed" >&2; exit 1; }
+
+stranger: ## Do what a stranger does: clone, the README's and the tutorial's commands, the wheel, each timed; long
+	@$(PYTHON) tests/stranger/stranger.py $(ARGS)
+
 docs: $(READY) ## Build the documentation into build/docs
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir build/docs && echo "build/docs/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --site-dir build/docs && echo "build/docs/index.html"
 
 stand-in: $(READY) ## Serve the stand-in of the Claude API (ARGS="--port 8765 --latency 0.5")
 	@$(VENV)/bin/airflow-llm stand-in $(ARGS)
@@ -64,11 +87,11 @@ clean: ## Remove .venv, the demo's home and caches
 	rm -rf $(VENV) .demo .bench build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): requirements.lock pyproject.toml
+$(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "This needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 …" >&2; exit 1; }
-	@echo "Setting up $(VENV) from requirements.lock, once; a minute or two …"
+	@echo "Setting up $(VENV) from $(LOCK), once; a minute or two …"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv --without-pip $(VENV)
-	@$(PIP) install -r requirements.lock
+	@$(PIP) install -r $(LOCK)
 	@$(PIP) install --no-deps -e .
 	@touch $@
