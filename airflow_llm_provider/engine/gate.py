@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -24,6 +25,8 @@ LOOK_S = 0.5  # how long what the ledger said is taken to hold
 _FIRST_GUESS_OUTPUT_TOKENS = 300.0
 _LEARNING = 0.1  # the least weight of the latest reply in what is expected of the next
 _NOTED_AGAIN_S = 60.0
+_UNHEARD = 32  # calls that go to a server that has not yet said a word of its limits
+_FIRST_WORD_S = 2.0  # how long the others wait for it
 _HEADERS = [
     (f"anthropic-ratelimit-{kind}-limit", f"anthropic-ratelimit-{kind}-remaining")
     for kind in ("requests", "input-tokens", "output-tokens")
@@ -42,7 +45,8 @@ class Gate:
         self.quiet_until_s = float("-inf")
         self._looked_s = self._paced_until_s = self._cut_s = self._noted_s = float("-inf")
         self._heard_ms = 0.0
-        self._learnt = Limits()
+        self._learnt = self._in_force = Limits()
+        self._gone, self._heard = 0, asyncio.Event()
         self._correction = NOTHING
         self._tokens_a_byte = 1 / BYTES_A_TOKEN
         self._usual_output = _FIRST_GUESS_OUTPUT_TOKENS
@@ -61,6 +65,17 @@ class Gate:
     def is_paced(self) -> bool:
         """Tell whether a limit is known: without one, calls go as they come."""
         return bool(self.bucket.stated) or self.now() < self._paced_until_s
+
+    def admits(self) -> bool:
+        """Count a call that goes without a permit; False while too many have gone for the little that is known."""
+        self._gone += 1
+        return self._heard.is_set() or self._gone <= _UNHEARD
+
+    async def first_word(self) -> None:
+        """Wait for what the first replies say of the limits; not for long, as slow answers are no refusals."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._heard.wait(), _FIRST_WORD_S)
+        self._heard.set()
 
     async def look(self) -> None:
         """Read what the other processes were told; one reads for all who ask meanwhile."""
@@ -145,12 +160,21 @@ class Gate:
         )
 
     def heed(self, headers: Mapping[str, str]) -> None:
-        """Learn the limits from a response, once more than half of one is used: till then nothing need wait."""
-        if self.bucket.stated or (limits := _tight(headers)) is None:
+        """Learn the limits from a response, once more than half of one is used: till then nothing need wait.
+
+        Those that hold already are replaced as soon as the server states others.
+        """
+        if self.bucket.stated:
             return
-        if limits != self._learnt or self.now() - self._noted_s > _NOTED_AGAIN_S:
-            self._learnt, self._noted_s = limits, self.now()
+        limits, is_tight = _stated(headers)
+        is_new = limits != self._learnt or self.now() - self._noted_s > _NOTED_AGAIN_S
+        has_changed = self.is_paced and bool(self._in_force) and limits != self._in_force
+        if limits and ((is_tight and is_new) or has_changed):
+            self._learnt = self._in_force = limits
+            self._noted_s = self.now()
             self._tell(lambda connection, now_ms: permits.learn(connection, now_ms, self.bucket, limits))
+        elif not is_tight:
+            self._heard.set()
 
     async def close(self) -> None:
         """Finish what is being told, and give back what is left."""
@@ -193,6 +217,7 @@ class Gate:
                 self.quiet_until_s, at_s + (notice.quiet_until_ms - notice.now_ms) / 1000
             )
         self._paced_until_s = at_s + (notice.paced_until_ms - notice.now_ms) / 1000
+        self._in_force = notice.learnt
 
     def _tell(self, work: Callable[[sa.Connection, int], Notice]) -> None:
         """Write what was said into the ledger at once, while the call goes on."""
@@ -204,14 +229,15 @@ class Gate:
                 log.warning(
                     "The other processes could not be told what the API says of its limits. %s", error
                 )
+            self._heard.set()
 
         task = asyncio.create_task(tell())
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 
 
-def _tight(headers: Mapping[str, str]) -> Limits | None:
-    """Return the limits that headers state; None where they state none, or where half of each is left."""
+def _stated(headers: Mapping[str, str]) -> tuple[Limits, bool]:
+    """Return the limits that headers state, and whether more than half of one is used."""
     found: list[int | None] = []
     is_tight = False
     for of_limit, of_rest in _HEADERS:
@@ -222,4 +248,4 @@ def _tight(headers: Mapping[str, str]) -> Limits | None:
             continue
         found.append(limit or None)
         is_tight = is_tight or remaining < limit / 2
-    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]) if is_tight else None
+    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]), is_tight

@@ -21,8 +21,8 @@ class Pace:
     """The pace of all processes that share a ledger, as one of them sees it.
 
     limits: what the connection states; where it states none, they are learnt, a model at a time, from the
-        API's headers and its 429s. Until then nothing is paced, and the ledger is asked twice a second
-        whether the others were told to be silent.
+        API's headers and its 429s. Until then nothing is paced, but that 32 calls go before the first reply;
+        and the ledger is asked twice a second whether the others were told to be silent.
     patience_s: the longest silence that is waited for: what asks for more is an error with its `retry_after_s`.
 
     Belongs to one event loop.

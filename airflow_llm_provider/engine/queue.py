@@ -104,7 +104,7 @@ class Queue:
         if not gate.is_fresh or now < gate.quiet_until_s:
             return False
         if not gate.is_paced:
-            return True
+            return gate.admits()
         place = self._next()
         if place is None or place.at_s > now:
             return False
@@ -121,7 +121,8 @@ class Queue:
                 if not gate.is_fresh or gate.now() < gate.quiet_until_s:
                     await self.silence()
                 elif not gate.is_paced:
-                    self._let_go()
+                    if not self._let_go():
+                        await gate.first_word()
                 elif (place := self._next()) is None:
                     await asyncio.shield(self._lease())
                 elif (wait_s := place.at_s - gate.now()) > 0:
@@ -148,11 +149,11 @@ class Queue:
         waiter.set_result(None)
         self._hand_out(cost)
 
-    def _let_go(self) -> None:
-        for waiter, _ in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiting.clear()
+    def _let_go(self) -> bool:
+        """Let those go who need no permit; return whether that is all who wait."""
+        while self._somebody_waits() and self.gate.admits():
+            self._waiting.popleft()[0].set_result(None)
+        return not self._waiting
 
     def _next(self) -> _Place | None:
         """Return the next permit at hand, void ones passed over."""

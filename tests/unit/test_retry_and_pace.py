@@ -79,6 +79,16 @@ async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
     ledger.close()
 
 
+def headers(limit: int, remaining: int) -> dict[str, str]:
+    kinds = ("requests", "input-tokens", "output-tokens")
+    return {f"anthropic-ratelimit-{kind}-limit": "6000000" for kind in kinds} | {
+        "anthropic-ratelimit-input-tokens-remaining": "6000000",
+        "anthropic-ratelimit-output-tokens-remaining": "6000000",
+        "anthropic-ratelimit-requests-limit": str(limit),
+        "anthropic-ratelimit-requests-remaining": str(remaining),
+    }
+
+
 async def permitted(pace: Pace, count: int, *, within_s: float) -> list[Permit]:
     """Return the permits that of `count` who wait are given in time."""
     waiting = [asyncio.create_task(pace.permit(question(), SCOPE)) for _ in range(count)]
@@ -181,9 +191,48 @@ async def test_without_a_known_limit_the_ledger_is_not_asked_call_by_call(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     pace = Pace(ledger)
-    await pace.permit(question(), SCOPE)
+    (await pace.permit(question(), SCOPE)).heed({})
     (tmp_path / "ledger.db").rename(tmp_path / "away.db")
     assert len(await permitted(pace, 500, within_s=0.4)) == 500
+
+
+async def test_a_server_that_has_said_nothing_yet_is_sent_a_few_calls_only(ledger: Ledger) -> None:
+    pace = Pace(ledger)
+    waiting = [asyncio.create_task(pace.permit(question(), SCOPE)) for _ in range(200)]
+    await asyncio.sleep(0.3)
+    gone = [task.result() for task in waiting if task.done()]
+    assert len(gone) == 32
+    for permit in gone:
+        permit.heed(headers(600, 68))  # of a small bucket, which the 200 would have run over
+    await asyncio.sleep(0.5)
+    assert len(gone) <= sum(task.done() for task in waiting) <= 32 + 10
+    for task in waiting:
+        task.cancel()
+
+
+@pytest.mark.parametrize("said", [{}, headers(6_000_000, 6_000_000)], ids=["no limit", "a large one"])
+async def test_at_its_first_word_that_there_is_room_all_go(ledger: Ledger, said: dict[str, str]) -> None:
+    pace = Pace(ledger)
+    waiting = [asyncio.create_task(pace.permit(question(), SCOPE)) for _ in range(200)]
+    await asyncio.sleep(0.2)
+    next(task for task in waiting if task.done()).result().heed(said)
+    _, late = await asyncio.wait(waiting, timeout=0.5)
+    assert not late
+
+
+async def test_a_slow_first_answer_holds_nobody_up_for_long(ledger: Ledger) -> None:
+    assert len(await permitted(Pace(ledger), 200, within_s=3.5)) == 200
+
+
+async def test_a_limit_that_was_raised_holds_at_once(ledger: Ledger) -> None:
+    pace = Pace(ledger)
+    permit = await pace.permit(question(), SCOPE)
+    permit.heed(headers(60, 1))
+    await pace.close()
+    assert len(await permitted(pace, 20, within_s=0.5)) <= 1
+    permit.heed(headers(600_000, 600_000))
+    await pace.close()
+    assert len(await permitted(pace, 20, within_s=2)) == 20
 
 
 async def test_nobody_is_permitted_to_send_while_the_ledger_is_away(ledger_url: str, tmp_path: Path) -> None:
@@ -193,16 +242,6 @@ async def test_nobody_is_permitted_to_send_while_the_ledger_is_away(ledger_url: 
         with pytest.raises(LedgerUnavailable):
             await Pace(ledger, limits).permit(question(), SCOPE)
     ledger.close()
-
-
-def headers(limit: int, remaining: int) -> dict[str, str]:
-    kinds = ("requests", "input-tokens", "output-tokens")
-    return {f"anthropic-ratelimit-{kind}-limit": "6000000" for kind in kinds} | {
-        "anthropic-ratelimit-input-tokens-remaining": "6000000",
-        "anthropic-ratelimit-output-tokens-remaining": "6000000",
-        "anthropic-ratelimit-requests-limit": str(limit),
-        "anthropic-ratelimit-requests-remaining": str(remaining),
-    }
 
 
 async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledger: Ledger) -> None:
