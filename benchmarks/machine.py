@@ -9,8 +9,10 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,37 @@ def stand_in(*, latency_s: float = 0.0, arguments: tuple[str, ...] = ()) -> Iter
     finally:
         process.terminate()
         process.wait(10)
+
+
+@dataclass
+class Peak:
+    """The most that was seen at once, in MB."""
+
+    mb: float = 0.0
+
+
+@contextlib.contextmanager
+def peak_pss_mb(pids: Callable[[], Collection[int]], every_s: float = 0.5) -> Iterator[Peak]:
+    """Watch the memory that processes hold together; pages shared by several are shared out among them."""
+    peak, over = Peak(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every_s):
+            peak.mb = max(peak.mb, sum(map(_pss_mb, pids())))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _pss_mb(pid: int) -> float:
+    with contextlib.suppress(OSError):  # it has ended
+        if found := re.search(
+            r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE
+        ):
+            return int(found.group(1)) / 1024
+    return 0.0

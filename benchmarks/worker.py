@@ -12,9 +12,7 @@ but a file: Airflow runs `airflow_local_settings.py` from the `config` folder of
     if "scheduler" in sys.argv or "celery" in sys.argv:
         import anthropic, aiohttp, airflow_llm_provider.hooks.call, airflow_llm_provider.ledger.store
 
-will do (PRELOAD_OURS below is the whole list). The official provider is preloaded the same way.
-
-The official provider lives in .bench/rivals, see documents.py.
+will do (PRELOAD_OURS in sides.py is the whole list). The official provider is preloaded the same way.
 """
 
 from __future__ import annotations
@@ -27,8 +25,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from documents import MODEL, _rivals
 from machine import machine, stand_in
+from sides import PRELOAD, PRELOAD_COMMON_AI, PRELOAD_OURS, Side
 
 from airflow_llm_provider.testing.airflow import LocalAirflow
 from airflow_llm_provider.testing.processes import session_members, title, wait_until
@@ -49,29 +47,14 @@ from airflow.providers.common.ai.operators.llm import LLMOperator
 with DAG("worker", schedule=None):
     LLMOperator(task_id="ask", llm_conn_id="claude", model_settings={{"max_tokens": 4096}}, prompt={QUESTION!r})
 """
-PRELOAD = """
-import sys
-
-if "scheduler" in sys.argv or "celery" in sys.argv:  # the process that workers are forked from
-"""
-PRELOAD_OURS = """
-    import anthropic
-    import anthropic.resources.messages
-    import aiohttp
-    import httpx2
-    import genai_prices.data_snapshot
-    import airflow_llm_provider.hooks.call
-    import airflow_llm_provider.ledger.store
-    import airflow_llm_provider.operators.claude
-"""
-PRELOAD_PEER = """
-    import anthropic
-    import anthropic.resources.beta.messages
-    import pydantic_ai.models.anthropic
-    import pydantic_ai.providers.anthropic
-    import airflow.providers.common.ai.hooks.pydantic_ai
-    import airflow.providers.common.ai.operators.llm
-"""
+SIDES = {
+    "ours": Side(name="ours", title="ours", dag="ours"),
+    "peer": Side(name="peer", title="common-ai", dag="common_ai"),
+    "ours_preloaded": Side(name="ours_preloaded", title="ours", dag="ours", preload=PRELOAD_OURS),
+    "peer_preloaded": Side(
+        name="peer_preloaded", title="common-ai", dag="common_ai", preload=PRELOAD_COMMON_AI
+    ),
+}
 
 
 def main() -> None:
@@ -79,13 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=5, help="measured in each round")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--only", choices=["ours", "peer", "ours_preloaded", "peer_preloaded"])
+    parser.add_argument("--only", choices=SIDES)
     options = parser.parse_args()
-    figures: dict[str, list[float]] = {"ours": [], "peer": [], "ours_preloaded": [], "peer_preloaded": []}
+    figures: dict[str, list[float]] = {side: [] for side in SIDES}
     for _ in range(options.rounds):
         for side, tasks in figures.items():
             if options.only in (None, side):
-                tasks += _measure(side, options.tasks)
+                tasks += _measure(SIDES[side], options.tasks)
                 print(f"{side}: {[round(cpu, 2) for cpu in tasks]}", file=sys.stderr, flush=True)
     if options.only:
         return
@@ -112,23 +95,18 @@ def main() -> None:
     )
 
 
-def _measure(side: str, tasks: int) -> list[float]:
-    is_ours = side.startswith("ours")
+def _measure(side: Side, tasks: int) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="bench-worker-") as folder, stand_in() as url:
         Path(folder, "dags").mkdir()
-        Path(folder, "dags", "bench.py").write_text(OURS if is_ours else PEER)
-        if side.endswith("preloaded"):
+        Path(folder, "dags", "bench.py").write_text(OURS if side.is_ours else PEER)
+        if side.preload:
             Path(folder, "home", "config").mkdir(parents=True)
-            Path(folder, "home", "config", "airflow_local_settings.py").write_text(
-                PRELOAD + (PRELOAD_OURS if is_ours else PRELOAD_PEER)
-            )
-        connection: dict[str, Any] = {"conn_type": "claude", "password": "sk-bench", "host": url}
-        if not is_ours:
-            connection |= {"conn_type": "pydanticai", "extra": {"model": f"anthropic:{MODEL}"}}
+            Path(folder, "home", "config", "airflow_local_settings.py").write_text(PRELOAD + side.preload)
+        connection = side.connection(url)
         with LocalAirflow(
             Path(folder, "home"),
             Path(folder, "dags"),
-            python=sys.executable if is_ours else str(_rivals()),
+            python=side.python,
             parallelism=1,
             connections={"claude": connection, "claude_default": connection},
             components=("api-server", "scheduler", "dag-processor"),
