@@ -27,8 +27,9 @@ def test_the_page_is_what_the_results_say() -> None:
 
 @pytest.mark.parametrize(("peer", "times"), [("common_ai", 500), ("common_ai_preloaded", 100)])
 def test_a_cpu_second_yields_many_times_the_documents(works: dict[str, Any], peer: str, times: int) -> None:
-    work = works["unlimited"]
-    assert work["ours"]["documents_per_cpu_s"] >= times * work[peer]["documents_per_cpu_s"]
+    # A mapped side does the same few documents in both works.
+    theirs = max(works[name][peer]["documents_per_cpu_s"] for name in ("unlimited", "small"))
+    assert works["unlimited"]["ours"]["documents_per_cpu_s"] >= times * theirs
 
 
 def test_a_limit_is_used_and_hardly_ever_met(works: dict[str, Any]) -> None:
