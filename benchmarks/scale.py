@@ -112,7 +112,10 @@ class PostgresLedger:
         commits, rows = self._ask(
             "SELECT xact_commit, tup_inserted + tup_updated FROM pg_stat_database WHERE datname = current_database()"
         )
-        used = [process.cpu_times() for process in self.server.processes()]
+        used = []
+        for process in self.server.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that cleans up has just ended
+                used.append(process.cpu_times())
         ended = used[0].children_user + used[0].children_system
         cpu_s = ended + sum(times.user + times.system for times in used)
         return {"commits": commits, "rows_written": rows, "server_cpu_s": cpu_s}
