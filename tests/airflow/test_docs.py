@@ -105,7 +105,7 @@ def test_every_test_of_the_documentation_passes(tmp_path: Path, code: str) -> No
 def theirs(tmp_path: Path, *command: str) -> str:
     """Return what a Python that has the official providers prints."""
     if not RIVALS.exists():
-        pytest.skip("the official providers are not installed: `make bench NAME=documents` does so")
+        pytest.skip("the official providers are not installed: `make bench NAME=rivals` does so")
     done = subprocess.run(
         [str(RIVALS), "-W", "ignore", *command],
         env={
