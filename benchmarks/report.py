@@ -289,8 +289,9 @@ def where_rivals_are_better(
                     sides[name][column.figure] / max(1, sides[name]["answered"]) for name in ("ours", side)
                 )
             better_by = 1.0 if column.figure in EXACT else BETTER
-            if format(told[column.figure], column.form) == format(sides["ours"][column.figure], column.form):
-                continue
+            looks = [format(sides[name][column.figure], column.form) for name in ("ours", side)]
+            if column.figure not in COUNTS and looks[0] == looks[1]:
+                continue  # the table shows no difference
             is_better = theirs > ours * better_by if column.more_is_better else theirs * better_by < ours
             if side != "ours" and is_better:
                 better.append(f"{titles[side]} ({column.head})")

@@ -1,11 +1,11 @@
 """The same work done by this package, by the official provider's LLMOperator and by plain tasks with the SDK.
 
 Each side runs in a real Airflow of its own (api-server, scheduler with LocalExecutor and `--parallelism` slots,
-dag-processor, triggerer; SQLite) and does its works one after the other, against the same stand-in. Our side does all
-of each work; a mapped side, whose cost is by the task, does the first `--few` documents of it, or more where each of
-the work's faults is to come once. Before, each side has run a DAG over two other documents; what its Airflow uses
-while nothing runs is stated beside it (idle_cpu_per_s). Our books are held against the stand-in's invoice after every
-work.
+dag-processor, triggerer; SQLite) and does its works one after the other, against the same stand-in. A side that is one
+task does all of each work; a mapped side, whose cost is by the task, does the first `--few` documents of it, or more
+where each of the work's faults is to come once. Before, each side has run a DAG over two other documents; what its
+Airflow uses while nothing runs is stated beside it (idle_cpu_per_s). Our books are held against the stand-in's invoice
+after every work.
 
 The results go into results/rivals.json after every side, and from there into docs/benchmarks.md (report.py). Those of
 some works or sides (`--works`, `--sides`) take the place of what was measured of them before: on the same day, machine,

@@ -106,7 +106,7 @@ class Forecast:
         if self.past is not None:
             self._foretold += self.past.input_tokens(request)
         card = self.cards(request.model)
-        if card is None or any(None in send.cards for send in sends):
+        if card is None or request.is_boundless or any(None in send.cards for send in sends):
             self.unpriced += 1
             return
         ceiling = sum(send.ceiling_micro_usd for send in sends)

@@ -139,6 +139,11 @@ class Request:
         return len(self.system or "") + sum(len(block.get("text", "")) for block in blocks)
 
     @property
+    def is_boundless(self) -> bool:
+        """Say whether the server runs tools of its own, such as a search: what they read and charge has no bound."""
+        return bool(self.extra.keys() & {"tools", "mcp_servers"})
+
+    @property
     def shared_bytes(self) -> int:
         """Size of all that prompt caching may keep: schema and tools go before the shared blocks."""
         if not self.shared_blocks:
@@ -184,11 +189,10 @@ class Request:
 def ceiling_micro_usd(request: Request, prices: Prices = LIST_PRICES) -> int | None:
     """Return the most one send of `request` can cost in micro-USD; None when that is not known.
 
-    It is not where the model has no known price, nor where the server runs tools of its own, such as a search:
-    what they read and charge has no bound.
+    It is not where the model has no known price, nor where the request is boundless.
     """
     card = prices.card(request.model)
-    if card is None or request.extra.keys() & {"tools", "mcp_servers"}:
+    if card is None or request.is_boundless:
         return None
     return card.ceiling_micro_usd(input_tokens=request.input_ceiling_tokens, output_tokens=request.max_tokens)
 

@@ -46,7 +46,7 @@ def texts(*numbers: int, start: str = "Letter") -> list[Document]:
 
 def a_run(engine: Engine, *, run_id: str = "run-1", output: Any = None, **fields: Any) -> Run:
     question = {"prompt": "What is owed?", "model": MODEL, "endpoint": "api", "asked_by": "nightly.read"}
-    asked = {name: fields.pop(name) for name in ("prompt", "model", "max_tokens") if name in fields}
+    asked = {name: fields.pop(name) for name in ("prompt", "model", "max_tokens", "extra") if name in fields}
     return Run(
         engine=engine,
         scope=SCOPE.__class__(dag_id="nightly", run_id=run_id, task_id="read", trace_id="0" * 32),
@@ -193,6 +193,14 @@ async def test_a_model_without_a_price_has_none(engine: Engine) -> None:
     assert told.as_dict()["cost_usd"] is None
     assert told.input_tokens.likely > 0
     assert (told + Estimate()).cost_micro_usd is None
+
+
+@pytest.mark.parametrize("of_the_server", ["tools", "mcp_servers"])
+async def test_what_the_server_runs_itself_has_no_bound_and_so_no_price(
+    engine: Engine, of_the_server: str
+) -> None:
+    told = await estimate(a_run(engine, extra={of_the_server: [{}]}), texts(1))
+    assert told.cost_micro_usd is None
 
 
 NOBODY = "nobody-knows-1"
