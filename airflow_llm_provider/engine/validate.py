@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 
 from airflow_llm_provider.engine.mend import is_json, members, objects_in
 from airflow_llm_provider.engine.schema import fields_of, names_in, part_of
-from airflow_llm_provider.errors import BusinessError, InvalidOutput, LLMError
+from airflow_llm_provider.errors import BusinessError, InvalidOutput, LLMError, TerminalError
 from airflow_llm_provider.validators import Complaint, Judge, Validator
 
 # The API wants an object at the top; anything else travels in one field of this name.
@@ -236,23 +236,29 @@ class OutputType:
         fields: dict[str, Any] = {self._field: (self.output_type, ...)}
         return TypeAdapter(create_model("Answer", **fields))
 
-    @cached_property
+    @property
     def _adapter(self) -> Any:
-        """The pydantic adapter; None for free text and JSON schemas."""
-        if self.is_text or isinstance(self.output_type, Mapping):
-            return None
-        from pydantic import TypeAdapter
+        return self._adapter_and_schema[0]
 
-        return TypeAdapter(self.output_type)
+    @property
+    def _inner_schema(self) -> Mapping[str, Any] | None:
+        return self._adapter_and_schema[1]
 
     @cached_property
-    def _inner_schema(self) -> Mapping[str, Any] | None:
+    def _adapter_and_schema(self) -> tuple[Any, Mapping[str, Any] | None]:
+        """The pydantic adapter, None for free text and JSON schemas; and the JSON schema, None for free text."""
         if self.is_text:
-            return None
-        schema: Mapping[str, Any] = (
-            self.output_type if self._adapter is None else self._adapter.json_schema(mode="validation")
-        )
-        return schema
+            return None, None
+        if isinstance(self.output_type, Mapping):
+            return None, self.output_type
+        from pydantic import PydanticUserError, TypeAdapter
+
+        try:
+            adapter = TypeAdapter(self.output_type)
+            return adapter, adapter.json_schema(mode="validation")
+        except PydanticUserError as error:  # it comes with pages of advice on pydantic's own settings
+            what = error.message.splitlines()[0]
+            raise TerminalError(f"output_type={self.output_type!r}: {what} Nothing was sent.") from error
 
     @cached_property
     def _field(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -33,19 +33,6 @@ def with_models(validators: Sequence[Validator | Judge], settings: Settings) -> 
         else each
         for each in validators
     ]
-
-
-def require_checks(validators: Any, max_repairs: Any, on_exhausted: str = "fail") -> None:
-    """Raise ValueError, when the DAG is parsed, for validators that are no list, and what else can't be meant."""
-    if callable(validators) or isinstance(validators, (str, Mapping)):
-        raise ValueError(f"validators={validators!r}: give a list of functions.")
-    if isinstance(max_repairs, bool) or not isinstance(max_repairs, int) or max_repairs < 0:
-        raise ValueError(f"max_repairs={max_repairs!r}: give a whole number, 0 for none.")
-    if on_exhausted not in get_args(OnExhausted):
-        raise ValueError(
-            f"on_exhausted={on_exhausted!r}: choose one of {', '.join(get_args(OnExhausted))}. A stronger "
-            'model is model=["fast", "strong"].'
-        )
 
 
 def checks_record(outcome: Reply | AnswerError) -> dict[str, Any]:

@@ -13,14 +13,6 @@ if TYPE_CHECKING:
     from airflow_llm_provider.documents.run import Run
 
 
-def require_tolerance(max_failed: Any) -> None:
-    """Raise ValueError, when the DAG is parsed, for what is neither a count nor a share of documents."""
-    if not isinstance(max_failed, (int, float)) or max_failed < 0:
-        raise ValueError(
-            f"max_failed={max_failed!r}: give a count (int) or a share (float) of the documents."
-        )
-
-
 def failure_of(manifest: Mapping[str, Any], run: Run, *, max_failed: float, task_id: str) -> Exception | None:
     """Return the error of a run that a budget stopped, or that has more dead letters than are tolerated.
 

@@ -20,16 +20,6 @@ def is_template(text: str) -> bool:
     return "{{" in text or "{%" in text
 
 
-def require_amount(name: str, dollars: Any) -> None:
-    """Raise ValueError, when the DAG is parsed, for what is no amount; templates are read at run time."""
-    if dollars is None or (isinstance(dollars, str) and is_template(dollars)):
-        return
-    try:
-        micro_usd(dollars)
-    except ValueError as error:
-        raise ValueError(f"{name}= {error}.") from None
-
-
 def amount(task_id: str, name: str, dollars: Any) -> int | None:
     """Read an amount in US dollars as micro-USD; None where none is written, as nothing or None."""
     if dollars is None or str(dollars).strip() in ("", "None"):
@@ -45,9 +35,12 @@ def number(task_id: str, name: str, count: int | str | None) -> int | None:
     if count is None or count in ("", "None"):
         return None
     try:
-        return int(str(count))  # int(2.7) would be 2
+        read = int(str(count))  # int(2.7) would be 2
     except ValueError:
-        raise AirflowFailException(f"{task_id}: {name}={count!r} is no whole number.") from None
+        read = -1
+    if read < 0:
+        raise AirflowFailException(f"{task_id}: {name}={count!r}: give a whole number, 0 or more.")
+    return read
 
 
 def flag(value: bool | str) -> bool:

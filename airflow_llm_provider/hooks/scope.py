@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow_llm_provider.hooks.rendered import amount, require_amount
+from airflow_llm_provider.hooks.rendered import amount
 
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger.records import CallScope
@@ -52,16 +52,6 @@ def scope_of(
         run_budget_micro_usd=caps["run_budget_usd"],
         on_exceeded=_argument(task, "on_exceeded", arguments) or "fail",
     )
-
-
-def require_budgets(on_exceeded: str, **caps: Any) -> None:
-    """Raise ValueError, when the DAG is parsed, for a budget that is none; templates are read at run time."""
-    if on_exceeded not in ("fail", "skip", "ask"):
-        raise ValueError(
-            f"on_exceeded={on_exceeded!r}: use fail, skip or ask; a standing budget per day or month can wait."
-        )
-    for name, cap in caps.items():
-        require_amount(name, cap)
 
 
 def _argument(task: Any, name: str, arguments: Mapping[str, Any] | None) -> Any:

@@ -11,8 +11,8 @@ from airflow.sdk import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.hooks.arguments import require_share, require_sound
 from airflow_llm_provider.hooks.files import with_files_read
-from airflow_llm_provider.hooks.people.approval import require_people
 from airflow_llm_provider.operators.branches import (
     RECORD,
     SETTINGS,
@@ -285,16 +285,10 @@ def _require_sound(**given: Any) -> None:
                 "choice has no effects. Give it to the task of a branch."
             )
     default, on_unsure = given.get("default_branch"), given.get("on_unsure")
-    if on_unsure not in (None, "default", "review", "fail"):
-        raise ValueError(f"on_unsure= is {on_unsure!r}, and should be 'default', 'review' or 'fail'.")
     if on_unsure == "default" and default is None:
         raise ValueError("on_unsure='default' needs a default_branch=.")
     if not isinstance(default, str | None) and len(default) > 1 and not given.get("multiple"):
         raise ValueError(f"default_branch={default!r}: several branches need multiple=True.")
-    require_people(given.get("assigned_users"), given.get("response_timeout"))
-    if not isinstance(votes := given.get("votes", 1), int) or votes < 1:
-        raise ValueError(f"votes= is {votes!r}, and should be a whole number, 1 or more.")
-    bars = {"min_confidence": given.get("min_confidence")}
     if (branches := given.get("branches")) is not None:
         if not isinstance(branches, Mapping):
             raise ValueError("branches= should be a dict: a description, or a Branch, for each id.")
@@ -303,7 +297,5 @@ def _require_sound(**given: Any) -> None:
                 Branch.of(branch).written_settings()
             except ValueError as error:
                 raise ValueError(f"branches[{name!r}]: {error}") from None
-            bars[f"branches[{name!r}]: min_confidence"] = Branch.of(branch).min_confidence
-    for name, bar in bars.items():
-        if bar is not None and not (isinstance(bar, int | float) and 0 <= bar <= 1):
-            raise ValueError(f"{name}= is {bar!r}, and should be between 0 and 1.")
+            require_share(f"branches[{name!r}]: min_confidence", Branch.of(branch).min_confidence)
+    require_sound(given)

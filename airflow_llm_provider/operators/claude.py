@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.errors import AnswerError, LLMError, error_of, require_kinds
-from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_record, require_checks
+from airflow_llm_provider.errors import AnswerError, LLMError, error_of
+from airflow_llm_provider.hooks.arguments import require_sound
+from airflow_llm_provider.hooks.checks import Exhausted, OnExhausted, checks_record
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.files import is_file, with_files_read
-from airflow_llm_provider.hooks.people.approval import require_approval
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
-from airflow_llm_provider.hooks.scope import CAPS, require_budgets
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
-from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.triggers.lane import LanePartial, place
 
 if TYPE_CHECKING:
@@ -230,7 +228,7 @@ class ClaudeOperator(BaseOperator):
         self.tags = tags
         self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
-        _require_sound(self.arguments())
+        require_sound(self.arguments())
         Exhausted(on_exhausted=on_exhausted, default=default, dead_letters=dead_letters).require_consistent()
         if deferrable and not self.starts_in_worker and not is_mapped:  # a mapped one has its lane already
             place(self, self.arguments(), push=self.do_xcom_push, call_arguments=CALL_ARGUMENTS)
@@ -242,7 +240,7 @@ class ClaudeOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> LanePartial:
         """Return a partial whose `.expand()` chooses the lane, with its arguments checked when the DAG is parsed."""
-        _require_sound(kwargs)
+        require_sound(kwargs)
         return LanePartial.of(super().partial(**kwargs))
 
     @classmethod
@@ -367,18 +365,3 @@ class ClaudeOperator(BaseOperator):
     def on_kill(self) -> None:
         """Drop the call in flight."""
         self.hook.cancel()
-
-
-def _require_sound(given: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
-    if retry := given.get("retry"):
-        from airflow_llm_provider.engine.retry import policies
-
-        policies(retry)
-    by_name(given.get("tools") or ())
-    require_approval(given.get("approval") or {})
-    require_kinds("fall_back_on", given.get("fall_back_on", ()))
-    require_checks(
-        given.get("validators", ()), given.get("max_repairs", 0), given.get("on_exhausted", "fail")
-    )
-    require_budgets(given.get("on_exceeded", "fail"), **{name: given.get(name) for name in CAPS})

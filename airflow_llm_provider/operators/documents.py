@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.errors import require_kinds
-from airflow_llm_provider.hooks.checks import require_checks
+from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
-from airflow_llm_provider.hooks.outcome import failure_of, require_tolerance
-from airflow_llm_provider.hooks.people.price import Gate, require_gate
+from airflow_llm_provider.hooks.outcome import failure_of
+from airflow_llm_provider.hooks.people.price import Gate
 from airflow_llm_provider.hooks.rendered import amount, flag, number, run_values
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
-from airflow_llm_provider.hooks.scope import require_budgets
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.hooks.storage import object_storage
 from airflow_llm_provider.operators.places import (
@@ -32,6 +30,7 @@ from airflow_llm_provider.operators.rows import Rows
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     from airflow_llm_provider.documents.document import Document, Rejected
     from airflow_llm_provider.documents.estimate import Estimate
@@ -167,13 +166,6 @@ class ClaudeDocumentsOperator(BaseOperator):
         if "retry_policy" not in (kwargs.get("default_args") or {}):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
-        if not isinstance(max_in_flight, int) or max_in_flight < 1:
-            raise ValueError(f"max_in_flight={max_in_flight!r}: at least one request has to be in flight.")
-        require_tolerance(max_failed)
-        require_kinds("retry", retry or ())
-        require_kinds("fall_back_on", fall_back_on)
-        require_budgets(on_exceeded, budget_usd=budget_usd, run_budget_usd=run_budget_usd)
-        require_gate(confirm_above_usd, approval or {})
         self.documents = documents
         self.prompt = prompt
         self.output_path = output  # BaseOperator.output is the XCom
@@ -192,7 +184,6 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.max_tokens = max_tokens
         self.effort = effort
         self.extra_body = extra_body
-        require_checks(validators, max_repairs)
         self.validators = validators
         self.max_repairs = max_repairs
         self.min_confidence = min_confidence
@@ -216,10 +207,18 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.approval = approval or {}
         self.tags = tags
         self.claude_conn_id = claude_conn_id
+        require_sound(vars(self))
         require_resolvable(self.task_id, documents)
         # Known only here: rendering replaces the template by its value.
         self._is_literal = is_literal(documents)
         self._run_values = run_values(prompt, system)
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """Return a partial, with its arguments checked when the DAG is parsed."""
+        require_sound(kwargs)
+        require_resolvable(kwargs["task_id"], kwargs.get("documents"))
+        return super().partial(**kwargs)
 
     @property
     def documents(self) -> Any:

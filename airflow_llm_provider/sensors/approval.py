@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator, XComArg
 from airflow.sdk.bases.branch import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import Rejected
+from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
-from airflow_llm_provider.hooks.people.approval import require_people
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.sensors.when import Facts, When, judge, require_conditions
 
@@ -96,10 +96,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _require("on_timeout", on_timeout, get_args(OnTimeout))
-        _require("on_changed", on_changed, get_args(OnChanged))
         require_conditions(when)
-        require_people(assigned_users, response_timeout)
         if on_timeout != "deny" and response_timeout is None:
             raise ValueError(
                 f"on_timeout={on_timeout!r} needs a response_timeout=: without one, time never runs out."
@@ -122,6 +119,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         self.notifiers = notifiers
         self.on_changed = on_changed
         self.claude_conn_id = claude_conn_id
+        require_sound(vars(self))
 
     @property
     def content(self) -> Any:
@@ -265,9 +263,3 @@ def _pulled(ti: Any, task_id: str, key: str) -> list[Any]:
             return [found]
     found = ti.xcom_pull(task_ids=task_id, key=key)
     return found if isinstance(found, list) else [found] if found is not None else []
-
-
-def _require(argument: str, value: str, known: Sequence[str]) -> None:
-    """Raise ValueError, when the DAG is parsed, for a value that does not exist."""
-    if value not in known:
-        raise ValueError(f"{argument}={value!r}: use {', '.join(known)}.")

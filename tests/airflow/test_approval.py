@@ -389,8 +389,8 @@ def test_an_editor_is_only_offered_where_it_may_be_used(ask: Any) -> None:
 
 def test_wrong_arguments_are_named_when_the_dag_is_parsed() -> None:
     for wrong, named in (
-        ({"on_timeout": "deny it"}, "on_timeout='deny it': use deny, approve, fail."),
-        ({"on_changed": "frosen"}, "on_changed='frosen': use fail, frozen."),
+        ({"on_timeout": "deny it"}, "on_timeout='deny it': choose one of deny, approve, fail."),
+        ({"on_changed": "frosen"}, "on_changed='frosen': choose one of fail, frozen."),
         ({"when": "sometimes"}, "when='sometimes': use always, a condition"),
         ({"when": OnComplaints}, "when=OnComplaints: it takes its arguments, as in OnComplaints(…)."),
         ({"when": ["always", 0.8]}, "when=0.8 is neither a condition"),

@@ -213,26 +213,6 @@ async def test_what_only_the_mapped_value_tells_sends_the_call_to_a_worker(deplo
     assert deployment.server.seen == 0
 
 
-@pytest.mark.parametrize(
-    ("wrong", "complaint"),
-    [
-        ({"on_exceeded": "stop"}, "on_exceeded='stop': use fail"),
-        ({"budget_usd": "x"}, "budget_usd= 'x' is no amount"),
-        ({"on_exhausted": "x"}, "on_exhausted='x': choose one of"),
-        ({"validators": len}, "give a list of functions"),
-        ({"max_repairs": -1}, "max_repairs=-1"),
-        ({"fall_back_on": ["weather"]}, "fall_back_on= knows no class of error 'weather'"),
-        ({"approval": {"response_timeout": 3}}, "give a timedelta"),
-        ({"retry": {"weather": {}}}, "weather"),
-    ],
-)
-def test_a_mapped_call_that_can_not_be_meant_is_refused_when_the_dag_is_parsed(wrong, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        mapped(over={"version": ["1"]}, **wrong)
-    with pytest.raises(ValueError, match=complaint):
-        asked(**wrong)
-
-
 def test_what_goes_with_a_mapped_argument_may_stand_in_partial():
     assert mapped(over={"dead_letters": ["/a", "/b"]}, on_exhausted="dead_letter")
     assert mapped(over={"on_exhausted": ["fail", "default"]}, default="Nothing.")

@@ -315,10 +315,11 @@ def test_a_limit_leaves_the_rest_pending(deployment):
     assert deployment.server.invoice.paid == 3
 
 
-def test_a_limit_that_is_no_whole_number_is_not_rounded(deployment):
-    ran = deployment.ask(deployment.texts(3), limit=2.7)
+@pytest.mark.parametrize("limit", ["2.7", "-1", "few"])
+def test_a_limit_that_a_template_makes_no_whole_number_is_not_rounded(deployment, limit):
+    ran = deployment.ask(deployment.texts(3), limit=f"{{{{ '{limit}' }}}}")
     assert ran.state == "failed"
-    assert "limit=2.7 is no whole number" in ran.log
+    assert f"limit='{limit}': give a whole number, 0 or more." in ran.log
     assert deployment.server.seen == 0
 
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import enum
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pydantic
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.engine.validate import OutputType
-from airflow_llm_provider.errors import InvalidOutput
+from airflow_llm_provider.errors import InvalidOutput, TerminalError
 
 
 class Invoice(pydantic.BaseModel):
@@ -162,3 +163,9 @@ def test_what_json_has_no_number_for_is_no_number_of_a_schema(number: str) -> No
 def test_a_text_from_elsewhere_is_read_as_what_is_asked_for(output_type: Any, given: str, value: Any) -> None:
     output = OutputType(output_type)
     assert output.parse(output.answer_text(given)) == value
+
+
+@pytest.mark.parametrize("no_type", [3, "Invoice", Callable[[], int]])
+def test_what_is_no_type_is_named_and_no_retry_can_mend_it(no_type: Any) -> None:
+    with pytest.raises(TerminalError, match=r"^output_type=.*Nothing was sent\.$"):
+        _ = OutputType(no_type).schema

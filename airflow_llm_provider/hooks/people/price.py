@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.errors import ChangedSinceShown, Rejected
-from airflow_llm_provider.hooks.people.approval import require_approval, terms
-from airflow_llm_provider.hooks.rendered import require_amount
+from airflow_llm_provider.hooks.people.approval import terms
 from airflow_llm_provider.pricing import micro_usd, usd
 
 if TYPE_CHECKING:
@@ -22,12 +21,6 @@ if TYPE_CHECKING:
 _KEY = "price"
 _COVERED = "a yes covers, at most (USD)"
 _UNKNOWN = "any price"
-
-
-def require_gate(confirm_above_usd: Any, approval: Mapping[str, Any]) -> None:
-    """Raise ValueError, when the DAG is parsed, for a bar that is no amount, and for people and times that are none."""
-    require_amount("confirm_above_usd", confirm_above_usd)
-    require_approval(approval)
 
 
 @dataclass(frozen=True, kw_only=True)

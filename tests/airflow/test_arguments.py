@@ -1,0 +1,123 @@
+"""What a DAG author can't have meant is an error of the DAG file, whichever operator it is and however it is made."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import pytest
+from airflow.sdk import DAG, XComArg
+
+from airflow_llm_provider.documents.pdf import PdfMode
+from airflow_llm_provider.engine.framing import Framing
+from airflow_llm_provider.hooks.arguments import CHOICES
+from airflow_llm_provider.hooks.checks import OnExhausted
+from airflow_llm_provider.hooks.choice import OnUnsure
+from airflow_llm_provider.operators.branch import LLMBranchOperator
+from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.operators.repair import ValidationRepairOperator
+from airflow_llm_provider.sensors.approval import ApprovalSensor, OnChanged, OnTimeout
+
+CALL = {"task_id": "ask", "prompt": "What is owed?"}
+DOCUMENTS = {"task_id": "read", "prompt": "Read.", "documents": ["a text"], "output": "/data/rows.jsonl"}
+ALL = (ApprovalSensor, ClaudeDocumentsOperator, ClaudeOperator, LLMBranchOperator, ValidationRepairOperator)
+
+OF_BOTH = [
+    ({"on_exceeded": "stop"}, "on_exceeded='stop': choose one of fail, skip, ask. A standing budget"),
+    ({"budget_usd": "x"}, "budget_usd= 'x' is no amount"),
+    ({"run_budget_usd": -1}, "run_budget_usd= -1"),
+    ({"reuse": "alway"}, "reuse='alway': choose one of always, run, never."),
+    ({"reuse": None}, "reuse=None: choose one of"),
+    ({"too_long": "cut"}, "too_long='cut': choose one of fail, truncate, map_reduce."),
+    ({"validators": len}, "validators=<built-in function len>: give a list."),
+    ({"fallbacks": "fast"}, "fallbacks='fast': give a list."),
+    ({"tags": "monthly"}, "tags='monthly': give a list."),
+    ({"budget_notifiers": object}, "give a list."),
+    ({"max_repairs": -1}, "max_repairs=-1: give a whole number, 0 or more."),
+    ({"max_tokens": 0}, "max_tokens=0: give a whole number, 1 or more."),
+    ({"max_tokens": "many"}, "max_tokens='many': give a whole number"),
+    ({"max_input_tokens": -5}, "max_input_tokens=-5: give a whole number"),
+    ({"max_repairs": True}, "max_repairs=True: give a whole number"),
+    ({"min_confidence": 70}, "min_confidence=70: give a number from 0 to 1."),
+    ({"model": []}, "model=[]: name a tier"),
+    ({"version": 3}, "version=3: give a text, such as '3'."),
+    ({"fall_back_on": ["weather"]}, "fall_back_on= knows no class of error 'weather'"),
+    ({"approval": {"response_timeout": 3}}, "give a timedelta"),
+    ({"retry": {"weather": {}}}, "weather"),
+    ({"retry": {"network": {"tries": 3}}}, "tries"),
+]
+OF_ONE_CALL = [
+    (
+        {"on_exhausted": "x"},
+        "on_exhausted='x': choose one of fail, skip, default, review, dead_letter. A stronger",
+    ),
+    ({"stop_sequences": "END"}, "stop_sequences='END': give a list."),
+    ({"messages": "Hello"}, "messages='Hello': give a list."),
+    ({"inputs": ["a letter"]}, "inputs=['a letter']: give a dict, of data by name."),
+    ({"max_tool_turns": -1}, "max_tool_turns=-1: give a whole number"),
+    ({"max_tool_usd": "cheap"}, "max_tool_usd= 'cheap' is no amount"),
+]
+OF_DOCUMENTS = [
+    ({"max_in_flight": 0}, "max_in_flight=0: give a whole number, 1 or more."),
+    ({"max_failed": -1}, "max_failed=-1: give a count (int) or a share (float)"),
+    ({"max_bytes": 0}, "max_bytes=0: give a whole number, 1 or more."),
+    ({"limit": -1}, "limit=-1: give a whole number, 0 or more."),
+    ({"confirm_above_usd": "much"}, "confirm_above_usd= 'much' is no amount"),
+    ({"strings": "texts"}, "strings='texts': choose one of text, path."),
+    ({"pdf": "ocr"}, "pdf='ocr': choose one of auto, text, native."),
+    ({"framing": "xml"}, "framing='xml': choose one of document, tag."),
+    ({"encoding": "utf-99"}, "encoding='utf-99': Python knows no such encoding."),
+]
+WRONG = [
+    *[(ClaudeOperator, CALL, wrong, said) for wrong, said in [*OF_BOTH, *OF_ONE_CALL]],
+    *[(ClaudeDocumentsOperator, DOCUMENTS, wrong, said) for wrong, said in [*OF_BOTH, *OF_DOCUMENTS]],
+]
+
+
+@pytest.mark.parametrize(
+    ("operator", "given", "wrong", "said"), WRONG, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_what_can_not_be_meant_is_refused_when_the_dag_is_parsed(
+    operator: Any, given: Mapping[str, Any], wrong: Mapping[str, Any], said: str
+) -> None:
+    with DAG("wrong", schedule=None):
+        for make in (operator, operator.partial):
+            with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+                make(**{**given, **wrong})
+
+
+def test_what_a_template_or_another_task_will_give_is_read_when_the_task_runs() -> None:
+    with DAG("later", schedule=None):
+        first = ClaudeOperator(**CALL)
+        later: XComArg = first.output
+        ClaudeOperator(
+            **{**CALL, "task_id": "second"},
+            model="{{ params.model }}",
+            inputs=later,
+            messages=later,
+            version=later,
+        )
+        ClaudeDocumentsOperator(
+            **DOCUMENTS, limit="{{ params.limit }}", budget_usd=later, confirm_above_usd="{{ params.usd }}"
+        )
+
+
+def test_every_choice_that_a_signature_offers_is_known() -> None:
+    named = {
+        "Framing": Framing,
+        "OnChanged": OnChanged,
+        "OnExhausted": OnExhausted,
+        "OnTimeout": OnTimeout,
+        "OnUnsure": OnUnsure,
+        "PdfMode": PdfMode,
+    }
+    offered = {}
+    for operator in ALL:
+        for name, parameter in inspect.signature(operator).parameters.items():
+            stated = str(parameter.annotation).removesuffix(" | None")
+            if stated.startswith("Literal[") or stated in named:
+                offered[name] = get_args(eval(stated, {"Literal": Literal, **named}))
+    assert offered == CHOICES
