@@ -20,6 +20,7 @@ from airflow_llm_provider.testing.standin import StandIn
 
 SHARED, LOCAL = 260, 160  # documents, by ledger
 STAGES, ASKS, CHAINS = 6, 5, 3  # single calls: so many stages of so many; repair chains
+REPAIRS = 30  # the last document may get every truncated and every wrong-shaped answer of a seed, 24 of them
 IN_FLIGHT = {"shared": 8, "local": 5}  # calls at once, by task; the others make one
 DAG_ID = "chaos"
 DAG = """
@@ -54,7 +55,7 @@ def is_double(note: Note):
     return None if note.double == 2 * int(note.note[-4:]) else "double has to be twice the note's number"
 
 
-CHECKED = {"output_type": Note, "validators": [is_double], "max_repairs": 9}
+CHECKED = {"output_type": Note, "validators": [is_double], "max_repairs": %(repairs)d}
 
 with DAG(
     "%(dag_id)s",
@@ -86,7 +87,7 @@ with DAG(
         asks = ClaudeOperator.partial(
             task_id=f"ask_{stage}",
             output_type=SCHEMA,
-            max_repairs=9,
+            max_repairs=%(repairs)d,
             deferrable=True,
             claude_conn_id="shared",
         ).expand(prompt=[f"{ASKED} Note {NAME}-ask{stage}{number:03}." for number in range(%(asks)d)])
@@ -144,7 +145,8 @@ def connection(url: str, **extra: str) -> str:
 def write_dag(dags: Path, *, folder: Path, rows: Path, queue: str) -> None:
     """Write the DAG: documents and deeds lie below `folder`, rows in `rows`; the local ledger is at `queue`."""
     (folder / "acts").mkdir()
-    values = {"dag_id": DAG_ID, "stages": STAGES, "asks": ASKS, "chains": CHAINS, "queue": queue, **IN_FLIGHT}
+    values = {"dag_id": DAG_ID, "stages": STAGES, "asks": ASKS, "chains": CHAINS}
+    values |= {"repairs": REPAIRS, "queue": queue, **IN_FLIGHT}
     values |= {"rows": rows, "inbox": folder / "documents", "acts": folder / "acts"}
     (dags / "chaos.py").write_text(DAG % values)
 
