@@ -40,10 +40,7 @@ _LEAST = {
 }
 _AMOUNTS = ("budget_usd", "run_budget_usd", "confirm_above_usd", "max_tool_usd")
 # A text among these would be read as its letters.
-_LISTS = (
-    *("budget_notifiers", "fall_back_on", "fallbacks", "messages", "stop_sequences", "tags", "tools"),
-    "validators",
-)
+_LISTS = (*("fall_back_on", "fallbacks", "messages", "stop_sequences", "tags", "tools", "validators"),)
 # None is their default, and says so much as: as usual.
 _MAY_BE_NONE = (
     *("approval", "fallbacks", "inputs", "limit", "max_input_tokens", "messages", "min_confidence", "model"),

@@ -97,10 +97,6 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
     ) -> None:
         super().__init__(**kwargs)
         require_conditions(when)
-        if on_timeout != "deny" and response_timeout is None:
-            raise ValueError(
-                f"on_timeout={on_timeout!r} needs a response_timeout=: without one, time never runs out."
-            )
         self._content: Any = content
         # Known only here: once the content is resolved, nothing tells where it came from.
         self._sources = sorted({task.task_id for task, _ in XComArg.iter_xcom_references(content)})
@@ -120,6 +116,10 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         self.on_changed = on_changed
         self.claude_conn_id = claude_conn_id
         require_sound(vars(self))
+        if on_timeout != "deny" and response_timeout is None:
+            raise ValueError(
+                f"on_timeout={on_timeout!r} needs a response_timeout=: without one, time never runs out."
+            )
 
     @property
     def content(self) -> Any:

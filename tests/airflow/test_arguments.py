@@ -35,7 +35,6 @@ OF_BOTH = [
     ({"validators": len}, "validators=<built-in function len>: give a list."),
     ({"fallbacks": "fast"}, "fallbacks='fast': give a list."),
     ({"tags": "monthly"}, "tags='monthly': give a list."),
-    ({"budget_notifiers": object}, "give a list."),
     ({"max_repairs": -1}, "max_repairs=-1: give a whole number, 0 or more."),
     ({"max_tokens": 0}, "max_tokens=0: give a whole number, 1 or more."),
     ({"max_tokens": "many"}, "max_tokens='many': give a whole number"),

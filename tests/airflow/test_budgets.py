@@ -168,7 +168,7 @@ def _connection():
     [
         ({"budget_usd": -1}, "budget_usd= -1 is no amount"),
         ({"run_budget_usd": "much"}, "run_budget_usd= 'much' is no amount"),
-        ({"on_exceeded": "wait"}, "use fail, skip or ask"),
+        ({"on_exceeded": "wait"}, "choose one of fail, skip, ask"),
     ],
 )
 @pytest.mark.parametrize("operator", [ClaudeOperator, ClaudeDocumentsOperator])
