@@ -18,7 +18,7 @@ class Document:
     id: stable from run to run. Files: posix path below the folder or the glob's fixed part; single files:
         their name; files in a list: the path as given. Rows: `id_field`, else 32 hex of the row's hash.
     uri: where it is, for attribution; None for rows given in memory.
-    stamp: changes when the content may have changed (`size:mtime_ns`, or an etag); None: only reading tells.
+    stamp: changes when the content may have changed (`size:mtime_ns:ctime_ns`, or an etag); None: only reading tells.
     size: bytes, when the listing knew.
     path: a local file's real path, or its key in `store`; None for rows.
     store: any path in the object store that holds `path`; None for local files and rows.

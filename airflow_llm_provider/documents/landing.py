@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -89,12 +91,29 @@ class Place:
         key = self.key(name)
         return key if self.store is None else uri_of(self.store, key)
 
+    @property
+    def names(self) -> tuple[str, str, str, str]:
+        """Return all that a run may write here."""
+        return self.output, self.schema, self.manifest, self.dead_letters
+
     def prepare(self) -> None:
-        """Make a local folder, and raise OSError if it can't be written; object stores have none."""
-        if self.store is None:
+        """Make a local folder and try it; object stores have none.
+
+        Raises OSError, with its cause and cure as `strerror`, when the files could not be put there.
+        """
+        if self.store is not None:
+            return
+        try:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK | os.X_OK):
-                raise PermissionError(f"the output folder {self.folder!r} can't be written")
+            for name in self.names:
+                if Path(self.key(name)).is_dir():
+                    raise IsADirectoryError(errno.EISDIR, f"{name!r} is a folder")
+            trial = Path(_aside(self.folder, max(self.names, key=len)))
+            trial.touch(exist_ok=False)
+            trial.unlink()
+        except OSError as error:
+            why = f"rows can't be written to {self.key(self.output)!r}: {error.strerror}"
+            raise OSError(error.errno, f"{why}. Give another `output=`, or make room for it.") from error
 
 
 class Landing:
@@ -130,8 +149,7 @@ class Landing:
     @contextmanager
     def file(self, name: str) -> Iterator[IO[bytes]]:
         """Open the file that will be `name`."""
-        folder = self._aside or self._target.folder
-        path = f"{folder}/.{name}.{secrets.token_hex(8)}.tmp"
+        path = _aside(self._aside or self._target.folder, name if self._aside is None else "")
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._ready[name] = path
         with open(descriptor, "wb", buffering=1024 * 1024) as file:
@@ -151,6 +169,10 @@ class Landing:
 
     def publish(self) -> None:
         """Put the files in place in the order they were written."""
+        with _alone(self._target):
+            self._put()
+
+    def _put(self) -> None:
         target = self._target
         last = list(self._ready)[-1:]
         for name in list(self._ready):
@@ -158,11 +180,31 @@ class Landing:
                 for old in self._removed:
                     _remove(target, old)
             if target.store is None:
-                Path(self._ready.pop(name)).replace(target.key(name))
+                Path(self._ready[name]).replace(target.key(name))
             else:
                 target.store.fs.put_file(self._ready[name], target.key(name))
-        if target.store is None:
-            _sync_folder(target.folder)
+
+
+def _aside(folder: str, name: str) -> str:
+    """Return a path of nobody else's for the file that will be `name`."""
+    return f"{folder}/.{name}.{secrets.token_hex(8)}.tmp"
+
+
+@contextmanager
+def _alone(target: Place) -> Iterator[None]:
+    """Let nobody else publish in a local folder meanwhile: two runs' files would mix."""
+    if target.store is not None:
+        yield
+        return
+    descriptor = os.open(target.folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # some network file systems can't
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(target: Place, name: str) -> None:
@@ -175,22 +217,10 @@ def _remove(target: Place, name: str) -> None:
 
 def _remove_stale(target: Place) -> None:
     """Remove what a killed process left an hour ago or longer; younger ones may be another run's."""
-    starts = tuple(
-        f".{name}." for name in (target.output, target.schema, target.dead_letters, target.manifest)
-    )
+    starts = tuple(f".{name}." for name in target.names)
     with os.scandir(target.folder) as entries:
         for entry in entries:
             if entry.name.startswith(starts) and entry.name.endswith(".tmp"):
                 with suppress(OSError):
                     if time.time() - entry.stat().st_mtime > _STALE_S:
                         Path(entry.path).unlink()
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems can't
-        pass
-    finally:
-        os.close(descriptor)

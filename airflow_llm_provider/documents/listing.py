@@ -47,7 +47,12 @@ def glob_wanted(pattern: str) -> tuple[Wanted, int | None]:
 def file_document(real: str, stat: os.stat_result, *, name: str, uri: str) -> Document:
     """Return the local file as a document."""
     return Document(
-        id=name, uri=uri, stamp=f"{stat.st_size}:{stat.st_mtime_ns}", size=stat.st_size, path=real
+        id=name,
+        uri=uri,
+        # Any program can set the time of modification; that of the last change only the system sets.
+        stamp=f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}",
+        size=stat.st_size,
+        path=real,
     )
 
 
@@ -65,13 +70,24 @@ def walk_files(
     """Yield the wanted files below a local folder in the order of their ids.
 
     Hidden files and folders are skipped. Links are followed when they stay below the roots, each folder once.
+    Raises OSError at once when the folder itself can't be listed; one below it is a Rejected.
     Memory: one folder's entries for each level.
     """
     real_folder = os.path.realpath(folder)
     top = os.stat(real_folder)
-    seen = {(top.st_dev, top.st_ino)}
     # A stack instead of recursion: paths may be deeper than Python's recursion limit.
     stack = [(_entries(real_folder), "", folder)]
+    return _walk_files(stack, {(top.st_dev, top.st_ino)}, roots, wanted, depth, prefix)
+
+
+def _walk_files(
+    stack: list[tuple[list[tuple[os.DirEntry[str], bool]], str, str]],
+    seen: set[tuple[int, int]],
+    roots: Roots,
+    wanted: Wanted,
+    depth: int | None,
+    prefix: str,
+) -> Iterator[Document | Rejected]:
     while stack:
         entries, below, shown = stack[-1]
         if not entries:
@@ -112,9 +128,21 @@ def walk_files(
 def walk_objects(
     store: UPath, folder: str, *, roots: Roots, wanted: Wanted, depth: int | None, prefix: str = ""
 ) -> Iterator[Document | Rejected]:
-    """Yield the wanted objects below a key prefix in the order of their ids, like `walk_files`."""
-    fs = store.fs
-    stack = [(_objects(fs, folder), "")]
+    """Yield the wanted objects below a key prefix in the order of their ids, like `walk_files`.
+
+    Raises FileNotFoundError at once when there is no such prefix.
+    """
+    return _walk_objects([(_objects(store.fs, folder), "")], store, roots, wanted, depth, prefix)
+
+
+def _walk_objects(
+    stack: list[tuple[list[dict[str, Any]], str]],
+    store: UPath,
+    roots: Roots,
+    wanted: Wanted,
+    depth: int | None,
+    prefix: str,
+) -> Iterator[Document | Rejected]:
     while stack:
         entries, below = stack[-1]
         if not entries:
@@ -123,8 +151,13 @@ def walk_objects(
         info = entries.pop()
         relative = below + info["name"].rstrip("/").rpartition("/")[2]
         if info["type"] == "directory":
-            if depth is None or relative.count("/") + 1 < depth:
-                stack.append((_objects(fs, info["name"]), relative + "/"))
+            if depth is not None and relative.count("/") + 1 >= depth:
+                continue
+            try:
+                stack.append((_objects(store.fs, info["name"]), relative + "/"))
+            except FileNotFoundError:
+                why = "it has vanished since it was listed"
+                yield _rejected(prefix + relative, uri_of(store, info["name"]), why)
         elif wanted(relative):
             if roots.hold_key(store, info["name"]):
                 yield object_document(store, info, name=prefix + relative)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -31,6 +32,7 @@ class RowDoesNotFit(ValueError):
     """A row's value can't be held by its column; the row was not taken."""
 
 
+_LONG_NUMBER = re.compile(rb"\d{19}")
 _JSON_TYPES = {"text": "string", "decimal": "string"}
 
 
@@ -130,3 +132,15 @@ def to_json(value: object) -> bytes:
     except TypeError:
         # An answer may hold integers past 64 bits, which orjson refuses.
         return json.dumps(value, separators=(",", ":")).encode()
+
+
+def from_json(raw: bytes) -> Any:
+    """Return the value that `raw` is, its integers exact; raises ValueError or RecursionError for what is no JSON."""
+    # orjson makes floats of integers past 64 bits; the slower standard library keeps them.
+    if _LONG_NUMBER.search(raw):
+        return json.loads(raw, parse_constant=_refuse)
+    return orjson.loads(raw)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")

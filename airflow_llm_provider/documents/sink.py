@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import tempfile
 import threading
 from array import array
@@ -18,13 +16,12 @@ import orjson
 from airflow_llm_provider.documents.formats import check_format, open_writer, row_check
 from airflow_llm_provider.documents.landing import Landing, Place
 from airflow_llm_provider.documents.paths import PathLike, ToPath, url_to_path
-from airflow_llm_provider.documents.rows import RowDoesNotFit, row_schema, to_json
+from airflow_llm_provider.documents.rows import RowDoesNotFit, from_json, row_schema, to_json
 
 __all__ = ["Landed", "RowDoesNotFit", "RowSink"]
 
 _MISSING = -1
 _ROW, _DEAD = b"r", b"d"
-_LONG_INTEGER = re.compile(rb"\d{19}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +93,7 @@ class RowSink:
     @property
     def files(self) -> list[str]:
         """Return where the files of this run go, also those that may not come to be."""
-        place = self._place
-        return [place.uri(name) for name in (place.output, place.schema, place.manifest, place.dead_letters)]
+        return [self._place.uri(name) for name in self._place.names]
 
     def add(self, index: int, row: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Take the row, or the rows, of the document at `index` (from 0) of the input.
@@ -179,14 +175,7 @@ class RowSink:
             line = self._spool.readline()
             position = offset + len(line)
             if line.startswith(kind):
-                yield from _from_json(line[1:])
-
-
-def _from_json(line: bytes) -> list[dict[str, Any]]:
-    # orjson makes floats of integers past 64 bits; the slower standard library keeps them.
-    loads = json.loads if _LONG_INTEGER.search(line) else orjson.loads
-    rows: list[dict[str, Any]] = loads(line)
-    return rows
+                yield from from_json(line[1:])
 
 
 def _pretty(value: Mapping[str, Any]) -> bytes:

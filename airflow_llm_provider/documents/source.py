@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -32,7 +33,8 @@ from airflow_llm_provider.documents.paths import (
 )
 from airflow_llm_provider.documents.regular import open_regular
 from airflow_llm_provider.documents.roots import OutsideRoots, Roots
-from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
+from airflow_llm_provider.documents.row_documents import looks_like_a_path, row_document
+from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, table_rows
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -44,6 +46,8 @@ SUFFIXES = TABLE_SUFFIXES | {
     *("png", "jpg", "jpeg", "gif", "webp"),
 }
 """What is taken from a folder; other files are read when a glob, a list or `pattern=` names them."""
+
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
 
 def list_documents(
@@ -65,7 +69,8 @@ def list_documents(
         dicts (rows), strings (texts) and path objects, in any mix. A folder is every file below it with one
         of SUFFIXES, hidden ones skipped; its tables are read row by row.
     roots: where files may be read; None: no restriction, but links may not lead out of the folder given.
-    id_field: the field that is a row's id; without it a row's id is a hash, so equal rows are one document.
+    id_field: the field that is a row's id. Only `id` may be missing: then the row's id is a hash, so that equal
+        rows are one document.
     text_field: the field that is a row's text; None: the row as JSON with sorted keys.
     pattern: which file names to take from folders (`"LICENSE*"`, or several) instead of SUFFIXES.
     strings: whether strings in a list are texts or paths. By type, never by guess: a text that names a file
@@ -153,7 +158,9 @@ class _Lister:
         """Yield what the items of a list stand for."""
         for number, item in enumerate(items, 1):
             where = f"item {number}"
-            if is_path(item) or (isinstance(item, str) and self.strings == "path"):
+            if self.strings == "path" and item == "":
+                yield Rejected(id=where, uri=None, reason="unreadable", message=f"{where}: the path is empty")
+            elif is_path(item) or (isinstance(item, str) and self.strings == "path"):
                 yield from self.listed(item)
             elif isinstance(item, str) and looks_like_a_path(item):
                 message = (
@@ -168,19 +175,26 @@ class _Lister:
 
     def listed(self, path: PathLike) -> Iterator[Document | Rejected]:
         """Yield what one path of a list stands for; what can't be had is rejected, not raised."""
-        shown = _shown(path, place(path, self.to_path))
+        shown = as_written(path)
         try:
-            yield from self.named(path, prefix=shown)
+            shown = _shown(path, place(path, self.to_path))
+            found = self.named(path, prefix=shown)
         except OutsideRoots as error:
             yield Rejected(id=shown, uri=shown, reason="outside_root", message=str(error))
-        except (NoSuchDocuments, PermissionError) as error:
+        except (FileNotFoundError, PermissionError) as error:
             yield Rejected(id=shown, uri=shown, reason="unreadable", message=str(error))
+        except ValueError as error:  # a NUL, a wildcard in the wrong place, a protocol nobody knows
+            yield Rejected(id=shown, uri=shown, reason="unreadable", message=f"{shown!r} is no path: {error}")
+        else:
+            yield from found  # a table that breaks off midway is no bad path: the next try reads it whole
 
     def named(self, path: PathLike, prefix: str | None) -> Iterator[Document | Rejected]:
         """Check one path given by the author at once, and return what it stands for.
 
         prefix: the path as written when it stands in a list, so that ids of several don't collide.
         """
+        if path == "":
+            raise NoSuchDocuments("documents= is an empty path")
         where = place(path, self.to_path)
         shown = _shown(path, where)
         if isinstance(where, str):
@@ -194,8 +208,11 @@ class _Lister:
         try:
             real = os.path.realpath(folder)
             stat = os.stat(real)
-        except (FileNotFoundError, NotADirectoryError):
-            raise NoSuchDocuments(f"no such file or folder: {shown!r} ({folder!r} does not exist)") from None
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            why = f"{folder!r}: {error.strerror}"
+            raise NoSuchDocuments(f"no such file or folder: {shown!r} ({why})") from None
         if not os.path.isdir(real):
             if glob:
                 raise NoSuchDocuments(f"no such folder: {folder!r} is a file ({shown!r})")
@@ -226,8 +243,12 @@ class _Lister:
                 return iter([object_document(path, info, name=prefix or key.rpartition("/")[2])])
         wanted, depth = glob_wanted(glob[1]) if glob else (self._wanted(), self.depth)
         below = _below(prefix, glob)
-        found = walk_objects(path, folder, roots=self.roots, wanted=wanted, depth=depth, prefix=below)
-        return _none_if_missing(found) if glob else found
+        try:
+            return walk_objects(path, folder, roots=self.roots, wanted=wanted, depth=depth, prefix=below)
+        except FileNotFoundError:
+            if glob:
+                return iter(())  # in object storage an empty folder does not exist
+            raise
 
     def _wanted(self) -> Wanted:
         """Return the test for files in a folder."""
@@ -269,14 +290,6 @@ def _below(prefix: str | None, glob: tuple[str, str] | None) -> str:
         return prefix.rstrip("/") + "/"
     fixed = split_glob(prefix)
     return "" if fixed is None or not fixed[0] else fixed[0].rstrip("/") + "/"
-
-
-def _none_if_missing(found: Iterator[Document | Rejected]) -> Iterator[Document | Rejected]:
-    """Pass on what a glob finds: nothing, where its folder does not exist in object storage."""
-    try:
-        yield from found
-    except FileNotFoundError:
-        return
 
 
 def _open(document: Document) -> IO[bytes]:

@@ -22,11 +22,8 @@ def decode(raw: bytes, encoding: str = "utf-8") -> str:
     A byte order mark wins over `encoding` and is not part of the text.
     Raises Unreadable: not valid in the encoding, binary (NUL), or nothing but whitespace.
     """
-    start = 0
-    for mark, marked in _MARKS:
-        if raw.startswith(mark):
-            encoding, start = marked, len(mark)
-            break
+    mark, marked = byte_order_mark(raw)
+    encoding, start = marked or encoding, len(mark)
     try:
         text = raw[start:].decode(encoding)
     except UnicodeDecodeError as error:
@@ -41,6 +38,11 @@ def decode(raw: bytes, encoding: str = "utf-8") -> str:
     except LookupError:
         raise Unreadable("unreadable", f"Python knows no encoding {encoding!r} (`encoding=`)") from None
     return checked(text)
+
+
+def byte_order_mark(raw: bytes) -> tuple[bytes, str | None]:
+    """Return the mark that `raw` begins with, and the encoding it stands for; else no bytes and None."""
+    return next(((mark, encoding) for mark, encoding in _MARKS if raw.startswith(mark)), (b"", None))
 
 
 def checked(text: str) -> str:

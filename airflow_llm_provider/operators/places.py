@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from airflow_llm_provider.operators.rows import Rows
 
 if TYPE_CHECKING:
     from airflow_llm_provider.documents.sink import RowSink
+
+
+# What stands in the way of the rows, and will at the next try.
+_IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 class Misplaced(ValueError):
@@ -81,7 +86,7 @@ def row_sink(
     map_index: int | None,
 ) -> RowSink:
     """Return where the rows about `documents` go; raises Misplaced."""
-    from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
+    from airflow_llm_provider.documents.formats import MissingExtra
     from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.engine.validate import OutputType
 
@@ -98,8 +103,12 @@ def row_sink(
             list_type=kind.is_list,
             to_path=object_storage,
         )
-    except (UnknownFormat, MissingExtra, TypeError) as error:
+    except (ValueError, MissingExtra, TypeError) as error:
         raise Misplaced(str(error)) from error
+    except OSError as error:
+        if error.errno not in _IN_THE_WAY:
+            raise
+        raise Misplaced(error.strerror) from error
     try:
         _require_apart(sink.files, documents, strings)
     except Misplaced:
@@ -125,7 +134,12 @@ def _lies_among(files: Sequence[str], documents: Any) -> str | None:
     """Return the first of `files` that a path, folder or glob of documents would take in."""
     given = str(documents).removeprefix("file://")
     is_local = "://" not in given
-    base = os.path.realpath(given) if is_local else given.rstrip("/")
+    if not given:
+        return None  # the empty path would be the working folder
+    try:
+        base = os.path.realpath(given) if is_local else given.rstrip("/")
+    except ValueError:
+        return None  # no path at all, which is said when it would be read
     for written in files:
         file = os.path.realpath(written.removeprefix("file://")) if is_local else written
         # A glob's star stops at a slash, a folder's does not.

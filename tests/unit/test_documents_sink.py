@@ -301,6 +301,62 @@ def test_the_manifest_is_put_in_place_last(tmp_path, monkeypatch):
     assert order == ["rows.jsonl", "rows.schema.json", "rows.dead_letters.jsonl", "rows.manifest.json"]
 
 
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("rows.jsonl", "'rows.jsonl' is a folder"),
+        ("other.jsonl", "'other.manifest.json' is a folder"),
+        ("file/rows.jsonl", "exists"),
+        ("file/below/rows.jsonl", "Not a directory"),
+        ("x" * 240 + ".jsonl", "too long"),
+    ],
+)
+def test_files_that_can_not_be_put_there_are_refused_before_anything_is_paid(tmp_path, output, says):
+    (tmp_path / "rows.jsonl").mkdir()
+    (tmp_path / "other.manifest.json").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match=rf"(?s){says}.*output=") as raised:
+        RowSink(tmp_path / output)
+    assert raised.value.strerror
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_longest_name_that_is_taken_is_landed(tmp_path):
+    for length in range(255, 0, -1):
+        try:
+            sink = RowSink(tmp_path / f"{'x' * length}.jsonl")
+        except OSError:
+            continue
+        break
+    sink.add(0, row(0))
+    sink.dead(1, letter(1))
+    assert sink.close({}).rows == 1
+
+
+def test_what_fails_while_files_are_put_in_place_leaves_nothing_aside(tmp_path):
+    sink = RowSink(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        sink.close({})
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_runs_that_land_in_one_place_at_once_do_not_mix_their_files(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    for _ in range(60):
+        one, two = RowSink(output), RowSink(output)
+        one.add(0, row(0))
+        one.dead(1, letter(1))
+        two.add(0, row(0))
+        two.add(1, row(1))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda sink: sink.close({}), (one, two)))
+        manifest = json.loads((tmp_path / "rows.manifest.json").read_bytes())
+        assert len(lines(output)) == manifest["rows"]
+        assert (manifest["dead_letters"] is not None) == (tmp_path / "rows.dead_letters.jsonl").exists()
+
+
 def test_dead_letters_of_an_earlier_run_do_not_outlive_it(tmp_path):
     first = RowSink(tmp_path / "rows.jsonl")
     first.dead(0, letter(0))

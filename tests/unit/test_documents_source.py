@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import tracemalloc
 import uuid
 from collections.abc import Iterator
@@ -71,7 +72,19 @@ def test_the_stamp_changes_when_a_file_does_and_only_then(tmp_path):
     os.utime(tmp_path / "a.txt", ns=(1, 1))
     (second,) = list_documents(tmp_path)
     assert first.stamp != second.stamp
-    assert second.stamp == f"{first.size}:1"
+    assert second.stamp.startswith(f"{first.size}:1:")
+
+
+def test_a_file_rewritten_under_its_old_size_and_time_has_another_stamp(tmp_path):
+    path = tmp_path / "a.txt"
+    stamps = []
+    for text in ("$100.00", "$999.00"):
+        path.write_text(text)
+        os.utime(path, (315532800, 315532800))
+        (found,) = list_documents(tmp_path)
+        stamps.append(found.stamp)
+        time.sleep(0.02)  # longer than the system's clock of changes ticks
+    assert stamps[0] != stamps[1]
 
 
 def test_a_pattern_names_other_files_of_a_folder(tmp_path):
@@ -116,6 +129,55 @@ def test_what_the_author_named_must_exist_and_an_empty_folder_is_nothing(tmp_pat
     for missing in ("gone", "gone.txt", "gone/*.txt"):
         with pytest.raises(NoSuchDocuments, match="gone"):
             list_documents(tmp_path / missing)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["round.txt", "x" * 300 + ".txt", "a\0b.txt", "\ud800.txt", "**.txt", "foo://x", "", "gone/\udcff.txt"],
+)
+def test_a_bad_path_in_a_list_costs_the_others_nothing(tmp_path, monkeypatch, bad):
+    write(tmp_path, "a.txt", "b.txt")
+    (tmp_path / "round.txt").symlink_to("round.txt")
+    monkeypatch.chdir(tmp_path)
+    first, rejected, last = list_documents(["a.txt", bad, "b.txt"], strings="path")
+    assert (first.id, rejected.reason, last.id) == ("a.txt", "unreadable", "b.txt")
+    assert rejected.message
+
+
+def test_a_path_that_can_not_be_is_told_apart_from_the_working_folder(tmp_path, monkeypatch):
+    write(tmp_path, "a.txt")
+    monkeypatch.chdir(tmp_path)
+    assert ids(list_documents(".")) == ["a.txt"]
+    for missing in ("", "x" * 300):
+        with pytest.raises(NoSuchDocuments):
+            list_documents(missing)
+
+
+def test_a_listed_folder_that_may_not_be_opened_costs_the_others_nothing(tmp_path, monkeypatch):
+    write(tmp_path, "a.txt", "locked/b.txt")
+    scandir = os.scandir
+
+    def guarded(path: str) -> Any:  # chmod does not stop root, who runs CI
+        if path.endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", guarded)
+    locked, found = list_documents([tmp_path / "locked", tmp_path / "a.txt"])
+    assert (locked.reason, found.path) == ("unreadable", str(tmp_path / "a.txt"))
+
+
+def test_a_table_that_breaks_off_midway_ends_the_listing_so_that_a_retry_reads_it_whole(bucket, monkeypatch):
+    (bucket / "rows.jsonl").write_text('{"id":1}\n' * 100_000)
+    (found, *_), listing = (lambda it: ([next(it)], it))(list_documents([bucket / "rows.jsonl"]))
+    assert found.id == "1"
+
+    def broken(*args: Any) -> bytes:
+        raise PermissionError("the token has expired")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFile.read", broken)
+    with pytest.raises(PermissionError):
+        list(listing)
 
 
 def test_a_list_of_paths_keeps_them_as_written(tmp_path, monkeypatch):
@@ -247,6 +309,23 @@ def test_what_is_missing_in_object_storage_is_an_error_but_an_empty_glob_is_not(
     assert list(list_documents(f"{bucket}/nowhere/*")) == []
 
 
+@pytest.mark.parametrize("below", ["", "/**/*.txt"])
+def test_a_folder_that_vanishes_from_object_storage_is_named_and_costs_the_others_nothing(bucket, below):
+    for folder in "amz":
+        for n in range(3):
+            (bucket / folder / f"{n}.txt").write_text("x")
+    listing = list_documents(f"{bucket}{below}")
+    first = next(listing)
+    bucket.fs.rm((bucket / "m").path, recursive=True)
+    found = [first, *listing]
+    assert reasons(found) == [
+        *((f"a/{n}.txt", "") for n in range(3)),
+        ("m", "unreadable"),
+        *((f"z/{n}.txt", "") for n in range(3)),
+    ]
+    assert "vanished" in found[3].message
+
+
 def test_an_etag_is_the_stamp_where_there_is_one():
     assert _stamp({"ETag": '"abc"', "size": 1, "LastModified": "x"}) == '"abc"'
     assert _stamp({"size": 1, "LastModified": "x"}) == "1:x"
@@ -337,6 +416,12 @@ def test_a_row_that_can_not_be_a_document_is_rejected_and_the_others_unharmed(ro
     assert "item 2" in bad.message
 
 
+def test_an_id_field_that_was_asked_for_must_be_there():
+    found, missing = list_documents([{"nr": 1, "t": "x"}, {"t": "x"}], id_field="nr")
+    assert (found.id, missing.reason) == ("1", "unreadable")
+    assert "'nr'" in missing.message
+
+
 def test_a_missing_or_wrong_text_field_is_named():
     rows = [{"id": 1}, {"id": 2, "t": None}, {"id": 3, "t": 4}, {"id": 4, "t": "x"}]
     found = list(list_documents(rows, text_field="t"))
@@ -407,6 +492,74 @@ def test_a_csv_header_with_a_column_twice_is_rejected_once(tmp_path):
     (tmp_path / "rows.csv").write_text("id,a,a\n1,2,3\n")
     (found,) = list_documents(tmp_path / "rows.csv")
     assert "'a' appears twice" in found.message
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("id;text\n1;a\n2;b\n", "separated by ';'"),
+        ("id\ttext\n1\ta\n", r"separated by '\t'"),
+        ("sep=;\nid;text\n1;a\n", "separated by ';'"),
+        (" id, text\n1,a\n", "column ' id' has blanks"),
+    ],
+)
+def test_a_csv_header_that_is_read_wrong_is_rejected_once_before_its_rows_are_paid_for(tmp_path, table, says):
+    (tmp_path / "rows.csv").write_text(table)
+    (found,) = list_documents(tmp_path / "rows.csv")
+    assert found.reason == "unreadable"
+    assert says in found.message
+
+
+def test_a_csv_file_has_the_id_field_that_was_asked_for(tmp_path):
+    (tmp_path / "rows.csv").write_text("nr,text\n1,a;b\n2,c\n")
+    assert ids(list_documents(tmp_path / "rows.csv", id_field="nr")) == ["1", "2"]
+    assert len({len(name) for name in ids(list_documents(tmp_path / "rows.csv"))}) == 1
+    (found,) = list_documents(tmp_path / "rows.csv", id_field="number")
+    assert "no column 'number'" in found.message
+
+
+def test_a_csv_file_of_one_column_is_read(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\na;b\n")
+    (found,) = list_documents(tmp_path / "rows.csv", text_field="text")
+    assert found.text == "a;b"
+
+
+def test_integers_of_any_length_are_ids_and_texts_as_written(tmp_path):
+    numbers = [123456789012345678901, 123456789012345678902, -(2**63) - 1, 2**64]
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"id":{n}}}\n' for n in numbers))
+    found = list(list_documents(tmp_path / "rows.jsonl"))
+    assert [(item.id, item.text) for item in found] == [(str(n), f'{{"id":{n}}}') for n in numbers]
+
+
+@pytest.mark.parametrize("bad", ["NaN", "9" * 5000, "[" * 100_000])
+def test_a_line_with_long_numbers_that_is_no_json_costs_the_others_nothing(tmp_path, bad):
+    (tmp_path / "rows.jsonl").write_text(f'{{"id":1,"n":{bad},"m":{2**70}}}\n{{"id":2}}\n')
+    assert reasons(list_documents(tmp_path / "rows.jsonl")) == [
+        ("rows.jsonl line 1", "unreadable"),
+        ("2", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("codec", "told"),
+    [
+        *((codec, codec) for codec in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32")),
+        *((codec, "utf-8") for codec in ("utf-8-sig", "utf-16", "utf-32")),
+    ],
+)
+def test_tables_are_read_in_every_unicode_and_a_byte_order_mark_tells_which(tmp_path, codec, told):
+    (tmp_path / "rows.csv").write_bytes('id,t\n1,"ä\nĊ"\n'.encode(codec))
+    (tmp_path / "rows.jsonl").write_bytes('{"id":2,"t":"öĊ"}\n\n{"id":3,"t":"a\u2028b"}\n'.encode(codec))
+    found = list(list_documents(tmp_path, text_field="t", encoding=told))
+    assert [(item.id, item.text) for item in found] == [("1", "ä\nĊ"), ("2", "öĊ"), ("3", "a\u2028b")]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_what_is_not_valid_in_its_encoding_says_so(tmp_path, name):
+    for raw, encoding in ((b"\xff,t\n", "utf-8"), ("id,t\n1,ä\n".encode("utf-16") + b"\0", "utf-16-le")):
+        (tmp_path / name).write_bytes(raw)
+        *_, last = list_documents(tmp_path / name)
+        assert f"not valid {encoding};" in last.message
 
 
 def test_tables_in_other_encodings_are_read_with_encoding(tmp_path):
