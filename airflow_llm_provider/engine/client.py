@@ -13,18 +13,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_llm_provider.engine.request import Request, to_json
-from airflow_llm_provider.errors import (
-    AuthenticationFailed,
-    BadRequest,
-    LLMError,
-    NetworkError,
-    Overloaded,
-    RateLimited,
-    ServerError,
-    SpendLimitReached,
-    TooLong,
-    UnknownModel,
-)
+from airflow_llm_provider.engine.status import error_of_status
+from airflow_llm_provider.errors import AuthenticationFailed, BadRequest, LLMError, NetworkError
 
 if TYPE_CHECKING:
     import anthropic
@@ -35,7 +25,6 @@ DEFAULT_BASE_URL = "https://api.anthropic.com"
 # Above this the API wants a stream, since a connection that says nothing for so long is cut on the way.
 MAX_UNSTREAMED_TOKENS = 21_333
 _SLOW_TOKENS_PER_S = 20  # a stream that is slower than this is given up
-_GATEWAY_STATUS = frozenset({499, 502, 504, 524})  # something between us and the API gave up: it may have run
 
 
 class Client(Protocol):
@@ -152,6 +141,8 @@ class AnthropicClient:
             limits=httpx2.Limits(max_connections=self.max_connections, keepalive_expiry=30.0),
             proxy=self.proxy,
             verify=_trust(self.ca_bundle) if self.ca_bundle else True,
+            # Documents go to the host that the connection names, and nowhere else.
+            follow_redirects=False,
         )
         return anthropic.AsyncAnthropic(
             api_key=self.api_key, base_url=self.base_url, max_retries=0, http_client=http
@@ -178,6 +169,8 @@ class AnthropicClient:
 
             try:
                 taken = anthropic.transform_schema(_prepared(schema))
+            except BadRequest:
+                raise
             except Exception as error:
                 raise BadRequest(
                     f"The output type has a part that the API has no schema for ({error}). Give every field a type "
@@ -200,7 +193,12 @@ class AnthropicClient:
         if isinstance(error, LLMError):
             return error
         if isinstance(error, anthropic.APIStatusError):
-            return _status_error(error)
+            code = str(error.error_code or error.type or "")
+            said = f"HTTP {error.status_code} {code}".rstrip() + f": {error.api_message or 'no reason given'}"
+            if error.request_id:
+                said += f" (request {error.request_id})"
+            retry_after = error.response.headers.get("retry-after")
+            return error_of_status(error.status_code, code=code, said=said, retry_after=retry_after)
         if isinstance(error, anthropic.APIConnectionError):
             cause = _root(error)
             reason = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
@@ -231,38 +229,6 @@ def _load_sdk() -> None:
     finally:
         if is_enabled:
             gc.enable()
-
-
-def _status_error(error: anthropic.APIStatusError) -> LLMError:
-    status, code = error.status_code, error.error_code or error.type or ""
-    said = f"HTTP {status} {code}: {error.api_message or 'no reason given'}".replace("  ", " ")
-    if error.request_id:
-        said += f" (request {error.request_id})"
-    retry_after_s = _retry_after(error.response.headers.get("retry-after"))
-    if "spend_limit" in code or "billing" in code or status == 402:
-        return SpendLimitReached(
-            f"{said}. The account's own limit is reached: raise it in the Claude Console."
-        )
-    if status in (401, 403):
-        return AuthenticationFailed(f"{said}. Check the API key in the Airflow connection.")
-    if status == 429:
-        return RateLimited(said, retry_after_s=retry_after_s)
-    if status == 529:
-        return Overloaded(said, retry_after_s=retry_after_s)
-    if status == 404:
-        return UnknownModel(f"{said}. `airflow-llm test-connection` says which models the key can use.")
-    if status == 413 or "prompt is too long" in said:
-        return TooLong(said)
-    if status in (408, 409) or status >= 500:
-        return ServerError(said, retry_after_s=retry_after_s, billed=status in _GATEWAY_STATUS)
-    return BadRequest(said)
-
-
-def _retry_after(value: str | None) -> float | None:
-    try:
-        return max(0.0, float(value)) if value else None
-    except ValueError:  # an HTTP date; the API sends seconds
-        return None
 
 
 def _root(error: BaseException) -> BaseException:

@@ -25,6 +25,7 @@ LOOK_S = 0.5  # how long what the ledger said is taken to hold
 _FIRST_GUESS_OUTPUT_TOKENS = 300.0
 _LEARNING = 0.1  # the least weight of the latest reply in what is expected of the next
 _NOTED_AGAIN_S = 60.0
+_NO_LIMIT = 10**12  # a minute: what says so much says nothing
 _UNHEARD = 32  # calls that go to a server that has not yet said a word of its limits
 _FIRST_WORD_S = 2.0  # how long the others wait for it
 _HEADERS = [
@@ -244,8 +245,10 @@ def _stated(headers: Mapping[str, str]) -> tuple[Limits, bool]:
         try:
             limit, remaining = int(headers[of_limit]), int(headers[of_rest])
         except (KeyError, ValueError):
+            limit = 0
+        if not 0 < limit < _NO_LIMIT:
             found.append(None)
             continue
-        found.append(limit or None)
+        found.append(limit)
         is_tight = is_tight or remaining < limit / 2
     return Limits(rpm=found[0], itpm=found[1], otpm=found[2]), is_tight

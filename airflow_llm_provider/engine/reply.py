@@ -12,6 +12,8 @@ import orjson
 from airflow_llm_provider.errors import AnswerError, NetworkError, Refused, Truncated
 from airflow_llm_provider.pricing import Usage, usd
 
+_TOO_MANY_TOKENS = 2**31
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
@@ -29,19 +31,37 @@ class Message:
         try:
             body = orjson.loads(raw)
             content = body["content"]
-            return cls(
+            message = cls(
                 model=body["model"],
                 stop_reason=body["stop_reason"],
                 text="".join(block["text"] for block in content if block["type"] == "text"),
                 content=content,
                 usage=Usage.from_api(body["usage"]),
             )
+            message._require_sound()
+            return message
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise NetworkError(
                 f"The server's answer is not a Messages API reply ({type(error).__name__}: {error}). "
                 "Is the connection's host an Anthropic-compatible endpoint?",
                 billed=True,
             ) from error
+
+    def _require_sound(self) -> None:
+        """Raise TypeError for what a compatible server may say that can't be booked or gone on with."""
+        if not isinstance(self.model, str) or not isinstance(self.stop_reason, str | None):
+            raise TypeError(f"model {self.model!r} and stop_reason {self.stop_reason!r} should be text")
+        for kind in Usage.__dataclass_fields__:
+            tokens = getattr(self.usage, kind)
+            if type(tokens) is not int or not 0 <= tokens < _TOO_MANY_TOKENS:
+                raise TypeError(f"{kind} in its usage, {tokens!r}, should be a number of tokens")
+        for call in (block for block in self.content if block["type"] == "tool_use"):
+            if (
+                not isinstance(call.get("id"), str)
+                or not isinstance(call.get("name"), str)
+                or "input" not in call
+            ):
+                raise TypeError("it calls a tool without an id, a name or an input")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,14 +1,20 @@
 """The engine over the real SDK and real HTTP: every class of fault, and books that balance after each."""
 
 import asyncio
+import contextlib
+import datetime as dt
+import email.utils
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import orjson
 import pydantic
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.client import AnthropicClient, Client, Heed
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
 from airflow_llm_provider.engine.run import Engine
@@ -63,6 +69,39 @@ def about(n: int = 0, **fields: object) -> Request:
             **fields,
         }
     )
+
+
+class Garbling:
+    """Something between us and the API that writes `odd` into the first reply it sees."""
+
+    def __init__(self, api: Client, odd: dict) -> None:
+        self.api, self.odd = api, odd
+
+    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
+        reply = orjson.loads(await self.api.send(request, timeout_s=timeout_s, heed=heed))
+        odd, self.odd = self.odd, {}
+        return orjson.dumps(reply | odd | {"usage": reply["usage"] | odd.get("usage", {})})
+
+    async def close(self) -> None:
+        await self.api.close()
+
+
+@contextlib.asynccontextmanager
+async def in_the_apis_place(engine: Engine, response: web.Response) -> AsyncIterator[list[web.Request]]:
+    """Let a server that always says the same answer the engine; yields the requests it gets."""
+    got: list[web.Request] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        got.append(request)
+        return web.Response(status=response.status, body=response.body, headers=response.headers)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        engine.client = AnthropicClient(api_key="sk-x", base_url=str(server.make_url("")))
+        yield got
+        await engine.client.close()
 
 
 @pytest.fixture
@@ -249,7 +288,7 @@ async def test_a_dict_of_the_models_own_keys_is_refused_rather_than_always_empty
     engine: Engine, claude_server: StandIn
 ) -> None:
     schema = OutputType(dict[str, int]).schema
-    with pytest.raises(BadRequest, match="list of entries"):
+    with pytest.raises(BadRequest, match=r"^The output type has a dict .* list of entries"):
         await engine.ask(about(schema=schema), scope=SCOPE, output=OutputType(dict[str, int]))
     assert claude_server.seen == 0
 
@@ -267,3 +306,98 @@ async def test_a_key_that_a_server_repeats_goes_no_further(engine: Engine, claud
     with pytest.raises(BadRequest) as caught:
         await engine.ask(about(), scope=SCOPE)
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"usage": {"input_tokens": "ten"}},
+        {"usage": {"input_tokens": 10.5}},
+        {"usage": {"output_tokens": -10}},
+        {"usage": {"cache_read_input_tokens": 2**63}},
+        {"usage": {"cache_creation": {"ephemeral_1h_input_tokens": 10}}},
+        {"stop_reason": {"type": "end_turn"}},
+        {"model": None},
+        {"content": [{"type": "tool_use", "id": 1, "name": "look_up", "input": {}}]},
+    ],
+    ids=str,
+)
+async def test_a_reply_that_can_not_be_counted_is_booked_and_costs_the_others_nothing(
+    engine: Engine, claude_server: StandIn, ledger_url: str, odd: dict
+) -> None:
+    engine.client = Garbling(engine.client, odd)
+    outcomes: list[object] = []
+    await engine.map(
+        (about(n) for n in range(20)),
+        lambda _, outcome: outcomes.append(outcome),
+        scope=SCOPE,
+        output=OutputType(Fact),
+        max_in_flight=20,
+    )
+    assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
+    assert claude_server.invoice.paid == 21
+    books = balance(ledger_url, claude_server.invoice)
+    assert (books.paid, books.unproven, books.lost) == (20, 1, 1)
+
+
+@pytest.mark.parametrize("asked", ["inf", "nan", "1e300", "86400", "soon"])
+@pytest.mark.parametrize("status", [429, 503])
+async def test_no_server_silences_a_connection_for_longer_than_an_hour(
+    engine: Engine, status: int, asked: str
+) -> None:
+    async with in_the_apis_place(engine, web.Response(status=status, headers={"retry-after": asked})):
+        for _ in range(2):  # told, and heard of
+            with pytest.raises(RetryableError) as caught:
+                await engine.ask(about(), scope=SCOPE)
+            assert (caught.value.retry_after_s or 0) <= 3600
+
+
+@pytest.mark.parametrize(("in_s", "waited_s"), [(120, 120), (86_400, 3600), (-60, 0)])
+async def test_a_retry_after_may_be_a_date(engine: Engine, in_s: float, waited_s: float) -> None:
+    engine.deadline_s = 1
+    date = email.utils.format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=in_s), usegmt=True)
+    async with in_the_apis_place(engine, web.Response(status=529, headers={"retry-after": date})):
+        with pytest.raises(Overloaded) as caught:
+            await engine.ask(about(), scope=SCOPE)
+    assert caught.value.retry_after_s == pytest.approx(waited_s, abs=3)
+
+
+@pytest.mark.parametrize("max_tokens", [500, 64_000])
+@pytest.mark.parametrize("status", [302, 307])
+async def test_no_document_follows_a_redirect(
+    engine: Engine, claude_server: StandIn, status: int, max_tokens: int
+) -> None:
+    elsewhere = web.Response(status=status, headers={"location": f"{claude_server.url}/v1/messages"})
+    async with in_the_apis_place(engine, elsewhere) as got:
+        with pytest.raises(BadRequest, match=rf"HTTP {status}: .*host and proxy") as caught:
+            await engine.ask(about(max_tokens=max_tokens), scope=SCOPE)
+    assert not isinstance(caught.value, UnknownModel)
+    assert (len(got), claude_server.seen, engine.tally.unproven) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (413, b"", "HTTP 413: no reason given"),
+        (407, b"<html>", "HTTP 407: no reason given. Something between"),
+        (400, b'{"error": {"type": 5, "message": {"odd": 1}}}', "HTTP 400 5: {'odd': 1}"),
+    ],
+)
+async def test_an_error_in_no_shape_of_the_apis_is_told_all_the_same(
+    engine: Engine, status: int, body: bytes, said: str
+) -> None:
+    async with in_the_apis_place(engine, web.Response(status=status, body=body)):
+        with pytest.raises(LLMError) as caught:
+            await engine.ask(about(), scope=SCOPE)
+    assert str(caught.value).startswith(said)
+
+
+async def test_an_error_in_the_middle_of_a_stream_may_pass_and_may_be_charged(engine: Engine) -> None:
+    said = (
+        b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error", "message": "Busy"}}\n\n'
+    )
+    stream = web.Response(body=said, headers={"content-type": "text/event-stream"})
+    async with in_the_apis_place(engine, stream):
+        with pytest.raises(ServerError, match="overloaded_error: Busy") as caught:
+            await engine.ask(about(max_tokens=64_000), scope=SCOPE)
+    assert caught.value.billed

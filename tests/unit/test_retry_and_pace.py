@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -255,6 +256,18 @@ async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledge
     assert len(await permitted(other, 5, within_s=1.5)) == 1
     elsewhere = dataclasses.replace(SCOPE, connection_id="another")
     await asyncio.wait_for(other.permit(question(), elsewhere), timeout=1)
+
+
+@pytest.mark.parametrize("limit", [10**30, 10**400], ids=["10^30", "10^400"])
+async def test_a_limit_that_can_be_none_is_not_heeded(
+    ledger: Ledger, limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pace = Pace(ledger)
+    (await pace.permit(question(), SCOPE)).heed(headers(limit, 1))
+    await pace.close()
+    assert len(await permitted(pace, 20, within_s=2)) == 20
+    gc.collect()  # what asyncio says of a task that failed unheard
+    assert caplog.messages == []
 
 
 async def test_a_429_sets_a_pace_where_none_is_known(ledger: Ledger) -> None:
