@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_llm_provider.cli.ledger import ConnectionOption, JsonOption, LedgerOption, find_ledger, reading
+from airflow_llm_provider.cli.ledger import (
+    ConnectionOption,
+    JsonOption,
+    LedgerOption,
+    ShowsByItself,
+    find_ledger,
+    reading,
+)
 from airflow_llm_provider.cli.output import echo_json, fail, shown
 from airflow_llm_provider.pricing import micro_usd, usd
 
@@ -19,7 +26,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.ledger.standing import Count
 
 app = typer.Typer(
-    help="Cap what calls may cost, over all processes, before it is spent.", no_args_is_help=True
+    cls=ShowsByItself,
+    help="Cap what calls may cost, over all processes, before it is spent. Without a command, `list`.",
 )
 
 Name = Annotated[str, typer.Argument(help="What messages call it, such as nightly-cap.")]
@@ -104,12 +112,12 @@ def _writing(url: str) -> Iterator[Database]:
     import sqlalchemy as sa
 
     from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.schema import migrate, version
+    from airflow_llm_provider.ledger.schema import current_version, migrate
 
     database = Database(url)
     try:
         with database.write() as connection:
-            if not sa.inspect(connection).has_table(version.name):
+            if not current_version(connection):
                 migrate(connection)
     except (sa.exc.DBAPIError, OSError) as error:
         fail(f"The ledger can't be used: {getattr(error, 'orig', None) or error}")
@@ -132,8 +140,10 @@ def _changed(
 
     given: dict[str, Any] = {}
     if scope is not None:
-        given["scope"], _, given["applies_to"] = scope.partition(":")
+        given["scope"], colon, given["applies_to"] = scope.partition(":")
         given["per"] = ""
+        if colon and not given["applies_to"].strip():  # as "dag:$DAG" is without a DAG; it would cap each
+            fail(f"--scope {scope!r} names no {given['scope']}; without the colon, it is each of them.")
     if per is not None:
         given["per"] = per
     if per == "run" and given.get("scope", known and known.scope) in ("dag", "run"):
@@ -146,6 +156,8 @@ def _changed(
             return dataclasses.replace(known, **given)
         if dollars is None or scope is None:
             raise ValueError(f"There is no budget {shown(name)} yet: a new one needs --usd and --scope.")
+        if not (name.strip() and name.isprintable() and len(name) <= 100):
+            raise ValueError("A budget's name is one line of at most 100 characters that can be seen.")
         return Budget(**{"name": name, **given})
     except ValueError as error:
         fail(error)

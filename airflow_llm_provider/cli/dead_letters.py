@@ -133,11 +133,20 @@ def _read(path: str) -> list[Letter]:
     from airflow_llm_provider.documents.dead_letters import read_dead_letters
 
     try:
-        return list(read_dead_letters(path, to_path=_object_storage))
+        letters = list(read_dead_letters(path, to_path=_object_storage))
     except FileNotFoundError:
         fail(f"There is nothing at {path}, and no dead letters beside it.")
     except (OSError, ValueError, ImportError) as error:
         fail(f"{path} can't be read: {error}")
+    if not all(map(_is_letter, letters)):
+        fail(f"{path} holds something else than dead letters: a line of it names no document and reason.")
+    return letters
+
+
+def _is_letter(line: object) -> bool:
+    return isinstance(line, dict) and all(
+        isinstance(line.get(name), str) for name in ("document_id", "reason")
+    )
 
 
 def _object_storage(url: str) -> UPath:

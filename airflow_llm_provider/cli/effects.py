@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_llm_provider.cli.ledger import ConnectionOption, JsonOption, LedgerOption, find_ledger, reading
+from airflow_llm_provider.cli.ledger import (
+    ConnectionOption,
+    JsonOption,
+    LedgerOption,
+    ShowsByItself,
+    find_ledger,
+    reading,
+)
 from airflow_llm_provider.cli.output import echo_json, fail, shown
 
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger.effects import Effect
 
 app = typer.Typer(
-    help="See what tools have done; settle what may or may not have happened.", no_args_is_help=True
+    cls=ShowsByItself,
+    help="See what tools have done; settle what may or may not have happened. Without a command, `list`.",
 )
 
 

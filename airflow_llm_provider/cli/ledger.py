@@ -6,9 +6,10 @@ import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from airflow_llm_provider.cli.connection import claude_hook, read_airflow
 from airflow_llm_provider.cli.output import echo_json, fail, shown
@@ -16,7 +17,21 @@ from airflow_llm_provider.cli.output import echo_json, fail, shown
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger.database import Database
 
-app = typer.Typer(help="Look at the ledger of what was asked and paid, and look after it.")
+
+class ShowsByItself(TyperGroup):
+    """Commands of which one shows what there is: `show` or `list`, also where none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command in front of its options."""
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = [next(name for name in ("show", "list") if name in self.commands), *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=ShowsByItself,
+    help="Look at the ledger of what was asked and paid, and look after it. Without a command, `show`.",
+)
 
 LedgerOption = Annotated[
     str | None,
@@ -26,13 +41,6 @@ ConnectionOption = Annotated[
     str | None, typer.Option("--conn-id", help="Take the ledger of this Airflow connection.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
-
-
-@app.callback(invoke_without_command=True)
-def _ledger(context: typer.Context) -> None:
-    """Show the ledger where no command says otherwise."""
-    if context.invoked_subcommand is None:
-        show_ledger()
 
 
 @app.command("show")
@@ -97,8 +105,11 @@ def show_ledger(
 
 
 def find_ledger(ledger_url: str | None, conn_id: str | None, *, must_exist: bool = True) -> str:
-    """Return the ledger's URL; ends the command when there is none yet but must be, or its URL is no URL."""
-    import sqlalchemy as sa
+    """Return the ledger's URL; ends the command when there is none yet but must be.
+
+    Raises LedgerUnusable for a URL that no ledger can have.
+    """
+    from airflow_llm_provider.ledger.database import parse_url
 
     if ledger_url is not None:
         url = ledger_url
@@ -109,13 +120,8 @@ def find_ledger(ledger_url: str | None, conn_id: str | None, *, must_exist: bool
         from airflow_llm_provider.hooks.settings import default_ledger_url
 
         url = default_ledger_url()
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        fail(
-            "The ledger's URL is no SQLAlchemy URL, such as sqlite:////path/llm_ledger.db or postgresql+psycopg://…"
-        )
-    if must_exist and parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+    parsed = parse_url(url)
+    if must_exist and parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
         fail(f"There is no ledger at {parsed.database} yet: the first task that asks something makes it.")
     return url
 
@@ -126,13 +132,15 @@ def reading(url: str) -> Iterator[Database]:
     import sqlalchemy as sa
 
     from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.schema import MIGRATIONS, version
+    from airflow_llm_provider.ledger.schema import MIGRATIONS, current_version
 
     database = Database(url)
     where = database.shown_url
     try:
         with database.read() as connection:
-            found = connection.scalar(sa.select(sa.func.max(version.c.version))) or 0
+            found = current_version(connection)
+        if not found:
+            fail(f"{where} holds no ledger yet: the first task that asks something makes it.")
         if found < len(MIGRATIONS):  # not ours to upgrade: workers of the old version may be running
             fail(f"The ledger at {where} is of an older version: the first task of this one upgrades it.")
         if found > len(MIGRATIONS):

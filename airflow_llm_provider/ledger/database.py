@@ -47,7 +47,7 @@ class Database:
     """
 
     def __init__(self, url: str, *, synchronous: str = "FULL", patience_s: float = 60.0) -> None:
-        self.url = _parse(url)
+        self.url = parse_url(url)
         self.dialect = self.url.get_backend_name()
         self._now = sa.text(_NOW_MS[self.dialect])
         self._writing = threading.Lock()
@@ -80,8 +80,8 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Open a read transaction; on SQLite it neither waits for writers nor holds them up."""
-        if self.dialect == "sqlite" and not self._file.exists():
-            raise FileNotFoundError(f"there is no ledger at {self._file}")  # SQLite would make an empty one
+        if self.dialect == "sqlite":
+            self._stat(or_say="there is no ledger at {}")  # SQLite would make an empty one
         with self._reader.begin() as connection:
             yield connection
 
@@ -114,18 +114,26 @@ class Database:
             # Replies are in it: nobody else's to read. SQLite gives its other files the same mode.
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        try:
-            found = self._file.stat()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self._file} was moved or deleted while in use") from None
+        found = self._stat(or_say="{} was moved or deleted while in use")
         self._identity = self._identity or (found.st_dev, found.st_ino)
         if self._identity != (found.st_dev, found.st_ino):
             raise FileNotFoundError(f"{self._file} was replaced by another file while in use")
         return stat.S_IMODE(found.st_mode)
 
+    def _stat(self, *, or_say: str) -> os.stat_result:
+        try:
+            found = self._file.stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(or_say.format(self._file)) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise LedgerUnusable(
+                f"[llm] ledger_url: {self._file} is no file. Name one, such as sqlite:///{self._file}/llm_ledger.db."
+            )
+        return found
 
-def _parse(text: str) -> sa.URL:
-    """Read the URL, repeating no part of it in an error: any part may hold the password."""
+
+def parse_url(text: str) -> sa.URL:
+    """Read a ledger's URL; raises LedgerUnusable, repeating no part of it: any part may hold the password."""
     try:
         url = make_url(text)
     except (sa.exc.ArgumentError, ValueError):

@@ -247,6 +247,23 @@ class LedgerTooNew(LedgerUnusable):
     """The ledger was written by a newer airflow-provider-llm: upgrade this installation."""
 
 
+def current_version(connection: sa.Connection) -> int:
+    """Return the ledger's version, 0 where there is none yet.
+
+    Raises LedgerUnusable where other tables have the names of its own: what is there would pass for them.
+    """
+    inspector = sa.inspect(connection)
+    if inspector.has_table(version.name):
+        return connection.scalar(sa.select(sa.func.max(version.c.version))) or 0
+    taken = sorted(name for name in metadata.tables if inspector.has_table(name))
+    if taken:
+        raise LedgerUnusable(
+            f"The database {connection.engine.url.database} holds other tables by names of the ledger's own "
+            f"({', '.join(taken)}). Point [llm] ledger_url at another file or database."
+        )
+    return 0
+
+
 def migrate(connection: sa.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
     """Bring the ledger to this code's version, within the caller's transaction.
 
@@ -254,13 +271,14 @@ def migrate(connection: sa.Connection, migrations: Sequence[Migration] = MIGRATI
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('airflow_llm_provider.ledger'))"))
-    version.create(connection, checkfirst=True)
-    current = connection.scalar(sa.select(sa.func.coalesce(sa.func.max(version.c.version), 0))) or 0
+    current = current_version(connection)
     if current > len(migrations):
         raise LedgerTooNew(
             f"The ledger has schema version {current}, this airflow-provider-llm knows up to {len(migrations)}. "
             "Upgrade the package on this machine, or point [llm] ledger_url at another ledger."
         )
+    if not current:
+        version.create(connection, checkfirst=True)
     for number, step in enumerate(migrations[current:], start=current + 1):
         step(connection)
         connection.execute(version.insert().values(version=number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -43,7 +44,6 @@ LEASE_S = 45.0  # how long an attempt of a killed process blocks its key; renewe
 BEAT_S = 10.0
 
 T = TypeVar("T")
-# What passes: no connection, a server that is starting, a lock, a full disk, a folder not mounted.
 _PASSING = (sa.exc.OperationalError, sa.exc.InterfaceError, OSError)
 
 
@@ -170,12 +170,16 @@ class Ledger:
         with self._in_our_words():
             try:
                 return self._retried(self._write_once, batch)
-            except _PASSING:
-                # Its submitters give up. Left as they are, their attempts would be renewed as long as this lives.
-                of_attempts = (write for write in batch if isinstance(write, (Entry, Settlement, Failure)))
-                self._owed += [_unsent(write) if isinstance(write, Entry) else write for write in of_attempts]
-                raise
-            except Exception:
+            except Exception as error:
+                if _may_pass(error):
+                    # Its submitters give up. Left as they are, their attempts would be renewed while this lives.
+                    of_attempts = (
+                        write for write in batch if isinstance(write, (Entry, Settlement, Failure))
+                    )
+                    self._owed += [
+                        _unsent(write) if isinstance(write, Entry) else write for write in of_attempts
+                    ]
+                    raise
                 if len(batch) == 1:
                     raise
         # One row the database won't take must not cost the others theirs.
@@ -240,7 +244,7 @@ class Ledger:
     def _retried(self, work: Callable[..., T], *arguments: Any) -> T:
         """Run `work` again while the database can't be reached, up to the deadline."""
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_PASSING),
+            retry=tenacity.retry_if_exception(_may_pass),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
             stop=tenacity.stop_before_delay(self._deadline_s),
             reraise=True,
@@ -256,7 +260,7 @@ class Ledger:
             where = f"The ledger at {self.database.shown_url}"
             cause = (error.orig if isinstance(error, sa.exc.DBAPIError) else None) or error
             said = " ".join(str(cause).split())
-            if isinstance(error, _PASSING):
+            if _may_pass(error):
                 raise LedgerUnavailable(
                     f"{where} can't be reached ({said}). Nothing is sent without it, so nothing is paid; "
                     "check [llm] ledger_url and the database, then retry."
@@ -267,6 +271,13 @@ class Ledger:
                     "move it away to begin a new one, which buys every answer anew."
                 ) from error
             raise LedgerUnusable(f"{where} does not take this: {said}") from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Tell whether it may pass: no connection, a server that starts, a lock, a full disk, a folder not mounted."""
+    # A table or column that is missing is an OperationalError too, to SQLite alone; it stays missing.
+    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else None
+    return isinstance(error, _PASSING) and getattr(cause, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
 
 
 def _unsent(entry: Entry) -> Failure:

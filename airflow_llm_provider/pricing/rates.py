@@ -162,6 +162,9 @@ def usd(micro_usd: int | None) -> str | None:
     return f"{sign}{amount // 1_000_000}.{amount % 1_000_000:06d}"
 
 
+_MOST_USD = 1_000_000_000  # sums of such amounts still fit the ledger's 64 bits
+
+
 def micro_usd(dollars: object) -> int:
     """Read an amount in dollars, a number or a decimal string, as micro-USD, rounded down; raises ValueError."""
     try:
@@ -170,4 +173,6 @@ def micro_usd(dollars: object) -> int:
         amount = Decimal("NaN")
     if not amount.is_finite() or amount < 0 or isinstance(dollars, bool):
         raise ValueError(f"{dollars!r} is no amount in US dollars, such as 2.50")
+    if amount > _MOST_USD:
+        raise ValueError(f"{dollars!r} is more than {_MOST_USD:,} US dollars")
     return int(amount * 1_000_000)

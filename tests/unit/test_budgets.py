@@ -221,12 +221,32 @@ async def test_the_command_line_sets_changes_shows_and_removes_budgets(ledger_ur
         (["--usd", "five", "--scope", "run"], "'five' is no amount in US dollars"),
         (["--usd", "5", "--scope", "all"], "per day or per month"),
         (["--usd", "5", "--scope", "all", "--per", "day", "--tz", "Mars"], "no time zone"),
+        (["--usd", "1e30", "--scope", "run"], "'1e30' is more than 1,000,000,000 US dollars"),
+        (["--usd", "1e999999", "--scope", "run"], "'1e999999' is more than 1,000,000,000 US dollars"),
+        (["--usd", "5", "--scope", "dag:", "--per", "day"], "'dag:' names no dag"),
+        (["--usd", "5", "--scope", "task: "], "'task: ' names no task"),
     ],
 )
 def test_a_wrong_option_is_explained(ledger_url: str, arguments: list[str], complaint: str) -> None:
     said = command(ledger_url, "set", "cap", *arguments)
     assert said.exit_code == 1
     assert complaint in said.output
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\x1b[31m", "n" * 101])
+def test_a_budget_has_a_name_that_can_be_said(ledger_url: str, name: str) -> None:
+    said = command(ledger_url, "set", name, "--usd", "5", "--scope", "run")
+    assert said.exit_code == 1
+    assert "A budget's name is" in said.output
+    assert json.loads(command(ledger_url, "list", "--json").output) == []
+
+
+def test_a_name_that_can_not_be_said_may_be_changed_and_removed_where_it_is(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    standing(ledger, name="a\nb", cap_micro_usd=1)
+    ledger.close()
+    assert command(ledger_url, "set", "a\nb", "--usd", "7").exit_code == 0
+    assert command(ledger_url, "remove", "a\nb").exit_code == 0
 
 
 def test_a_dag_per_run_is_each_of_its_runs(ledger_url: str) -> None:

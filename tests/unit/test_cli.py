@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from airflow_llm_provider.cli.stand_in import read_fault
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import InvalidOutput
+from airflow_llm_provider.ledger.store import Ledger
 
 COMMANDS = [
     ["demo"],
@@ -107,6 +109,47 @@ def test_a_reply_is_shown_without_steering_the_terminal(letters: Path) -> None:
     assert result.exit_code == 0
     assert "reply: No \\x1b[31mway" in result.output
     assert "\x1b" not in result.output
+
+
+def test_without_a_command_what_there_is_is_shown(ledger_url: str) -> None:
+    Ledger(ledger_url).close()
+    options = ("--ledger-url", ledger_url, "--json")
+    for group, command in (("ledger", "show"), ("effects", "list"), ("budgets", "list")):
+        whole = run(group, command, *options)
+        assert whole.exit_code == 0
+        assert run(group, *options).output == whole.output
+        assert "Without a command" in run(group, "--help").output
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite://", "needs the absolute path of a file"),
+        ("sqlite:///ledger.db", "needs the absolute path of a file"),
+        ("sqlite:///{folder}", "is no file"),
+        ("sqlite:///{folder}/foreign.db", "holds other tables by names of the ledger's own (call)"),
+        ("sqlite:///{folder}/empty.db", "holds no ledger yet"),
+    ],
+)
+def test_an_address_without_a_ledger_is_told_for_what_it_is(tmp_path: Path, url: str, said: str) -> None:
+    (tmp_path / "empty.db").touch()
+    with closing(sqlite3.connect(tmp_path / "foreign.db")) as foreign:
+        foreign.execute("CREATE TABLE call (number TEXT)")
+    result = run("ledger", "show", "--ledger-url", url.format(folder=tmp_path))
+    assert result.exit_code == 1
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("line", ["3", "[]", '{"document_id": "a.pdf"}', '{"document_id": [], "reason": {}}'])
+@pytest.mark.parametrize("command", [("list",), ("show", "a.pdf"), ("reopen", "a.pdf")], ids=" ".join)
+def test_a_file_that_holds_no_dead_letters_is_named(
+    tmp_path: Path, command: tuple[str, ...], line: str
+) -> None:
+    path = tmp_path / "rows.dead_letters.jsonl"
+    path.write_text(f"{json.dumps(UNREADABLE)}\n{line}\n")
+    result = run("dead-letters", command[0], str(path), *command[1:])
+    assert result.exit_code == 1
+    assert f"{path} holds something else than dead letters" in result.stderr
 
 
 def test_what_is_not_there_is_one_line_and_status_1(letters: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The ledger in a file: who may read it, what happens when it is not there, and how its writers queue."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import re
@@ -141,6 +142,39 @@ def test_a_file_that_is_no_ledger_is_named_and_left_alone(tmp_path: Path) -> Non
     ):
         Ledger(url_of(path))
     assert path.read_bytes() == b"not a database " * 1000
+
+
+def test_a_folder_is_no_ledger_and_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(LedgerUnusable, match=r"is no file.*sqlite:////.*/llm_ledger\.db"):
+        Ledger(url_of(tmp_path))
+    with pytest.raises(LedgerUnusable, match="is no file"), Database(url_of(tmp_path)).read():
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_programs_tables_are_named_and_left_alone(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as foreign:
+        foreign.executescript("CREATE TABLE call (number TEXT); CREATE TABLE review (stars INT)")
+        with pytest.raises(
+            LedgerUnusable,
+            match=r"ledger\.db holds other tables by names of the ledger's own \(call, review\)",
+        ):
+            Ledger(url_of(path))
+        assert foreign.execute("SELECT name FROM sqlite_master ORDER BY name").fetchall() == [
+            ("call",),
+            ("review",),
+        ]
+
+
+async def test_a_table_changed_by_hand_is_not_tried_again(path: Path) -> None:
+    ledger = Ledger(url_of(path))  # which tries for a minute what passes
+    with ledger.database.write() as connection:
+        connection.exec_driver_sql("ALTER TABLE payload RENAME TO mine")
+        connection.exec_driver_sql("ALTER TABLE call RENAME COLUMN model TO which")
+    for asked in (ledger.open(entry()), ledger.answered(KEY, NIGHTLY, "run")):
+        with pytest.raises(LedgerUnusable, match=r"does not take this: .*no (such table|column named)"):
+            await asyncio.wait_for(asked, 20)
+    ledger.close()
 
 
 def test_reading_a_ledger_that_is_not_there_makes_none(tmp_path: Path) -> None:
