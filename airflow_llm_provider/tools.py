@@ -31,6 +31,8 @@ class Tool:
     needs_approval: bool = False
 
     def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"A tool is a function, and {self.function!r} is none.")
         _ = self.definition  # what is wrong with a function is said when the DAG is parsed
 
     @classmethod

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator
 
-from airflow_llm_provider.decorators.function import FunctionTask
+from airflow_llm_provider.decorators.function import FunctionTask, decorator
 from airflow_llm_provider.operators.branch import LLMBranchOperator
 
 
@@ -22,6 +22,4 @@ class _ClaudeBranchTask(FunctionTask, LLMBranchOperator):
 
 def claude_branch_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a task of a function that returns what to decide; takes the arguments of LLMBranchOperator."""
-    return task_decorator_factory(
-        python_callable=python_callable, decorated_operator_class=_ClaudeBranchTask, **kwargs
-    )
+    return decorator(_ClaudeBranchTask, python_callable, kwargs)

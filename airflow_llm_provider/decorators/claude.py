@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator
 
-from airflow_llm_provider.decorators.function import FunctionTask
+from airflow_llm_provider.decorators.function import FunctionTask, decorator
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.triggers.lane import NeedsWorker, encode_arguments, require_plain_end
 
@@ -60,6 +60,4 @@ class _ClaudeTask(FunctionTask, ClaudeOperator):
 
 def claude_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a task of a function that returns a prompt; takes the arguments of ClaudeOperator."""
-    return task_decorator_factory(
-        python_callable=python_callable, decorated_operator_class=_ClaudeTask, **kwargs
-    )
+    return decorator(_ClaudeTask, python_callable, kwargs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator
 
-from airflow_llm_provider.decorators.function import FunctionTask
+from airflow_llm_provider.decorators.function import FunctionTask, decorator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 
 if TYPE_CHECKING:
@@ -32,6 +32,4 @@ class _ClaudeDocumentsTask(FunctionTask, ClaudeDocumentsOperator):
 
 def claude_documents_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a task of a function that returns documents; takes the arguments of ClaudeDocumentsOperator."""
-    return task_decorator_factory(
-        python_callable=python_callable, decorated_operator_class=_ClaudeDocumentsTask, **kwargs
-    )
+    return decorator(_ClaudeDocumentsTask, python_callable, kwargs)

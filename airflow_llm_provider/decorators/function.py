@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk.bases.decorator import DecoratedOperator, determine_kwargs
+from airflow.sdk.bases.decorator import (
+    DecoratedOperator,
+    TaskDecorator,
+    determine_kwargs,
+    task_decorator_factory,
+)
 from airflow.sdk.definitions.context import context_merge
 from airflow.sdk.definitions.xcom_arg import XComArg
 
@@ -82,6 +87,16 @@ class FunctionTask(DecoratedOperator):
         args = [_shown(value) for value in self.op_args]
         context_merge(context, {name: _shown(value) for name, value in self.op_kwargs.items()})
         return self.python_callable(*args, **determine_kwargs(self.python_callable, args, context))
+
+
+def decorator(
+    operator: Any, python_callable: Callable[..., Any] | None, arguments: Mapping[str, Any]
+) -> TaskDecorator:
+    """Return what makes a task of a function, with the operator's arguments checked when the DAG is parsed."""
+    operator.require_sound(arguments)
+    return task_decorator_factory(
+        python_callable=python_callable, decorated_operator_class=operator, **arguments
+    )
 
 
 def _resolved(value: Any, context: Context) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator
 
-from airflow_llm_provider.decorators.function import FunctionTask
+from airflow_llm_provider.decorators.function import FunctionTask, decorator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
 
 
@@ -23,6 +23,4 @@ class _RepairTask(FunctionTask, ValidationRepairOperator):
 
 def claude_repair_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:
     """Make a task of a function that returns an answer; takes the arguments of ValidationRepairOperator."""
-    return task_decorator_factory(
-        python_callable=python_callable, decorated_operator_class=_RepairTask, **kwargs
-    )
+    return decorator(_RepairTask, python_callable, kwargs)

@@ -30,6 +30,14 @@ class RetryPolicy:
     max_wait_s: float = 30.0
     deadline_s: float | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
+            raise ValueError(f"attempts={self.attempts!r}: give a whole number, 1 or more")
+        for name in ("first_wait_s", "max_wait_s", "deadline_s"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and value >= 0):
+                raise ValueError(f"{name}={value!r}: give a number of seconds")
+
 
 # What waiting mends is tried often, what only another request mends not at all. A refused or truncated answer
 # is one that was paid for: trying again is asking again, so it is the author's to switch on.
@@ -60,7 +68,7 @@ def policies(overrides: Mapping[str, RetryPolicy | Mapping[str, Any]] | None = N
                 if isinstance(override, RetryPolicy)
                 else dataclasses.replace(merged[kind], **dict(override))
             )
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"retry={{{kind!r}: {override!r}}}: {error}") from error
     return merged
 

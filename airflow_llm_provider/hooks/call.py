@@ -14,6 +14,7 @@ from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.tools import Toolbox
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import AnswerError, TerminalError
+from airflow_llm_provider.hooks.arguments import require_messages
 from airflow_llm_provider.hooks.checks import Exhausted, with_models
 from airflow_llm_provider.hooks.routing import Routing
 from airflow_llm_provider.hooks.storage import object_storage, require_absolute
@@ -78,6 +79,7 @@ class Call:
     def of(cls, arguments: Mapping[str, Any]) -> Self:
         """Return the call that ClaudeOperator's arguments make."""
         given = {name: value for name, value in arguments.items() if value is not None}
+        given["version"] = str(given.get("version", ""))
         extra = {name: given[name] for name in _IN_BODY if name in given} | dict(given.get("extra_body", {}))
         return cls(
             **{name: given[name] for name in _OF_CALL if name in given},
@@ -92,6 +94,7 @@ class Call:
 
         settings: of the call's own connection under None, and of `routing.connections` under their ids.
         """
+        self._require_sound()
         own = settings[None]
         longest, text = self._longest_text()
         output = OutputType(self.output_type)
@@ -123,6 +126,25 @@ class Call:
             long=LongInput(too_long=self.too_long, max_input_tokens=self.max_input_tokens),
             **terms,
         )
+
+    def _require_sound(self) -> None:
+        """Raise TerminalError, before anything is paid, for what templates and other tasks gave and can't be meant."""
+        wrong = None
+        if not isinstance(self.prompt, str):
+            wrong = f"The prompt is a {type(self.prompt).__name__}, and should be text."
+        elif not self.prompt.strip():
+            wrong = "The prompt is empty."
+        elif not isinstance(self.system, str | None):
+            wrong = f"system= is a {type(self.system).__name__}, and should be text."
+        elif not isinstance(self.inputs, Mapping):
+            wrong = f"inputs= is a {type(self.inputs).__name__}, and should be a dict of data by name."
+        else:
+            try:
+                require_messages(self.messages)
+            except ValueError as error:
+                wrong = str(error)
+        if wrong:
+            raise TerminalError(f"{wrong} Nothing was sent.")
 
     def _require_places(self) -> None:
         """Raise TerminalError, before anything is paid, where an answer or a dead letter could not be written."""

@@ -34,6 +34,8 @@ def with_files_read(
     roots: where files may be read; None: [llm] roots, and where there are none, only what the author `typed`.
     Raises AirflowFailException for a file that can't be read, and why.
     """
+    if not isinstance(inputs, Mapping) or not all(isinstance(name, str) for name in inputs):
+        raise AirflowFailException(f"inputs= is {inputs!r:.80}, and should be a dict of data by name.")
     allowed = named_roots(roots)
     read = dict(inputs)
     for name, value in inputs.items():

@@ -13,6 +13,7 @@ _RUN_VALUES = re.compile(
     r"\{\{[^}]*\b(ds|ts|run_id|logical_date|data_interval_\w+|dag_run|ti|task_instance|execution_date|prev_\w+"
     r"|ds_nodash|ts_nodash\w*)\b"
 )
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 
 
 def is_template(text: str) -> bool:
@@ -43,9 +44,20 @@ def number(task_id: str, name: str, count: int | str | None) -> int | None:
     return read
 
 
-def flag(value: bool | str) -> bool:
-    """Read a yes or no."""
-    return value if isinstance(value, bool) else value.strip().lower() in ("true", "1", "yes", "on")
+def flag(task_id: str, name: str, value: bool | str | None) -> bool:
+    """Read a yes or no; nothing is a no."""
+    said = str(value).strip().lower()
+    if said not in (*_YES, *_NO):
+        raise AirflowFailException(f"{task_id}: {name}={value!r}: give true or false.")
+    return said in _YES
+
+
+def require_text(task_id: str, name: str, text: Any) -> None:
+    """Raise AirflowFailException for what is no text, or has nothing in it."""
+    if not isinstance(text, str):
+        raise AirflowFailException(f"{task_id}: the {name} is a {type(text).__name__}, and should be text.")
+    if not text.strip():
+        raise AirflowFailException(f"{task_id}: the {name} is empty.")
 
 
 def run_values(*templates: str | None) -> list[str]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import LLMError
-from airflow_llm_provider.hooks.arguments import require_share, require_sound
+from airflow_llm_provider.hooks.arguments import require_share
 from airflow_llm_provider.hooks.files import with_files_read
+from airflow_llm_provider.hooks.rendered import require_text
 from airflow_llm_provider.operators.branches import (
     RECORD,
     SETTINGS,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from airflow_llm_provider.hooks.choice import Decision, OnUnsure, Proposal, Rules
     from airflow_llm_provider.hooks.people.branch import BranchReview
     from airflow_llm_provider.hooks.people.review import User
-    from airflow_llm_provider.triggers.lane import LanePartial
 
 __all__ = ["Branch", "LLMBranchOperator", "use_branch_settings"]
 
@@ -95,18 +95,10 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         deferrable: bool = False,
         **kwargs: Any,
     ) -> None:
-        _require_sound(
-            **kwargs,
-            branches=branches,
-            default_branch=default_branch,
-            min_confidence=min_confidence,
-            votes=votes,
-            on_unsure=on_unsure,
-            assigned_users=assigned_users,
-            response_timeout=response_timeout,
-            notifiers=notifiers,
-            deferrable=deferrable,
-        )
+        own: dict[str, Any] = {"branches": branches, "multiple": multiple, "default_branch": default_branch}
+        own |= {"votes": votes, "on_unsure": on_unsure, "deferrable": deferrable}
+        own |= {"assigned_users": assigned_users, "response_timeout": response_timeout}
+        self.require_sound({**kwargs, **own, "min_confidence": min_confidence})
         super().__init__(prompt=prompt, min_confidence=min_confidence, deferrable=False, **kwargs)
         self.branches = branches
         self.multiple = multiple
@@ -118,10 +110,10 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         self.notifiers = notifiers
 
     @classmethod
-    def partial(cls, **kwargs: Any) -> LanePartial:
-        """Return a partial, with its arguments checked when the DAG is parsed."""
-        _require_sound(**kwargs)
-        return super().partial(**kwargs)
+    def require_sound(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
+        super().require_sound(arguments)
+        _require_choice(arguments)
 
     def execute(self, context: Context) -> Any:
         """Ask, decide, write down why, and skip what was not chosen."""
@@ -179,8 +171,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         from airflow_llm_provider.hooks.call import Call
         from airflow_llm_provider.hooks.choice import choosing, propose
 
-        if not self.prompt or not self.prompt.strip():
-            raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
+        require_text(self.task_id, "prompt", self.prompt)
         files = with_files_read(self.inputs, roots=self.allowed_roots, typed=self._typed_files)
         # With votes the bar is for their share: it is not what escalates one of them to the next model.
         min_confidence = self.min_confidence if self.votes == 1 else None
@@ -269,10 +260,10 @@ def _usage(proposed: Proposal | LLMError) -> dict[str, Any]:
     return dict(getattr(proposed, "usage", {}))
 
 
-def _require_sound(**given: Any) -> None:
-    """Raise ValueError, when the DAG is parsed, for arguments that can't be meant."""
+def _require_choice(given: Mapping[str, Any]) -> None:
+    """Raise ValueError for what a choice among branches can't be made of."""
     for name, reason in _NOT_ARGUMENTS.items():
-        if given.get(name) is not None:
+        if given.get(name) not in (None, "fail"):  # `fail` is the default of on_exhausted
             raise ValueError(f"LLMBranchOperator takes no {name}=: {reason}.")
     if given.get("deferrable"):
         raise ValueError(
@@ -287,10 +278,13 @@ def _require_sound(**given: Any) -> None:
     default, on_unsure = given.get("default_branch"), given.get("on_unsure")
     if on_unsure == "default" and default is None:
         raise ValueError("on_unsure='default' needs a default_branch=.")
-    if not isinstance(default, str | None) and len(default) > 1 and not given.get("multiple"):
+    ids = [default] if isinstance(default, str | None) else default
+    if not isinstance(ids, Collection) or not all(isinstance(each, str | None) for each in ids):
+        raise ValueError(f"default_branch={default!r}: give the id of a task or group, or several.")
+    if len(ids) > 1 and not given.get("multiple"):
         raise ValueError(f"default_branch={default!r}: several branches need multiple=True.")
     if (branches := given.get("branches")) is not None:
-        if not isinstance(branches, Mapping):
+        if not isinstance(branches, Mapping) or not all(isinstance(name, str) for name in branches):
             raise ValueError("branches= should be a dict: a description, or a Branch, for each id.")
         for name, branch in branches.items():
             try:
@@ -298,4 +292,3 @@ def _require_sound(**given: Any) -> None:
             except ValueError as error:
                 raise ValueError(f"branches[{name!r}]: {error}") from None
             require_share(f"branches[{name!r}]: min_confidence", Branch.of(branch).min_confidence)
-    require_sound(given)

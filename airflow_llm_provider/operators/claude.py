@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import AnswerError, LLMError, error_of
 from airflow_llm_provider.hooks.arguments import require_sound
@@ -170,7 +170,7 @@ class ClaudeOperator(BaseOperator):
         fall_back_on: Sequence[str] = ("network", "overloaded", "server"),
         too_long: Literal["fail", "truncate", "map_reduce"] = "fail",
         max_input_tokens: int | None = None,
-        output: str | None = None,
+        output: str | PurePath | None = None,
         reuse: Literal["always", "run", "never"] = "run",
         version: str = "",
         budget_usd: float | str | None = None,
@@ -218,7 +218,8 @@ class ClaudeOperator(BaseOperator):
         self.fall_back_on = fall_back_on
         self.too_long = too_long
         self.max_input_tokens = max_input_tokens
-        self.output_path = output  # BaseOperator.output is the XCom
+        # BaseOperator.output is the XCom.
+        self.output_path = str(output) if isinstance(output, PurePath) else output
         self.reuse = reuse
         self.version = version
         self.budget_usd = budget_usd
@@ -228,7 +229,7 @@ class ClaudeOperator(BaseOperator):
         self.tags = tags
         self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
-        require_sound(self.arguments())
+        self.require_sound({**self.arguments(), "deferrable": deferrable})
         Exhausted(on_exhausted=on_exhausted, default=default, dead_letters=dead_letters).require_consistent()
         if deferrable and not self.starts_in_worker and not is_mapped:  # a mapped one has its lane already
             place(self, self.arguments(), push=self.do_xcom_push, call_arguments=CALL_ARGUMENTS)
@@ -240,8 +241,13 @@ class ClaudeOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> LanePartial:
         """Return a partial whose `.expand()` chooses the lane, with its arguments checked when the DAG is parsed."""
-        require_sound(kwargs)
+        cls.require_sound(kwargs)
         return LanePartial.of(super().partial(**kwargs))
+
+    @classmethod
+    def require_sound(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
+        require_sound(arguments, templated=(*cls.template_fields, "prompt"))
 
     @classmethod
     def place_mapped(cls, task: MappedOperator) -> None:
@@ -259,7 +265,7 @@ class ClaudeOperator(BaseOperator):
     @inputs.setter
     def inputs(self, inputs: Mapping[str, Any]) -> None:
         # The constructor sets `_inputs`, so that Airflow sees what to resolve; once resolved, it is data.
-        self._inputs = Inputs(inputs)
+        self._inputs = Inputs(inputs) if isinstance(inputs, Mapping) else inputs
 
     @cached_property
     def hook(self) -> ClaudeHook:
@@ -273,8 +279,6 @@ class ClaudeOperator(BaseOperator):
         from airflow_llm_provider.ledger.savings import keep_saving
         from airflow_llm_provider.pricing import usd
 
-        if not self.prompt or not self.prompt.strip():
-            raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
         files = with_files_read(self.inputs, roots=self.allowed_roots, typed=self._typed_files)
         call = self.call(files)
         settings = self.hook.all_settings(call.routing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
@@ -14,7 +15,7 @@ from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.outcome import failure_of
 from airflow_llm_provider.hooks.people.price import Gate
-from airflow_llm_provider.hooks.rendered import amount, flag, number, run_values
+from airflow_llm_provider.hooks.rendered import amount, flag, number, require_text, run_values
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
 from airflow_llm_provider.hooks.storage import object_storage
@@ -66,7 +67,8 @@ class ClaudeDocumentsOperator(BaseOperator):
     roots: folders or URL prefixes below which files may be read; None: [llm] roots, and where there are none
         either, `documents` itself, if the DAG author typed it.
     strings: whether strings in a list are `text` or `path`s.
-    id_field, text_field: the fields of a row that are its id and its text; by default `id`, and the whole row.
+    id_field, text_field: the fields of a row that are its id and its text; by default `id`, where a row has one, and
+        the whole row. Rows without the fields you name are dead letters.
     pattern: file names to take from a folder, such as `*.txt`; by default every format that can be read.
     pdf: `auto` sends the text of pages that have it and the others as they are; `text`; `native`.
     encoding: of text files without a byte order mark.
@@ -122,7 +124,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         *,
         documents: Any,
         prompt: str,
-        output: str,
+        output: str | PurePath,
         output_type: Any = None,
         system: str | None = None,
         model: str | Sequence[str] | None = None,
@@ -168,7 +170,8 @@ class ClaudeDocumentsOperator(BaseOperator):
         super().__init__(**kwargs)
         self.documents = documents
         self.prompt = prompt
-        self.output_path = output  # BaseOperator.output is the XCom
+        # BaseOperator.output is the XCom.
+        self.output_path = str(output) if isinstance(output, PurePath) else output
         self.output_type = output_type
         self.system = system
         self.model = model
@@ -207,7 +210,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         self.approval = approval or {}
         self.tags = tags
         self.claude_conn_id = claude_conn_id
-        require_sound(vars(self))
+        self.require_sound(vars(self))
         require_resolvable(self.task_id, documents)
         # Known only here: rendering replaces the template by its value.
         self._is_literal = is_literal(documents)
@@ -216,9 +219,14 @@ class ClaudeDocumentsOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Return a partial, with its arguments checked when the DAG is parsed."""
-        require_sound(kwargs)
+        cls.require_sound(kwargs)
         require_resolvable(kwargs["task_id"], kwargs.get("documents"))
         return super().partial(**kwargs)
+
+    @classmethod
+    def require_sound(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
+        require_sound(arguments, templated=cls.template_fields)
 
     @property
     def documents(self) -> Any:
@@ -244,9 +252,8 @@ class ClaudeDocumentsOperator(BaseOperator):
                 "If the answer does not depend on it, take it out.",
                 ", ".join(self._run_values),
             )
-        if not self.prompt or not self.prompt.strip():
-            raise AirflowFailException(f"{self.task_id}: the prompt is empty.")
-        if flag(self.is_dry_run):
+        require_text(self.task_id, "prompt", self.prompt)
+        if flag(self.task_id, "dry_run", self.is_dry_run):
             return ClaudeDocumentsOperator.estimate(self, context).as_dict()
         self._require_leave_to_spend(context)
         settings = self.hook.all_settings(self._routing)
@@ -345,8 +352,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         )
 
     def _found(self) -> Iterator[Document | Rejected]:
-        from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
-        from airflow_llm_provider.documents.roots import OutsideRoots
+        from airflow_llm_provider.documents.formats import MissingExtra
         from airflow_llm_provider.documents.source import list_documents
 
         is_typed = self._is_literal and not is_mapped_over_a_task(self)
@@ -363,7 +369,7 @@ class ClaudeDocumentsOperator(BaseOperator):
                 encoding=self.encoding,
                 to_path=object_storage,
             )
-        except (OutsideRoots, UnknownFormat, MissingExtra, TypeError) as error:
+        except (MissingExtra, TypeError, ValueError) as error:
             raise AirflowFailException(f"{self.task_id}: {error}") from error
 
     def _sink(self, map_index: int | None) -> RowSink:
@@ -392,7 +398,7 @@ class ClaudeDocumentsOperator(BaseOperator):
             max_tokens=self.max_tokens,
             effort=self.effort,
             extra=self.extra_body or {},
-            version=self.version,
+            version=str(self.version),
             framing=self.framing,
             pdf=self.pdf,
             max_bytes=self.max_bytes,

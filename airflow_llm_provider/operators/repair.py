@@ -49,14 +49,20 @@ class ValidationRepairOperator(ClaudeOperator):
     ) -> None:
         if answer is None and not prompt and not self.answer_comes_later:
             raise ValueError("ValidationRepairOperator needs answer=, or a prompt= to ask by itself.")
-        if kwargs.get("deferrable"):
-            raise ValueError("ValidationRepairOperator runs in a worker: leave deferrable= away.")
+        self.require_sound({**kwargs, "inputs": inputs})
         # Among the inputs they are resolved, read where they are files, and kept out of Rendered Templates.
         own = {name: value for name, value in ((_ANSWER, answer), (_SOURCE, source)) if value is not None}
         if taken := {_ANSWER, _SOURCE} & (inputs or {}).keys():
             raise ValueError(f"{min(taken)!r} is an argument of its own, and no name of an input here.")
         super().__init__(prompt=prompt or _ASKED, inputs={**(inputs or {}), **own}, **kwargs)
         self._is_given = answer is not None
+
+    @classmethod
+    def require_sound(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
+        super().require_sound(arguments)
+        if arguments.get("deferrable"):
+            raise ValueError("ValidationRepairOperator runs in a worker: leave deferrable= away.")
 
     @property
     def answer(self) -> Any:

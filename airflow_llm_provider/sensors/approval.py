@@ -19,6 +19,7 @@ from airflow_llm_provider.sensors.when import Facts, When, judge, require_condit
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
     from airflow_llm_provider.hooks.people.review import Decision, Review, User
 
@@ -96,7 +97,6 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_conditions(when)
         self._content: Any = content
         # Known only here: once the content is resolved, nothing tells where it came from.
         self._sources = sorted({task.task_id for task, _ in XComArg.iter_xcom_references(content)})
@@ -115,8 +115,21 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         self.notifiers = notifiers
         self.on_changed = on_changed
         self.claude_conn_id = claude_conn_id
-        require_sound(vars(self))
-        if on_timeout != "deny" and response_timeout is None:
+        self.require_sound(vars(self))
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> OperatorPartial:
+        """Return a partial, with its arguments checked when the DAG is parsed."""
+        cls.require_sound(kwargs)
+        return super().partial(**kwargs)
+
+    @classmethod
+    def require_sound(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
+        require_sound(arguments, templated=cls.template_fields)
+        require_conditions(arguments.get("when", "always"))
+        on_timeout = arguments.get("on_timeout", "deny")
+        if on_timeout != "deny" and arguments.get("response_timeout") is None:
             raise ValueError(
                 f"on_timeout={on_timeout!r} needs a response_timeout=: without one, time never runs out."
             )
