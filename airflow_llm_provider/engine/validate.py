@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import inspect
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any, get_args, get_origin
 
+from airflow_llm_provider.engine.json_schema import require_checkable
 from airflow_llm_provider.engine.mend import is_json, members, objects_in
 from airflow_llm_provider.engine.schema import fields_of, names_in, part_of
 from airflow_llm_provider.errors import BusinessError, InvalidOutput, LLMError, TerminalError
@@ -30,13 +34,18 @@ _FORM_KINDS = frozenset(
 _FORM_KEYWORDS = frozenset(
     {"type", "enum", "const", "format", "pattern", "additionalProperties", "maxLength"}
 )
+# What Airflow can't serialize by itself; as fields of a pydantic model it can.
+_NOT_IN_XCOMS = (enum.Enum, bytes, bytearray, complex, dt.time, PurePath, re.Pattern)
+_MODULES_NOT_IN_XCOMS = frozenset({"ipaddress", "pydantic.networks"})
 
 
 class OutputType:
     """What an answer must be.
 
     output_type: None or `str` for free text; a pydantic model; any type pydantic knows (list, enum, union,
-        TypedDict …); or a JSON schema as a dict.
+        TypedDict …); or a JSON schema of draft 2020-12 as a dict.
+
+    Its schemas raise TerminalError, before anything is sent, for what is no type and no schema.
     """
 
     def __init__(self, output_type: Any = None) -> None:
@@ -151,11 +160,13 @@ class OutputType:
 
     @cached_property
     def is_importable(self) -> bool:
-        """Whether the values are plain, or of classes that another process can import by name."""
-        classes = _classes(self.output_type)
+        """Whether the values are plain, or of classes that another process can import by name and XComs know."""
         return all(
-            is_importable(cls) and not issubclass(cls, enum.Enum) for cls in classes
-        )  # XComs know no enums
+            is_importable(cls)
+            and not issubclass(cls, _NOT_IN_XCOMS)
+            and cls.__module__ not in _MODULES_NOT_IN_XCOMS
+            for cls in _classes(self.output_type)
+        )
 
     def wrap(self, data: Any) -> Any:
         """Return plain data as an answer carries it: in its field, where it is no object itself."""
@@ -250,7 +261,12 @@ class OutputType:
         if self.is_text:
             return None, None
         if isinstance(self.output_type, Mapping):
+            require_checkable(self.output_type)
             return None, self.output_type
+        if isinstance(self.output_type, str):
+            raise TerminalError(
+                f"output_type={self.output_type!r} is a text: give the type itself. Nothing was sent."
+            )
         from pydantic import PydanticUserError, TypeAdapter
 
         try:
@@ -259,6 +275,9 @@ class OutputType:
         except PydanticUserError as error:  # it comes with pages of advice on pydantic's own settings
             what = error.message.splitlines()[0]
             raise TerminalError(f"output_type={self.output_type!r}: {what} Nothing was sent.") from error
+        except Exception as error:  # a pattern that is none, or an author's own schema
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise TerminalError(f"output_type={self.output_type!r}: {what}. Nothing was sent.") from error
 
     @cached_property
     def _field(self) -> str | None:
@@ -270,9 +289,16 @@ class OutputType:
 
 
 def reads_source(validator: Validator | Judge) -> bool:
-    """Tell whether a validator compares the answer with the text that was asked about."""
+    """Tell whether a validator compares the answer with the text that was asked about.
+
+    Raises TerminalError for what is no validator, since this is asked before anything is paid.
+    """
     if isinstance(validator, Judge):
         return validator.reads_source
+    if not callable(validator):
+        raise TerminalError(
+            f"{validator!r} among the validators is neither a function nor a Judge. Nothing was sent."
+        )
     try:
         return "source" in inspect.signature(validator).parameters
     except (TypeError, ValueError):  # some builtins

@@ -9,10 +9,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk.bases.hook import BaseHook
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowNotFoundException,
+    AirflowSkipException,
+)
 
 from airflow_llm_provider.errors import BudgetAsks, BudgetSkips, LLMError, TerminalError
 from airflow_llm_provider.hooks.alarm import BudgetAlarm
+from airflow_llm_provider.hooks.connection import missing
 from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
 
@@ -33,7 +39,7 @@ class ClaudeHook(BaseHook):
     """Runs work on an engine that is set up from an Airflow connection.
 
     claude_conn_id: a connection of type `claude`: API key as password, base URL as host; the tiers, limits and
-        time-outs are fields of its form.
+        time-outs are fields of its form. One of type `anthropic`, `http` or `generic` will do, with these in its extra.
     """
 
     conn_name_attr = "claude_conn_id"
@@ -55,8 +61,15 @@ class ClaudeHook(BaseHook):
 
     @cached_property
     def settings(self) -> Settings:
-        """The connection, read; raises AirflowFailException naming the field that is wrong."""
-        return Settings.of(self.get_connection(self.claude_conn_id), self.claude_conn_id)
+        """The connection, read; raises AirflowFailException naming the field that is wrong.
+
+        Raises AirflowNotFoundException, which is tried again, where there is none: a secrets backend may be away.
+        """
+        try:
+            connection = self.get_connection(self.claude_conn_id)
+        except AirflowNotFoundException:
+            raise AirflowNotFoundException(missing(self.claude_conn_id)) from None
+        return Settings.of(connection, self.claude_conn_id)
 
     def all_settings(self, routing: Routing) -> dict[str | None, Settings]:
         """Return the settings of this connection under None, and of others that are fallbacks under their ids."""

@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_llm_provider.hooks.connection import Fields
 
 if TYPE_CHECKING:
     from airflow_llm_provider.engine.client import AnthropicClient
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 DEFAULT_CONNECTION = "claude_default"
 TIERS = {"fast": "claude-haiku-5-5", "balanced": "claude-sonnet-5-5", "strong": "claude-opus-5-5"}
+_LONGEST_LEASE_S = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a connection of type `claude` says."""
+    """What a connection says; of which types it may be, and what its fields may hold, is for Fields to tell."""
 
     client: AnthropicClient
     limits: Limits
@@ -48,44 +50,30 @@ class Settings:
         from airflow_llm_provider.ledger.permits import Limits
         from airflow_llm_provider.pricing import Prices
 
-        extra = connection.extra_dejson
-
-        def number(name: str, default: float) -> float:
-            try:
-                value = float(extra.get(name) or default)
-            except (TypeError, ValueError):
-                value = -1.0
-            if value < 0 or (default and not value):
-                raise _wrong(conn_id, f"{name} is {extra[name]!r}, and should be a number above 0")
-            return value
-
-        if not isinstance(extra, dict) or not all(isinstance(extra.get(tier) or "", str) for tier in TIERS):
-            raise _wrong(conn_id, "its extra should be a JSON object, and the tiers in it model ids")
-
-        fallbacks = extra.get("fallbacks") or ""
-        names = fallbacks.split(",") if isinstance(fallbacks, str) else fallbacks
+        fields = Fields.of(connection, conn_id)
         try:
-            prices = Prices.of(extra.get("prices"), extra.get("discount_percent"))
+            prices = Prices.of(fields.extra.get("prices"), fields.extra.get("discount_percent"))
         except ValueError as error:
-            raise _wrong(conn_id, str(error)) from None
+            raise fields.wrong(str(error)) from None
+        a_minute = {name: fields.number(name, least=1) for name in ("rpm", "itpm", "otpm")}
         return cls(
             client=AnthropicClient(
-                api_key=(connection.password or "").strip(),
-                base_url=_base_url(connection, conn_id) or DEFAULT_BASE_URL,
-                proxy=_proxy(extra.get("proxy"), conn_id),
-                ca_bundle=extra.get("ca_bundle") or None,
+                api_key=fields.key(),
+                base_url=fields.base_url() or DEFAULT_BASE_URL,
+                proxy=fields.proxy(),
+                ca_bundle=fields.text("ca_bundle") or None,
             ),
             limits=Limits(
-                **{name: int(number(name, 0)) or None for name in ("rpm", "itpm", "otpm")},
-                burst_s=number("burst_s", Limits().burst_s),
+                **{name: None if most is None else int(most) for name, most in a_minute.items()},
+                burst_s=fields.number("burst_s") or Limits().burst_s,
             ),
             prices=prices,
-            tiers={tier: extra.get(tier) or model for tier, model in TIERS.items()},
-            default_tier=extra.get("default_tier") or "balanced",
-            fallbacks=tuple(str(name).strip() for name in names if str(name).strip()),
-            timeout_s=number("timeout_s", 300),
-            deadline_s=number("deadline_s", 900),
-            ledger_url=extra.get("ledger_url") or default_ledger_url(),
+            tiers={tier: fields.text(tier) or model for tier, model in TIERS.items()},
+            default_tier=fields.text("default_tier") or "balanced",
+            fallbacks=fields.names("fallbacks"),
+            timeout_s=fields.number("timeout_s") or 300.0,
+            deadline_s=fields.number("deadline_s") or 900.0,
+            ledger_url=fields.text("ledger_url") or default_ledger_url(),
         )
 
     def engine(self) -> Engine:
@@ -97,11 +85,11 @@ class Settings:
 
         # The SDK's transport logs every request at INFO, which is Airflow's level: a line a document.
         logging.getLogger("httpx2").setLevel(logging.WARNING)
-        lease_s = conf.getfloat("llm", "lease_s", fallback=45.0)
+        lease_s = _lease_s()
         ledger = Ledger(
             self.ledger_url,
             payload=conf.get("llm", "payload", fallback="errors"),
-            synchronous=conf.get("llm", "synchronous", fallback="FULL"),
+            synchronous=_synchronous(),
             lease_s=lease_s,
             beat_s=lease_s / 4.5,  # three renewals may fail or come late
             budgets=configured_budgets(),
@@ -159,42 +147,26 @@ def default_ledger_url() -> str:
     return f"sqlite:///{home / 'llm_ledger.db'}"
 
 
-def _base_url(connection: Any, conn_id: str) -> str | None:
-    """Read the host field, which may be a URL or a bare host with schema and port beside it."""
-    host = (connection.host or "").strip().rstrip("/").removesuffix("/v1")
-    if not host:
-        return None
-    if "://" not in host:
-        host = f"{connection.schema or 'https'}://{host}"
-        if connection.port:
-            host += f":{connection.port}"
-    parts = urlsplit(host)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise _wrong(conn_id, "the base URL should be http:// or https:// and a host")
-    if parts.username or parts.password:
-        raise _wrong(
-            conn_id, "the base URL has a user or password in it: the API key goes in the password field"
-        )
-    return host
+def _lease_s() -> float:
+    """Return [llm] lease_s: too short, and others take a call that is waited for as abandoned."""
+    from airflow.sdk.configuration import conf
 
-
-def _proxy(url: Any, conn_id: str) -> str | None:
-    """Read the proxy's URL, repeating no part of it in an error: any part may hold the password."""
-    if not url:
-        return None
+    text = conf.get("llm", "lease_s", fallback="45")
     try:
-        parts = urlsplit(str(url).strip())
-        is_proxy = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        lease_s = float(text)
     except ValueError:
-        is_proxy = False
-    if not is_proxy:
-        raise _wrong(
-            conn_id,
-            "its proxy should be http://host:port or http://user:password@host:port, with @ : / ? # in the password "
-            "as %40 %3A %2F %3F %23",
+        lease_s = 0.0
+    if not 1 <= lease_s <= _LONGEST_LEASE_S:
+        raise AirflowFailException(
+            f"[llm] lease_s is {text!r}, and should be a number of seconds from 1 to {_LONGEST_LEASE_S}."
         )
-    return str(url).strip()
+    return lease_s
 
 
-def _wrong(conn_id: str, what: str) -> AirflowFailException:
-    return AirflowFailException(f"Connection {conn_id!r}: {what}. Correct it under Admin, Connections.")
+def _synchronous() -> str:
+    from airflow.sdk.configuration import conf
+
+    text: str = conf.get("llm", "synchronous", fallback="FULL")
+    if text.upper() not in ("FULL", "NORMAL"):
+        raise AirflowFailException(f"[llm] synchronous is {text!r}, and should be FULL or NORMAL.")
+    return text

@@ -66,10 +66,113 @@ def test_every_field_of_the_form_is_read(deployment):
     assert settings.ledger_url == deployment.ledger_url
 
 
-@pytest.mark.parametrize("field", ["timeout_s", "rpm"])
-def test_a_field_that_cannot_be_read_is_named_with_the_connection(deployment, field):
-    deployment.connect(**{field: "plenty"})
-    with pytest.raises(AirflowFailException, match=r"'claude_default'.*plenty"):
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [
+        *(
+            (field, given)
+            for field in ("timeout_s", "rpm")
+            for given in ("plenty", "nan", "inf", 0, -1, True)
+        ),
+        *(("rpm", given) for given in (0.5, "0", [5], 10**400)),
+        *(("fallbacks", given) for given in (5, True, {"fast": 1}, [3])),
+        *((field, 5) for field in ("ca_bundle", "ledger_url", "default_tier", "strong")),
+        ("proxy", 5),
+    ],
+)
+def test_a_field_that_cannot_be_meant_is_named_with_the_connection(deployment, field, given):
+    deployment.connect(**{field: given})
+    with pytest.raises(AirflowFailException, match=rf"^Connection 'claude_default': .*{field}"):
+        _ = ClaudeHook().settings
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_an_empty_field_is_as_if_it_were_not_there(deployment, empty):
+    fields = (
+        "rpm",
+        "timeout_s",
+        "burst_s",
+        "strong",
+        "default_tier",
+        "fallbacks",
+        "proxy",
+        "ca_bundle",
+        "prices",
+    )
+    deployment.connect(**dict.fromkeys(fields, empty))
+    settings = ClaudeHook().settings
+    deployment.connect()
+    assert settings == ClaudeHook().settings
+    assert settings.limits == Limits()
+
+
+def connect_raw(deployment, **parts):
+    connection = {"conn_type": "claude", "password": deployment.key, "host": deployment.server.url, **parts}
+    deployment.monkeypatch.setenv("AIRFLOW_CONN_CLAUDE_DEFAULT", json.dumps(connection))
+
+
+@pytest.mark.parametrize("extra", ["{'rpm': 5}", "rpm=5", "[5]", "5"])
+def test_an_extra_that_is_no_json_object_is_not_passed_over(deployment, extra):
+    connect_raw(deployment, extra=extra)
+    with pytest.raises(AirflowFailException, match="its extra should be a JSON object") as caught:
+        _ = ClaudeHook().settings
+    assert extra not in str(caught.value)  # it may hold a password
+
+
+def test_a_field_that_the_form_does_not_have_is_warned_of(deployment, caplog):
+    deployment.connect(rmp=5, rpm=7)
+    assert ClaudeHook().settings.limits.rpm == 7
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "'claude_default' has no field 'rmp'" in said
+    assert "Is rpm meant?" in said
+
+
+@pytest.mark.parametrize("conn_type", ["claude", "anthropic", "http", "https", "generic", "", None])
+def test_a_connection_of_a_type_that_holds_a_key_and_a_url_will_do(deployment, conn_type, caplog):
+    connect_raw(
+        deployment, conn_type=conn_type, extra={"rpm": 5, **({} if conn_type == "claude" else {"X": "1"})}
+    )
+    settings = ClaudeHook().settings
+    assert (settings.client.api_key, settings.limits.rpm) == (deployment.key, 5)
+    assert settings.client.base_url == deployment.server.url
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("conn_type", ["aws", "mysql", "postgres", "slack"])
+def test_a_connection_to_something_else_is_refused(deployment, conn_type):
+    connect_raw(deployment, conn_type=conn_type)
+    with pytest.raises(
+        AirflowFailException, match=f"it is of type '{conn_type}', and should be of type 'claude'"
+    ):
+        _ = ClaudeHook().settings
+
+
+@pytest.mark.parametrize("key", ["sk-ant-1\nsk-ant-2", "sk-änt", "sk\tant"])
+def test_a_key_that_no_header_can_carry_is_told_without_it(deployment, key):
+    deployment.connect(key=key)
+    good, said = ClaudeHook().test_connection()
+    assert not good
+    assert "the API key in its password field has a line break" in said
+    assert key not in said
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://",
+        "https:///",
+        "http://[::1",
+        "http://x:abc",
+        "http://x:0",
+        "x:abc",
+        "ftp://x",
+        "//x",
+        "http://a b",
+    ],
+)
+def test_a_base_url_that_is_none_is_told_before_anything_is_tried(deployment, host):
+    deployment.connect(host=host)
+    with pytest.raises(AirflowFailException, match="the base URL should be http"):
         _ = ClaudeHook().settings
 
 
@@ -79,6 +182,8 @@ def test_a_field_that_cannot_be_read_is_named_with_the_connection(deployment, fi
         ({"host": "https://gateway.example/claude/"}, "https://gateway.example/claude"),
         ({"host": "gateway.example", "port": 8443}, "https://gateway.example:8443"),
         ({"host": "gateway.example", "schema": "http"}, "http://gateway.example"),
+        ({"host": "gateway.example/v1/", "port": 80}, "https://gateway.example:80"),
+        ({"host": "http://[::1]:8080/v1"}, "http://[::1]:8080"),
     ],
 )
 def test_the_host_may_be_a_url_or_a_name(deployment, parts, url):
@@ -142,6 +247,29 @@ def test_the_limits_of_the_connection_set_the_pace(deployment):
     deployment.server.latency_s = 0.0
     ran = deployment.ask(deployment.texts(10, start=100))
     assert 1.5 <= ran.manifest["seconds"] <= 10  # eight at once, then one a second
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("lease_s", value) for value in ("0", "-5", "nan", "inf", "1e300", "soon")),
+        *(("synchronous", value) for value in ("fast", "OFF")),
+    ],
+)
+def test_an_option_that_would_undo_a_promise_is_refused(deployment, option, value):
+    deployment.monkeypatch.setenv(f"AIRFLOW__LLM__{option.upper()}", value)
+    ran = deployment.ask(deployment.texts(1))
+    assert ran.state == "failed"
+    assert f"[llm] {option} is '{value}', and should be" in ran.log
+    assert deployment.server.invoice.paid == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("lease_s", "1"), ("lease_s", "86400"), ("synchronous", "normal")]
+)
+def test_an_option_within_its_bounds_is_taken(deployment, option, value):
+    deployment.monkeypatch.setenv(f"AIRFLOW__LLM__{option.upper()}", value)
+    assert deployment.ask(deployment.texts(1)).outcomes == {"answered": 1}
 
 
 # Behind proxies and private certificates.
@@ -368,7 +496,14 @@ def test_a_host_that_speaks_something_else_is_an_answer_and_no_crash(deployment)
 def test_a_connection_that_is_not_there_is_named():
     good, said = ClaudeHook("claude_nowhere").test_connection()
     assert not good
-    assert "claude_nowhere" in said
+    assert "There is no connection 'claude_nowhere'" in said
+    assert "airflow connections add claude_nowhere --conn-type claude" in said
+
+
+def test_a_task_says_how_to_add_the_connection_that_is_not_there(deployment):
+    ran = deployment.ask(deployment.texts(1), claude_conn_id="claude_nowhere")
+    assert ran.state == "failed"
+    assert "AIRFLOW_CONN_CLAUDE_NOWHERE=" in ran.log
 
 
 @pytest.mark.filterwarnings("ignore:ProvidersManager.hooks is deprecated")  # Airflow's own

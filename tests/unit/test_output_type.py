@@ -3,7 +3,10 @@
 import datetime as dt
 import enum
 from collections.abc import Callable
-from typing import Any, Literal
+from decimal import Decimal
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
@@ -165,7 +168,101 @@ def test_a_text_from_elsewhere_is_read_as_what_is_asked_for(output_type: Any, gi
     assert output.parse(output.answer_text(given)) == value
 
 
-@pytest.mark.parametrize("no_type", [3, "Invoice", Callable[[], int]])
+PATTERN = Annotated[str, pydantic.Field(pattern="[")]
+
+
+@pytest.mark.parametrize("no_type", [3, "", "int", "Invoice", Callable[[], int], PATTERN])
 def test_what_is_no_type_is_named_and_no_retry_can_mend_it(no_type: Any) -> None:
     with pytest.raises(TerminalError, match=r"^output_type=.*Nothing was sent\.$"):
         _ = OutputType(no_type).schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"type": "object", "properties": {"a": {"pattern": "["}}}, r"at \$\.properties\.a\.pattern, '\['"),
+        ({"type": "object", "patternProperties": {"[": {}}}, r"at \$\.patternProperties, '\['"),
+        ({"type": "strng"}, r"at \$\.type, 'strng'"),
+        ({"minLength": "3"}, r"at \$\.minLength, '3' is not of type 'integer'"),
+        ({"required": "x"}, r"at \$\.required, 'x' is not of type 'array'"),
+        ({"$ref": "#/$defs/X"}, r"nothing in it is what \$ref '#/\$defs/X' leads to"),
+        ({"items": {"not": {"$ref": "#/nowhere"}}}, "'#/nowhere'"),
+        ({"$ref": "https://example.com/schema"}, r"'https://example\.com/schema'"),
+        ({"$ref": "#/own/a", "own": {"a": {"type": "strng"}}}, r"at \$\.type of '#/own/a', 'strng'"),
+        ({"$id": "http://[", "items": {"$id": "b"}}, r"an \$id in it is no URI"),
+    ],
+)
+def test_a_schema_that_nothing_can_be_held_against_is_named_before_anything_is_sent(
+    schema: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(TerminalError, match=rf"^output_type= is no JSON schema.*{what}.*Nothing was sent\.$"):
+        _ = OutputType(schema).schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"$ref": {"type": "string"}}, "enum": [{"$ref": "none"}]},
+        {"$ref": "#/definitions/a", "definitions": {"a": {"type": "object"}}},
+        {"$ref": "#/own/a", "own": {"a": {"type": "object"}}},
+        {"$ref": "#top", "$defs": {"a": {"$anchor": "top", "type": "object"}}},
+        {"$id": "https://example.com/", "$ref": "b", "$defs": {"a": {"$id": "b", "type": "object"}}},
+        {"properties": {"child": {"$ref": "#"}}, "type": "object"},
+    ],
+)
+def test_a_reference_may_lead_anywhere_within_its_schema(schema: dict[str, Any]) -> None:
+    assert OutputType(schema).schema == schema
+
+
+keywords = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(["object", "string", "integer", "text", 3]),
+        "pattern": st.sampled_from(["^a", "[", "(?<x", 5]),
+        "minLength": st.sampled_from([1, "1", -1]),
+        "minimum": st.sampled_from([0, "0", None]),
+        "required": st.sampled_from([["a"], "a", [1], True]),
+        "enum": st.sampled_from([["a"], "a", []]),
+        "multipleOf": st.sampled_from([2, 0, "2"]),
+    },
+)
+schemas = st.recursive(
+    keywords,
+    lambda inner: (
+        st.builds(
+            lambda one, own: {**own, "properties": {"a": one}, "patternProperties": {"^b": one}},
+            inner,
+            keywords,
+        )
+        | st.builds(lambda one, own: {**own, "items": one, "anyOf": [one, own]}, inner, keywords)
+    ),
+    max_leaves=4,
+)
+
+
+@given(schemas, st.sampled_from(['{"a": 1}', '{"a": "b", "b": {"a": 3}}', "{}", '{"a": [1, "a", {}]}']))
+def test_a_schema_is_refused_or_can_be_checked(schema: dict[str, Any], data: str) -> None:
+    output = OutputType(schema)
+    try:
+        _ = output.schema
+    except TerminalError:
+        return
+    complaint = ""
+    try:
+        output.parse(output.answer_text(data))
+    except InvalidOutput as error:
+        complaint = str(error)
+    assert "could not be checked" not in complaint
+
+
+@pytest.mark.parametrize(
+    "output_type",
+    [bytes, list[bytes], dict[str, dt.time], Path | None, IPv4Address, pydantic.HttpUrl, Kind],
+)
+def test_what_an_xcom_cannot_hold_goes_into_it_as_plain_data(output_type: Any) -> None:
+    assert not OutputType(output_type).is_importable
+
+
+@pytest.mark.parametrize("output_type", [list[str], dict[str, int], dt.datetime, Decimal, int | None])
+def test_what_an_xcom_knows_goes_into_it_as_it_is(output_type: Any) -> None:
+    assert OutputType(output_type).is_importable

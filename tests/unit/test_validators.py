@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.errors import BusinessError
+from airflow_llm_provider.engine.validate import reads_source
+from airflow_llm_provider.errors import BusinessError, TerminalError
 from airflow_llm_provider.validators import (
     Complaint,
     Judge,
@@ -240,3 +241,9 @@ def test_a_validator_that_would_check_nothing_is_refused(make: Any, complaint: s
 def test_a_long_text_is_looked_through_in_no_time() -> None:
     assert no_personal_data(kinds=["email"])("a" * 1_000_000) is None
     assert no_personal_data(kinds=["email"])("a" * 1_000_000 + "@b.c") is not None
+
+
+@pytest.mark.parametrize("no_validator", ["x", 3, None, {"criteria": ["Is polite."]}])
+def test_what_is_no_validator_is_told_before_anything_is_paid(no_validator: Any) -> None:
+    with pytest.raises(TerminalError, match=r"neither a function nor a Judge\. Nothing was sent\.$"):
+        reads_source(no_validator)

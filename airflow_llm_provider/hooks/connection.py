@@ -1,0 +1,149 @@
+"""What an Airflow connection holds: its key, its URLs and the fields of its extra, each read as what it should be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Self
+from urllib.parse import SplitResult, urlsplit
+
+from airflow.sdk.exceptions import AirflowFailException
+
+# Others hold the key and the address of something else; a type may be missing in the environment's JSON.
+_TYPES = ("claude", "anthropic", "http", "https", "generic", "", None)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """The fields of a connection; every reading raises AirflowFailException naming the one that is wrong."""
+
+    conn_id: str
+    connection: Any = field(repr=False)
+    extra: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, connection: Any, conn_id: str) -> Self:
+        """Read the type and the extra; warns of fields that the type `claude` does not have."""
+        if connection.conn_type not in _TYPES:
+            raise _wrong(conn_id, f"it is of type {connection.conn_type!r}, and should be of type 'claude'")
+        try:
+            extra = json.loads(connection.extra) if connection.extra else {}
+        except ValueError:  # Airflow logs it, and goes on as if nothing had been said
+            extra = None
+        if not isinstance(extra, dict):
+            raise _wrong(conn_id, 'its extra should be a JSON object, such as {"rpm": 600}')
+        if connection.conn_type == "claude":
+            _warn_of_unknown(extra, conn_id)
+        return cls(conn_id=conn_id, connection=connection, extra=connection.extra_dejson)  # masked in logs
+
+    def number(self, name: str, *, least: int = 0) -> float | None:
+        """Return a number that is `least` or more, and above 0; None where the field is empty."""
+        given = self.extra.get(name)
+        if given is None or given == "":
+            return None
+        try:
+            value = math.nan if isinstance(given, bool) else float(given)
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+        if not (math.isfinite(value) and value > 0 and value >= least):
+            allowed = f", {least} or more; empty for none" if least else " above 0"
+            raise self.wrong(f"{name} is {given!r}, and should be a number{allowed}")
+        return value
+
+    def text(self, name: str) -> str:
+        """Return a text, empty where the field is."""
+        given = self.extra.get(name) or ""
+        if not isinstance(given, str):
+            raise self.wrong(f"{name} in its extra should be a text")
+        return given
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """Return the names in a list, or in a text with commas between them."""
+        given = self.extra.get(name) or ()
+        names = given.split(",") if isinstance(given, str) else given
+        if not isinstance(names, (list, tuple)) or not all(isinstance(each, str) for each in names):
+            raise self.wrong(f"{name} is {given!r}, and should be names with commas between them")
+        return tuple(each.strip() for each in names if each.strip())
+
+    def key(self) -> str:
+        """Return the API key, empty where there is none."""
+        key: str = (self.connection.password or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise self.wrong(
+                "the API key in its password field has a line break or another character that no key has"
+            )
+        return key
+
+    def base_url(self) -> str | None:
+        """Return the URL in the host field, which may be a bare host with schema and port beside it."""
+        host = (self.connection.host or "").strip()
+        if not host:
+            return None
+        if "://" not in host:
+            host = f"{self.connection.schema or 'https'}://{host.rstrip('/').removesuffix('/v1')}"
+            if self.connection.port:
+                host += f":{self.connection.port}"
+        url: str = host.rstrip("/").removesuffix("/v1")
+        parts = _parts(url)
+        if parts is None:
+            raise self.wrong("the base URL should be http:// or https:// and a host, and a port that is one")
+        if parts.username or parts.password:
+            raise self.wrong(
+                "the base URL has a user or password in it: the API key goes in the password field"
+            )
+        return url
+
+    def proxy(self) -> str | None:
+        """Return the proxy's URL, repeating no part of it in an error: any part may hold the password."""
+        url = str(self.extra.get("proxy") or "").strip()
+        if url and _parts(url) is None:
+            raise self.wrong(
+                "its proxy should be http://host:port or http://user:password@host:port, with @ : / ? # in the "
+                "password as %40 %3A %2F %3F %23",
+            )
+        return url or None
+
+    def wrong(self, what: str) -> AirflowFailException:
+        """Return the error that says what is wrong, of which connection."""
+        return _wrong(self.conn_id, what)
+
+
+def missing(conn_id: str) -> str:
+    """Say that there is no such connection, and how to add it."""
+    return (
+        f"There is no connection {conn_id!r}, neither in the environment nor in Airflow's database. Add it with "
+        f"`airflow connections add {conn_id} --conn-type claude --conn-password …`, or export "
+        f'AIRFLOW_CONN_{conn_id.upper()}=\'{{"conn_type": "claude", "password": "…"}}\'.'
+    )
+
+
+def _parts(url: str) -> SplitResult | None:
+    """Split a URL; None unless it is one of HTTP, with a host."""
+    try:
+        parts = urlsplit(url)
+        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that don't close, a port that is no number
+        return None
+    return parts if is_http and not any(map(str.isspace, url)) else None
+
+
+def _warn_of_unknown(extra: Mapping[str, Any], conn_id: str) -> None:
+    from airflow_llm_provider.provider_info import get_provider_info
+
+    [kind] = get_provider_info()["connection-types"]
+    for name in extra.keys() - kind["conn-fields"].keys():
+        [*near] = get_close_matches(name, kind["conn-fields"], n=1)
+        meant = f" Is {near[0]} meant?" if near else ""
+        log.warning(
+            "Connection %r has no field %r: what its extra says there is not read.%s", conn_id, name, meant
+        )
+
+
+def _wrong(conn_id: str, what: str) -> AirflowFailException:
+    return AirflowFailException(f"Connection {conn_id!r}: {what}. Correct it under Admin, Connections.")
