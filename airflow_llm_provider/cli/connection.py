@@ -41,13 +41,7 @@ def claude_hook(conn_id: str) -> ClaudeHook:
     hook = ClaudeHook(conn_id)
     try:
         _ = hook.settings
-    except AirflowNotFoundException:
-        fail(
-            f"There is no connection {conn_id!r}, neither in the environment nor in Airflow's database. Add it with "
-            f"`airflow connections add {conn_id} --conn-type claude --conn-password …`, or export "
-            f'AIRFLOW_CONN_{conn_id.upper()}=\'{{"conn_type": "claude", "password": "…"}}\'.'
-        )
-    except AirflowFailException as error:
+    except (AirflowFailException, AirflowNotFoundException) as error:
         fail(error)
     return hook
 

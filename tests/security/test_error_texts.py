@@ -8,7 +8,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -149,14 +148,15 @@ async def test_a_recorded_exchange_has_no_key_in_it(tmp_path: Path) -> None:
 
 
 def test_a_setting_that_can_not_be_read_is_named_and_not_repeated() -> None:
+    from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowFailException
 
     from airflow_llm_provider.hooks.settings import Settings
 
     def settings(**fields: Any) -> Settings:
         extra = {"ledger_url": f"postgresql://x:{WORD}@db/ledger", **fields.pop("extra", {})}
-        connection = {"password": KEY, "host": None, "schema": None, "port": None, **fields}
-        return Settings.of(SimpleNamespace(**connection, extra_dejson=extra), "claude_default")
+        connection = {"conn_id": "claude_default", "conn_type": "claude", "password": KEY, **fields}
+        return Settings.of(Connection(**connection, extra=json.dumps(extra)), "claude_default")
 
     for proxy in (
         f"someone:{WORD}@proxy:3128",
