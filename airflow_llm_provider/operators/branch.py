@@ -11,7 +11,7 @@ from airflow.sdk import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import LLMError
-from airflow_llm_provider.hooks.arguments import require_share
+from airflow_llm_provider.hooks.arguments import SHARE, require
 from airflow_llm_provider.hooks.files import with_files_read
 from airflow_llm_provider.hooks.rendered import require_text
 from airflow_llm_provider.operators.branches import (
@@ -291,4 +291,4 @@ def _require_choice(given: Mapping[str, Any]) -> None:
                 Branch.of(branch).written_settings()
             except ValueError as error:
                 raise ValueError(f"branches[{name!r}]: {error}") from None
-            require_share(f"branches[{name!r}]: min_confidence", Branch.of(branch).min_confidence)
+            require(f"branches[{name!r}]: min_confidence", SHARE, Branch.of(branch).min_confidence)

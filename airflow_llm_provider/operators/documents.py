@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider.errors import TerminalError
 from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.outcome import failure_of
@@ -382,7 +383,7 @@ class ClaudeDocumentsOperator(BaseOperator):
                 strings=self.strings,
                 map_index=map_index,
             )
-        except Misplaced as error:
+        except (Misplaced, TerminalError) as error:  # a place or an output type that can't be
             raise AirflowFailException(f"{self.task_id}: {error}") from error
 
     def _question(self, output_type: OutputType) -> Question:

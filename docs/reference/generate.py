@@ -172,7 +172,7 @@ CONNECTION = """# The connection
 
 {written}
 Type `claude`, default id `claude_default`. Password and host are those of any Airflow connection; the others are fields
-of its form, and of its `extra`.
+of its form, and of its `extra`. A connection of type `anthropic`, `http` or `generic` will do, with these in its extra.
 
 | field | default | |
 |---|---|---|
