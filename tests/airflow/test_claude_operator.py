@@ -612,7 +612,7 @@ def test_a_deferred_function_whose_connection_is_missing_says_so(deployment):
     desk = Desk(deployment=deployment, make=make).start()
     assert desk.states() == {"letter": "deferred"}
     assert desk.trigger().states() == {"letter": "failed"}
-    assert "AirflowNotFoundException: The conn_id `claude_elsewhere` isn't defined" in desk.log
+    assert "AirflowNotFoundException: There is no connection 'claude_elsewhere'" in desk.log
 
 
 def test_a_file_the_author_names_is_read_as_a_document(deployment):
