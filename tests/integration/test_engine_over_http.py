@@ -231,14 +231,21 @@ async def test_cancelling_in_mid_call_leaves_books_that_balance(
     engine: Engine, claude_server: StandIn
 ) -> None:
     claude_server.latency_s = 0.5
+    answered, tenth = [], asyncio.Event()
+
+    def heard(*answer: object) -> None:
+        answered.append(answer)
+        if len(answered) == 10:
+            tenth.set()
+
     asking = asyncio.create_task(
-        engine.map((about(n) for n in range(40)), lambda *_: None, scope=SCOPE, max_in_flight=10)
+        engine.map((about(n) for n in range(40)), heard, scope=SCOPE, max_in_flight=10)
     )
-    await asyncio.sleep(0.8)
+    await tenth.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert engine.tally.requests >= 10
+    assert 10 <= engine.tally.requests < 40
 
 
 async def test_a_long_answer_streams_under_the_hood(engine: Engine, claude_server: StandIn) -> None:
