@@ -80,9 +80,9 @@ class Gate:
 
     async def look(self) -> None:
         """Read what the other processes were told; one reads for all who ask meanwhile."""
-        if self._looking is None:
+        if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
-            self._looking.add_done_callback(self._looked)
+            self._looking.add_done_callback(heard_by_somebody)
         await asyncio.shield(self._looking)
 
     async def take(self, holder: str, dag_id: str, costs: list[Amounts], spare: int) -> tuple[Block, float]:
@@ -205,11 +205,6 @@ class Gate:
         read = self._timed(lambda connection, now_ms: permits.look(connection, now_ms, self.bucket))
         self._heed_notice(*await self.ledger.consult(read))
 
-    def _looked(self, task: asyncio.Task[None]) -> None:
-        self._looking = None
-        if not task.cancelled():
-            task.exception()  # whoever waits for it gets it; perhaps nobody does any more
-
     def _heed_notice(self, notice: Notice, at_s: float) -> None:
         self._looked_s = max(self._looked_s, at_s)
         if notice.quiet_until_ms > self._heard_ms:  # news
@@ -235,6 +230,12 @@ class Gate:
         task = asyncio.create_task(tell())
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+
+
+def heard_by_somebody(task: asyncio.Task[None]) -> None:
+    """Let a task fail without a warning."""
+    if not task.cancelled():
+        task.exception()  # whoever waits for it gets it; perhaps nobody does any more
 
 
 def _stated(headers: Mapping[str, str]) -> tuple[Limits, bool]:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
 
-from airflow_llm_provider.engine.gate import LOOK_S, Gate
+from airflow_llm_provider.engine.gate import LOOK_S, Gate, heard_by_somebody
 from airflow_llm_provider.errors import RateLimited
 from airflow_llm_provider.ledger.permits import MOST_AT_ONCE, Amounts
 
@@ -120,7 +120,10 @@ class Queue:
                     self._places.clear()  # all take new ones, from the end of the silence
                 if not gate.is_fresh or gate.now() < gate.quiet_until_s:
                     await self.silence()
-                elif not gate.is_paced:
+                    if not self._somebody_waits():
+                        break
+                # What was heard just now holds, however long the machine took to hear it.
+                if not gate.is_paced:
                     if not self._let_go():
                         await gate.first_word()
                 elif (place := self._next()) is None:
@@ -175,15 +178,10 @@ class Queue:
 
     def _lease(self) -> asyncio.Task[None]:
         """Take a block, unless one is being taken."""
-        if self._leasing is None:
+        if self._leasing is None or self._leasing.done():
             self._leasing = asyncio.create_task(self._take())
-            self._leasing.add_done_callback(self._leased)
+            self._leasing.add_done_callback(heard_by_somebody)
         return self._leasing
-
-    def _leased(self, task: asyncio.Task[None]) -> None:
-        self._leasing = None
-        if not task.cancelled():
-            task.exception()  # whoever waits for it gets it; who has permits left asks anew
 
     async def _take(self) -> None:
         """Take a block for those who wait and have no permit at hand yet."""

@@ -225,6 +225,21 @@ async def test_a_slow_first_answer_holds_nobody_up_for_long(ledger: Ledger) -> N
     assert len(await permitted(Pace(ledger), 200, within_s=3.5)) == 200
 
 
+async def test_on_a_machine_that_is_slower_than_what_it_hears_holds_all_go_nevertheless(
+    ledger: Ledger,
+) -> None:
+    looks = iter(range(2_000))
+
+    def now() -> float:
+        return 0.6 * next(
+            looks
+        )  # whatever was heard is half a second old; a call that turns in circles ends here
+
+    pace = Pace(ledger, now=now)
+    others = dataclasses.replace(SCOPE, dag_id="another")
+    await asyncio.gather(*(pace.permit(question(n), scope) for n in range(5) for scope in (SCOPE, others)))
+
+
 async def test_a_limit_that_was_raised_holds_at_once(ledger: Ledger) -> None:
     pace = Pace(ledger)
     permit = await pace.permit(question(), SCOPE)
