@@ -27,7 +27,7 @@ def test_bad_paths_in_a_list_are_dead_letters_and_the_others_are_asked(deploymen
         ("taken.jsonl", "'taken.jsonl' is a folder"),
         ("file/rows.jsonl", "exists"),
         ("x" * 240 + ".jsonl", "too long"),
-        ("a\0b/rows.jsonl", "null byte"),
+        ("a\0b/rows.jsonl", "embedded null"),
     ],
 )
 def test_rows_that_can_not_be_put_anywhere_fail_the_task_before_anything_is_paid(deployment, output, says):
