@@ -262,7 +262,7 @@ class OnInvalid:
 
     Attributes:
         max_repairs: how often an invalid answer is sent back with the complaint.
-        then: what happens when the repairs did not help: `fail`; `skip` the task; `default`: the task returns `default`;
+        then: what happens when no repair helped: `fail`; `skip` the task; `default`: the task returns `default`;
             `return`: the task returns the last answer unvalidated, for an ApprovalSensor downstream; `dead_letter`: the
             answer is written into the folder `dead_letters` and the task is skipped. A documents task writes a dead
             letter for the document in any case.
