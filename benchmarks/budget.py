@@ -25,11 +25,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger.budgets import Budget
-from airflow_llm_provider.ledger.records import CallScope, Entry, Opened, Settlement
+from airflow_llm_provider.ledger.budgets import Budget, set_budget
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import CallScope, NewAttempt, OpenedAttempt, Settlement
 from airflow_llm_provider.ledger.schema import OPEN, call
-from airflow_llm_provider.ledger.standing import set_budget
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage
 
 IN_FLIGHT = 256
@@ -119,7 +118,7 @@ def grow(url: str, rows: int) -> None:
 async def round_of(ledger: Ledger, known: list[str], size: int) -> dict[str, float]:
     """Look up, open and settle `size` calls at once; return milliseconds a call of each."""
     entries = [
-        Entry(
+        NewAttempt(
             fingerprint=os.urandom(32).hex(),
             scope=BOUND,
             reuse="always",
@@ -136,10 +135,10 @@ async def round_of(ledger: Ledger, known: list[str], size: int) -> dict[str, flo
         took[name] = (time.perf_counter() - started) / size * 1000
         return done
 
-    found = await timed("lookup", [ledger.answered(key, FREE, "always") for key in known])
+    found = await timed("lookup", [ledger.find_reply(key, FREE, "always") for key in known])
     assert all(answer is not None for answer in found)
     opened = await timed("reserve", [ledger.open(entry) for entry in entries])
-    assert all(isinstance(outcome, Opened) for outcome in opened)
+    assert all(isinstance(outcome, OpenedAttempt) for outcome in opened)
     await timed(
         "settle",
         [

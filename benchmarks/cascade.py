@@ -22,8 +22,8 @@ from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 

@@ -39,8 +39,8 @@ async def ours(url: str, calls: int, in_flight: int) -> None:
     from airflow_llm_provider.engine.client import AnthropicClient
     from airflow_llm_provider.engine.request import Request
     from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope
-    from airflow_llm_provider.ledger.store import Ledger
 
     scope = CallScope(dag_id="bench", run_id="run", task_id="ask", trace_id="0" * 32)
     with tempfile.TemporaryDirectory() as folder:

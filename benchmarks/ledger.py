@@ -1,7 +1,7 @@
 """What the ledger costs: durable settles, looked up keys and waits for the write lock, against the naive way.
 
 The naive way is the same tables and the same durability with one commit a row and one query a key. Settling
-has 256 waiting; looking up is `Ledger.answered` by 10,000 coroutines at once; eight processes on one SQLite
+has 256 waiting; looking up is `Ledger.find_reply` by 10,000 coroutines at once; eight processes on one SQLite
 file open and settle as fast as they can while each times its every wait for the write transaction (its turn
 and BEGIN IMMEDIATE). Nothing is idle meanwhile: a wait holds what the machine's other work costs too.
 """
@@ -26,9 +26,9 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.engine.flow import calm_collector
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.records import CallScope, Entry, Opened, Settlement
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import CallScope, NewAttempt, OpenedAttempt, Settlement
 from airflow_llm_provider.ledger.schema import call, payload
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage
 
 KEYS, WAITING, WRITERS = 10_000, 256, 8
@@ -38,15 +38,15 @@ REPLY = json.dumps({"content": [{"type": "text", "text": "An answer of some leng
 PAID = Usage(uncached_tokens=300, output_tokens=60)
 
 
-def entry(name: object) -> Entry:
+def entry(name: object) -> NewAttempt:
     """Return an attempt at a key made of `name`."""
     key = hashlib.sha256(str(name).encode()).hexdigest()
-    return Entry(
+    return NewAttempt(
         fingerprint=key, scope=SCOPE, reuse="always", model="claude-haiku-5-5", ceiling_micro_usd=900
     )
 
 
-def settlement(attempt: Entry) -> Settlement:
+def settlement(attempt: NewAttempt) -> Settlement:
     """Return a reply of about 1 kB."""
     return Settlement(
         attempt_id=attempt.id,
@@ -60,10 +60,10 @@ def settlement(attempt: Entry) -> Settlement:
     )
 
 
-async def settles_a_second(ledger: Ledger, entries: Sequence[Entry]) -> float:
+async def settles_a_second(ledger: Ledger, entries: Sequence[NewAttempt]) -> float:
     """Settle all with 256 waiting at any time, each told when its own is durable."""
     opened = await asyncio.gather(*(ledger.open(e) for e in entries))
-    assert all(isinstance(outcome, Opened) for outcome in opened)
+    assert all(isinstance(outcome, OpenedAttempt) for outcome in opened)
     todo = iter([settlement(e) for e in entries])
 
     async def one_waiting() -> None:
@@ -75,10 +75,10 @@ async def settles_a_second(ledger: Ledger, entries: Sequence[Entry]) -> float:
     return len(entries) / (time.perf_counter() - started)
 
 
-async def lookup_s(ledger: Ledger, entries: Sequence[Entry]) -> float:
+async def lookup_s(ledger: Ledger, entries: Sequence[NewAttempt]) -> float:
     """Look all up at once, one coroutine a key, as an operator's documents do."""
     started = time.perf_counter()
-    found = await asyncio.gather(*(ledger.answered(e.fingerprint, SCOPE, "always") for e in entries))
+    found = await asyncio.gather(*(ledger.find_reply(e.fingerprint, SCOPE, "always") for e in entries))
     took = time.perf_counter() - started
     assert all(answer is not None for answer in found)
     return took
@@ -168,7 +168,7 @@ async def write_beside_others(url: str, seconds: float) -> dict[str, Any]:
         while time.monotonic() < until:
             attempt = entry((os.getpid(), number, done))
             try:
-                assert isinstance(await ledger.open(attempt), Opened)
+                assert isinstance(await ledger.open(attempt), OpenedAttempt)
                 await ledger.record(settlement(attempt))
                 done += 1
             except Exception as error:  # noqa: BLE001  # counted, and shown
@@ -268,7 +268,7 @@ def main() -> None:
                     "worst_wait_ms": [round(one["worst_wait_ms"], 1) for one in eight],
                     "p99_wait_ms": round(statistics.median(one["p99_wait_ms"] for one in eight), 1),
                 },
-                "lookups": "Ledger.answered by 10,000 coroutines at once; naive: one query a key",
+                "lookups": "Ledger.find_reply by 10,000 coroutines at once; naive: one query a key",
                 "machine": disk,
                 "load_average": os.getloadavg()[0],
             }

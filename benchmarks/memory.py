@@ -99,8 +99,8 @@ async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     from airflow_llm_provider.engine.client import AnthropicClient
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
+    from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope
-    from airflow_llm_provider.ledger.store import Ledger
 
     started = time.monotonic()
     output = OutputType(Note)

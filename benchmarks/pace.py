@@ -225,9 +225,9 @@ async def permit_cpu_ms(**limits: Any) -> float:
     """Return the CPU-ms a permit adds to waiting, with 256 who wait for one another's."""
     from airflow_llm_provider.engine.pace import Pace
     from airflow_llm_provider.engine.request import Request
-    from airflow_llm_provider.ledger.permits import Limits
+    from airflow_llm_provider.ledger.ledger import Ledger
+    from airflow_llm_provider.ledger.rate_limits import Limits
     from airflow_llm_provider.ledger.records import CallScope
-    from airflow_llm_provider.ledger.store import Ledger
     from airflow_llm_provider.pricing import Usage
 
     scope = CallScope(dag_id="bench", run_id="run", task_id="ask", connection_id="claude")

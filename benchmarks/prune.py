@@ -18,10 +18,16 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.pruning import prune
-from airflow_llm_provider.ledger.records import CallScope, Entry, Opened, Settlement, new_attempt_id
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.maintenance import prune
+from airflow_llm_provider.ledger.records import (
+    CallScope,
+    NewAttempt,
+    OpenedAttempt,
+    Settlement,
+    new_attempt_id,
+)
 from airflow_llm_provider.ledger.schema import call, payload
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage
 
 DAY_MS = 86_400_000
@@ -80,11 +86,13 @@ async def write_beside(url: str, until: Path) -> list[float]:
 
     async def lane() -> None:
         while not until.exists():  # noqa: ASYNC240  # a look is quick, and the signal is from another process
-            entry = Entry(fingerprint=new_attempt_id(), scope=SCOPE, reuse="always", model="claude-haiku-5-5")
+            entry = NewAttempt(
+                fingerprint=new_attempt_id(), scope=SCOPE, reuse="always", model="claude-haiku-5-5"
+            )
             started = time.perf_counter()
             opened = await ledger.open(entry)
             took_ms.append((time.perf_counter() - started) * 1000)
-            assert isinstance(opened, Opened)
+            assert isinstance(opened, OpenedAttempt)
             settled = Settlement(
                 attempt_id=entry.id,
                 fingerprint=entry.fingerprint,

@@ -33,9 +33,9 @@ from airflow_llm_provider.engine.repair import SourceRepairs
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import InvalidOutput
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import call
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.validators import adds_up, quotes_in_source

@@ -38,7 +38,7 @@ PRELOAD_OURS = """
     import httpx2
     import genai_prices.data_snapshot
     import airflow_llm_provider.hooks.call
-    import airflow_llm_provider.ledger.store
+    import airflow_llm_provider.ledger.ledger
     import airflow_llm_provider.operators.claude
 """
 PRELOAD_COMMON_AI = """

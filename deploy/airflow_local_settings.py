@@ -13,5 +13,5 @@ if "celery" in sys.argv or "scheduler" in sys.argv:  # the processes that tasks 
     import httpx2  # noqa: F401
 
     import airflow_llm_provider.hooks.call
-    import airflow_llm_provider.ledger.store
+    import airflow_llm_provider.ledger.ledger
     import airflow_llm_provider.operators.claude  # noqa: F401

@@ -21,9 +21,8 @@ from airflow_llm_provider.cli.output import echo_json, fail, shown
 from airflow_llm_provider.pricing import micro_usd, usd
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.ledger.budgets import Budget
+    from airflow_llm_provider.ledger.budgets import Budget, MeterReading
     from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.standing import Count
 
 app = typer.Typer(
     cls=ShowsByItself,
@@ -58,15 +57,15 @@ def set_one(
 ) -> None:
     """Set a budget, or change the options given of the one with this name.
 
-    It binds from the next call on, in tasks that are running too, and counts what was spent before.
+    It binds from the next call on, in tasks that are running too, and meter_readings what was spent before.
     """
-    from airflow_llm_provider.ledger.standing import set_budget, standing_budgets
+    from airflow_llm_provider.ledger.budgets import set_budget, stored_budgets
 
     with (
         _writing(find_ledger(ledger_url, conn_id, must_exist=False)) as database,
         database.write() as connection,
     ):
-        known = next((one for one in standing_budgets(connection) if one.name == name), None)
+        known = next((one for one in stored_budgets(connection) if one.name == name), None)
         new = _changed(known, name, dollars, scope, per, timezone, on_exceeded)
         set_budget(connection, new)
     typer.echo(f"{shown(name)}: {_said(new)}")
@@ -77,10 +76,10 @@ def list_all(
     ledger_url: LedgerOption = None, conn_id: ConnectionOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the standing budgets, and what their latest meters have counted."""
-    from airflow_llm_provider.ledger.standing import counts, standing_budgets
+    from airflow_llm_provider.ledger.budgets import meter_readings, stored_budgets
 
     with reading(find_ledger(ledger_url, conn_id)) as database, database.read() as connection:
-        found = [(one, counts(connection, one)) for one in standing_budgets(connection)]
+        found = [(one, meter_readings(connection, one)) for one in stored_budgets(connection)]
     if as_json:
         echo_json([_as_dict(one, latest) for one, latest in found])
         return
@@ -98,7 +97,7 @@ def list_all(
 @app.command("remove")
 def remove(name: Name, ledger_url: LedgerOption = None, conn_id: ConnectionOption = None) -> None:
     """Remove a budget: it binds no call any more."""
-    from airflow_llm_provider.ledger.standing import remove_budget
+    from airflow_llm_provider.ledger.budgets import remove_budget
 
     with reading(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
         if not remove_budget(connection, name):
@@ -173,7 +172,7 @@ def _said(one: Budget) -> str:
     return f"${usd(one.cap_micro_usd)} for {shown(each)}{per}, then {one.on_exceeded}"
 
 
-def _cells(one: Budget, count: Count | None) -> list[str]:
+def _cells(one: Budget, count: MeterReading | None) -> list[str]:
     if count is None:
         return ["", "", "", ""]
     left = max(0, one.cap_micro_usd - count.settled_micro_usd - count.reserved_micro_usd)

@@ -158,15 +158,15 @@ def _object_storage(url: str) -> UPath:
 
 async def _reopen(url: str, fingerprints: Collection[str]) -> set[str]:
     """Mark the answers of these requests as to be asked anew; return those that had one."""
+    from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope, Reopening
-    from airflow_llm_provider.ledger.store import Ledger
 
     # Nobody's scope: it spares no task's own answers, as a retry's would.
     scope = CallScope()
     ledger = await asyncio.to_thread(Ledger, url)
     try:
         asked = sorted(fingerprints)
-        answers = await asyncio.gather(*(ledger.answered(one, scope, "always") for one in asked))
+        answers = await asyncio.gather(*(ledger.find_reply(one, scope, "always") for one in asked))
         found = {fingerprint for fingerprint, answer in zip(asked, answers, strict=True) if answer}
         await asyncio.gather(*(ledger.record(Reopening(one, scope)) for one in sorted(found)))
         return found

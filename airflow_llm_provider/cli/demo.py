@@ -166,12 +166,14 @@ class _Demo:
 
     def _paid(self, run_id: str) -> _Paid:
         from airflow_llm_provider.ledger.database import Database
-        from airflow_llm_provider.ledger.totals import totals
+        from airflow_llm_provider.ledger.reports import totals_by_state
         from airflow_llm_provider.pricing import usd
 
         database = Database(f"sqlite:///{self.home / 'llm_ledger.db'}")
         try:
-            paid = [sums for sums in totals(database, dag_id=DAG, run_id=run_id).values() if sums.is_paid]
+            paid = [
+                sums for sums in totals_by_state(database, dag_id=DAG, run_id=run_id).values() if sums.is_paid
+            ]
         finally:
             database.close()
         unpriced = any(sums.unpriced for sums in paid)

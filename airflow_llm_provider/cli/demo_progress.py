@@ -69,12 +69,12 @@ class Progress:
     def _paid(self) -> int:
         import sqlalchemy as sa
 
-        from airflow_llm_provider.ledger.totals import totals
+        from airflow_llm_provider.ledger.reports import totals_by_state
 
         if not self._ledger_file.exists():
             return 0
         try:
-            found = totals(self._database, dag_id=self._dag_id, run_id=self._run_id)
+            found = totals_by_state(self._database, dag_id=self._dag_id, run_id=self._run_id)
         except sa.exc.OperationalError:  # its tables are being made
             return 0
         return sum(sums.calls for sums in found.values() if sums.is_paid)

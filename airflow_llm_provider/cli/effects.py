@@ -38,10 +38,10 @@ def list_effects(
     as_json: JsonOption = False,
 ) -> None:
     """List tool calls, in the order in which they began."""
-    from airflow_llm_provider.ledger.effects import found_for
+    from airflow_llm_provider.ledger.effects import list_effects
 
     with reading(find_ledger(ledger_url, conn_id)) as database, database.read() as connection:
-        found = found_for(connection, database.now_ms(connection), dag_id=dag, run_id=run)
+        found = list_effects(connection, database.now_ms(connection), dag_id=dag, run_id=run)
     told = [_told(effect) for effect in found if effect.is_unknown or not unknown]
     if as_json:
         echo_json(told)
@@ -88,7 +88,7 @@ def settle_effect(
         fail("Say either --output with what it returned, or --did-not-happen.")
     with reading(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
         now_ms = database.now_ms(connection)
-        found = effects.found_for(connection, now_ms, id_begins_with=effect_id)
+        found = effects.list_effects(connection, now_ms, id_begins_with=effect_id)
         if len(found) != 1:
             fail(f"{len(found) or 'No'} tool calls have an id that begins with {shown(effect_id)}.")
         [effect] = found

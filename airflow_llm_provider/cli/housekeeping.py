@@ -19,7 +19,7 @@ from airflow_llm_provider.cli.ledger import ConnectionOption, JsonOption, Ledger
 from airflow_llm_provider.cli.output import CSV_LINE_END, cell, echo_json, fail, moment_ms, shown
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.ledger.pruning import Pruned
+    from airflow_llm_provider.ledger.maintenance import Pruned
 
 ExportFormat = StrEnum("ExportFormat", ["jsonl", "csv"])
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([dh])")
@@ -38,7 +38,7 @@ def check_ledger(
 
     Exit status 1 when something is found.
     """
-    from airflow_llm_provider.ledger.housekeeping import check
+    from airflow_llm_provider.ledger.maintenance import check
 
     with reading(find_ledger(ledger_url, conn_id)) as database:
         findings = check(database, full=full)
@@ -68,7 +68,7 @@ def export_ledger(
     conn_id: ConnectionOption = None,
 ) -> None:
     """Write calls out, one a line: who asked, model, tokens, price, times. No prompts and replies by default."""
-    from airflow_llm_provider.ledger.housekeeping import CALL_COLUMNS, export
+    from airflow_llm_provider.ledger.maintenance import CALL_COLUMNS, export
     from airflow_llm_provider.ledger.reports import Filter
 
     if with_payload and form.value == "csv":
@@ -108,7 +108,7 @@ def prune_ledger(
     An answer that is gone is asked and paid anew when a run needs it, also by nightly runs over documents that
     have not changed since. Kept whatever their age: open calls, and all of a run that did anything lately.
     """
-    from airflow_llm_provider.ledger.pruning import prune
+    from airflow_llm_provider.ledger.maintenance import prune
 
     rows, payloads = _ages(older_than, payload_only)
     url = find_ledger(ledger_url, conn_id)

@@ -52,15 +52,15 @@ def show_ledger(
     as_json: JsonOption = False,
 ) -> None:
     """Show where the ledger is, its size, its calls by state, what they cost, and what was last wrong with answers."""
-    from airflow_llm_provider.ledger.housekeeping import size
+    from airflow_llm_provider.ledger.maintenance import size
+    from airflow_llm_provider.ledger.reports import invalid_answers, totals_by_state
     from airflow_llm_provider.ledger.schema import UNPROVEN
-    from airflow_llm_provider.ledger.totals import complaints, totals
     from airflow_llm_provider.pricing import usd
 
     with reading(find_ledger(ledger_url, conn_id)) as database:
         where = database.shown_url
-        found, measured = totals(database, dag_id=dag, run_id=run), size(database)
-        complained = complaints(database, dag_id=dag, run_id=run)
+        found, measured = totals_by_state(database, dag_id=dag, run_id=run), size(database)
+        complained = invalid_answers(database, dag_id=dag, run_id=run)
     told = {
         "ledger": where,
         "size_bytes": measured.bytes_total,

@@ -18,8 +18,8 @@ from airflow_llm_provider.documents.span import Span
 from airflow_llm_provider.engine.retry import Policies
 from airflow_llm_provider.engine.run import MOST_TOKENS
 from airflow_llm_provider.engine.terms import Route
-from airflow_llm_provider.ledger.history import past_calls
-from airflow_llm_provider.ledger.permits import Limits
+from airflow_llm_provider.ledger.queries import past_calls
+from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.pricing import usd
 from airflow_llm_provider.validators import Judge
 

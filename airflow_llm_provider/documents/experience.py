@@ -11,7 +11,7 @@ from typing import Self
 from airflow_llm_provider.documents.span import Span
 from airflow_llm_provider.engine.gate import BYTES_A_TOKEN
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.ledger.history import PastCall
+from airflow_llm_provider.ledger.queries import PastCall
 
 _DRIFT = 0.1  # how far tomorrow's documents may differ from yesterday's as a whole
 _ENOUGH = 5  # calls from which on a line through them says more than a rule of thumb

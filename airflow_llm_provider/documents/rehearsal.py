@@ -66,7 +66,7 @@ class Rehearsal(Engine):
 
     async def obtain(self, request: Request, *, purpose: str = "answer", **asked: Any) -> Purchase:
         """Return what is in the ledger; raises _NotBought."""
-        answer = await self.ledger.answered(request.fingerprint, asked["scope"], asked["reuse"])
+        answer = await self.ledger.find_reply(request.fingerprint, asked["scope"], asked["reuse"])
         if answer is None:
             raise _NotBought(request)
         return Purchase.from_ledger(answer, purpose=purpose)

@@ -37,7 +37,7 @@ from airflow_llm_provider.errors import (
     UnknownModel,
     UnknownPrice,
 )
-from airflow_llm_provider.ledger.savings import Saving, keep_saving
+from airflow_llm_provider.ledger.records import Saving
 from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Run:
             reused_micro_usd=self.saved_micro_usd,
             routed_micro_usd=self.routed_micro_usd,
         )
-        await keep_saving(self.engine.ledger, saved)
+        self.engine.ledger.record_later(saved)
         self.log.info("%s", self._progress())
         if self.cascade:
             self.log.info(

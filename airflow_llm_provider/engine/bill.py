@@ -6,7 +6,7 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LLMError
-from airflow_llm_provider.ledger.budgets import own_budgets
+from airflow_llm_provider.ledger.budgets import scope_budgets
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.reports import spent_micro_usd
 from airflow_llm_provider.ledger.schema import account
@@ -24,7 +24,7 @@ async def bill(engine: Engine, scope: CallScope) -> str:
     unpriced = f", {tally.unpriced} of them without a known price" if tally.unpriced else ""
     line = f"It cost ${usd(tally.paid_micro_usd)} in {tally.requests} call{'s' * (tally.requests != 1)}{unpriced}"
     try:
-        spent, left = await engine.ledger.consult(
+        spent, left = await engine.ledger.read(
             lambda connection, now_ms: _standing(connection, now_ms, scope)
         )
     except LLMError:
@@ -36,7 +36,7 @@ async def bill(engine: Engine, scope: CallScope) -> str:
 def _standing(connection: sa.Connection, now_ms: int, scope: CallScope) -> tuple[int, dict[str, int]]:
     """Return what the run has cost, and what is left of each budget that the operator has set."""
     left: dict[str, int] = {}
-    for budget in own_budgets(scope):
+    for budget in scope_budgets(scope):
         meter = budget.meter(scope, now_ms)
         taken = sa.select(account.c.settled_micro_usd + account.c.reserved_micro_usd)
         booked = connection.scalar(taken.where(account.c.id == meter.id)) if meter else None

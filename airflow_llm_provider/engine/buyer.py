@@ -12,27 +12,26 @@ from dataclasses import dataclass, field
 from airflow_llm_provider.engine.client import Client
 from airflow_llm_provider.engine.pace import Pace, Permit
 from airflow_llm_provider.engine.purchase import Purchase, Tally
-from airflow_llm_provider.engine.refusal import error_for
 from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
 from airflow_llm_provider.engine.warm import Warmth
 from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError, RetryableError
-from airflow_llm_provider.ledger.permits import Limits
+from airflow_llm_provider.ledger.budgets import BudgetRefusal, budget_error
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.ledger.records import (
-    Answer,
     CallScope,
-    Complained,
-    Entry,
     Failure,
-    KeptPrompt,
-    Opened,
-    Refusal,
+    InvalidAnswer,
+    NewAttempt,
+    OpenedAttempt,
+    PromptToKeep,
     Reuse,
+    SettledReply,
     Settlement,
     new_attempt_id,
 )
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
 
@@ -81,9 +80,9 @@ class Buyer:
 
         policies, client: instead of the buyer's own.
         """
-        if answer := await self.ledger.answered(request.fingerprint, scope, reuse):
+        if answer := await self.ledger.find_reply(request.fingerprint, scope, reuse):
             return Purchase.from_ledger(answer, purpose=purpose)
-        entry = Entry(
+        entry = NewAttempt(
             fingerprint=request.fingerprint,
             scope=scope,
             reuse=reuse,
@@ -113,12 +112,12 @@ class Buyer:
     def keep_prompt(self, request: Request, bought: Purchase) -> None:
         """Keep the prompt of an answer that turned out to be none, where the payload policy has it."""
         if bought.sends:
-            self.ledger.note(KeptPrompt(bought.attempt_id, request.fingerprint, _prompt(request)))
+            self.ledger.record_later(PromptToKeep(bought.attempt_id, request.fingerprint, _prompt(request)))
 
     def keep_complaint(self, bought: Purchase, error: AnswerError) -> None:
         """Keep what is wrong with an answer beside it, whoever bought it."""
         if bought.attempt_id:
-            self.ledger.note(Complained(bought.attempt_id, type(error).__name__, str(error)))
+            self.ledger.record_later(InvalidAnswer(bought.attempt_id, type(error).__name__, str(error)))
 
     async def close(self) -> None:
         """Commit what is pending and close the connections."""
@@ -129,7 +128,7 @@ class Buyer:
         finally:
             await asyncio.to_thread(self.ledger.close)
 
-    async def _send(self, request: Request, entry: Entry, client: Client, sends: _Sends) -> Purchase:
+    async def _send(self, request: Request, entry: NewAttempt, client: Client, sends: _Sends) -> Purchase:
         """Open an attempt, send it, settle it."""
         permit, sends.permit = sends.permit or await self.pace.permit(request, entry.scope), None
         try:
@@ -137,7 +136,7 @@ class Buyer:
         except BaseException:
             permit.unused()
             raise
-        if isinstance(opened, Answer):
+        if isinstance(opened, SettledReply):
             permit.unused()
             return Purchase.from_ledger(opened, purpose=entry.purpose)
         entry = opened
@@ -157,7 +156,7 @@ class Buyer:
         except BaseException as error:  # cancelled, or a fault of ours: neither key nor money stays held
             self.tally.unproven += 1
             why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
-            self.ledger.note(_failure(request, entry, NetworkError(why, billed=True)))
+            self.ledger.record_later(_failure(request, entry, NetworkError(why, billed=True)))
             raise
         await self.ledger.record(
             Settlement(
@@ -185,24 +184,24 @@ class Buyer:
     def _prices(self, scope: CallScope) -> Prices:
         return self.other_prices.get(scope.connection_id, self.prices)
 
-    async def _open(self, request: Request, entry: Entry, permit: Permit) -> Entry | Answer:
+    async def _open(self, request: Request, entry: NewAttempt, permit: Permit) -> NewAttempt | SettledReply:
         """Claim the request's key and reserve its ceiling, waiting while somebody else holds the key or the money."""
         patience_s = self.deadline_s
         while True:
             entry = dataclasses.replace(entry, id=new_attempt_id())
             opened = await self.ledger.open(entry)
-            if isinstance(opened, Answer):
+            if isinstance(opened, SettledReply):
                 return opened
-            if isinstance(opened, Opened):
+            if isinstance(opened, OpenedAttempt):
                 return entry
-            if isinstance(opened, Refusal) and not opened.may_fit:
-                raise error_for(opened, request.model, entry.scope.connection_id)
+            if isinstance(opened, BudgetRefusal) and not opened.may_fit:
+                raise budget_error(opened, request.model, entry.scope.connection_id)
             # Somebody else is asking the same, or holds what this call could cost. The answer, what is then left
             # of the money, or the end of the lease, is worth waiting for.
             wait_s = 0.2 + random.random() * 0.3
             patience_s -= wait_s
-            if patience_s < 0 and isinstance(opened, Refusal):
-                raise error_for(opened, request.model, entry.scope.connection_id)
+            if patience_s < 0 and isinstance(opened, BudgetRefusal):
+                raise budget_error(opened, request.model, entry.scope.connection_id)
             if patience_s < 0:
                 raise KeyBusy(
                     f"Another task has been asking the same for {self.deadline_s:g} s, the total deadline. Its answer "
@@ -224,7 +223,7 @@ def _prompt(request: Request) -> Callable[[], bytes]:
     return lambda: request.body(request.schema)
 
 
-def _failure(request: Request, entry: Entry, error: LLMError) -> Failure:
+def _failure(request: Request, entry: NewAttempt, error: LLMError) -> Failure:
     return Failure(
         attempt_id=entry.id,
         fingerprint=request.fingerprint,

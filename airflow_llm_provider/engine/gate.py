@@ -12,9 +12,16 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import LLMError
-from airflow_llm_provider.ledger import permits
-from airflow_llm_provider.ledger.permits import NOTHING, Amounts, Block, Bucket, Limits, Notice
-from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.ledger import rate_limits
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.rate_limits import (
+    NO_AMOUNTS,
+    Amounts,
+    Bucket,
+    LimiterState,
+    Limits,
+    PermitBlock,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +55,7 @@ class Gate:
         self._heard_ms = 0.0
         self._learnt = self._in_force = Limits()
         self._gone, self._heard = 0, asyncio.Event()
-        self._correction = NOTHING
+        self._correction = NO_AMOUNTS
         self._tokens_a_byte = 1 / BYTES_A_TOKEN
         self._usual_output = _FIRST_GUESS_OUTPUT_TOKENS
         self._replies = 0
@@ -85,12 +92,14 @@ class Gate:
             self._looking.add_done_callback(heard_by_somebody)
         await asyncio.shield(self._looking)
 
-    async def take(self, holder: str, dag_id: str, costs: list[Amounts], spare: int) -> tuple[Block, float]:
+    async def take(
+        self, holder: str, dag_id: str, costs: list[Amounts], spare: int
+    ) -> tuple[PermitBlock, float]:
         """Take a block of permits, and book what the last calls took more or less than expected.
 
         Returns it with the time that its waits are counted from.
         """
-        want = permits.Want(
+        want = rate_limits.PermitRequest(
             bucket=self.bucket,
             holder=holder,
             dag_id=dag_id,
@@ -98,11 +107,11 @@ class Gate:
             spare=spare,
             correction=self._correction,
         )
-        self._correction = NOTHING
+        self._correction = NO_AMOUNTS
 
         try:
-            block, at_s = await self.ledger.transact(
-                self._timed(lambda connection, now_ms: permits.take(connection, now_ms, want))
+            block, at_s = await self.ledger.write(
+                self._timed(lambda connection, now_ms: rate_limits.take_permits(connection, now_ms, want))
             )
         except LLMError:
             self.owe(want.correction)
@@ -151,7 +160,7 @@ class Gate:
         if is_cut:
             self._cut_s = self.now()
         self._tell(
-            lambda connection, now_ms: permits.hear(
+            lambda connection, now_ms: rate_limits.slow_down(
                 connection,
                 now_ms,
                 self.bucket,
@@ -173,7 +182,9 @@ class Gate:
         if limits and ((is_tight and is_new) or has_changed):
             self._learnt = self._in_force = limits
             self._noted_s = self.now()
-            self._tell(lambda connection, now_ms: permits.learn(connection, now_ms, self.bucket, limits))
+            self._tell(
+                lambda connection, now_ms: rate_limits.store_limits(connection, now_ms, self.bucket, limits)
+            )
         elif not is_tight:
             self._heard.set()
 
@@ -181,11 +192,13 @@ class Gate:
         """Finish what is being told, and give back what is left."""
         if self._telling:
             await asyncio.wait(self._telling)
-        if self.is_paced and self._correction != NOTHING:
-            correction, self._correction = self._correction, NOTHING
+        if self.is_paced and self._correction != NO_AMOUNTS:
+            correction, self._correction = self._correction, NO_AMOUNTS
             try:
-                await self.ledger.transact(
-                    lambda connection, now_ms: permits.correct(connection, now_ms, self.bucket, correction)
+                await self.ledger.write(
+                    lambda connection, now_ms: rate_limits.correct(
+                        connection, now_ms, self.bucket, correction
+                    )
                 )
             except LLMError as error:
                 log.warning("Permits that were not used could not be given back; they pass. %s", error)
@@ -202,10 +215,10 @@ class Gate:
         return timed
 
     async def _look(self) -> None:
-        read = self._timed(lambda connection, now_ms: permits.look(connection, now_ms, self.bucket))
-        self._heed_notice(*await self.ledger.consult(read))
+        read = self._timed(lambda connection, now_ms: rate_limits.read_state(connection, now_ms, self.bucket))
+        self._heed_notice(*await self.ledger.read(read))
 
-    def _heed_notice(self, notice: Notice, at_s: float) -> None:
+    def _heed_notice(self, notice: LimiterState, at_s: float) -> None:
         self._looked_s = max(self._looked_s, at_s)
         if notice.quiet_until_ms > self._heard_ms:  # news
             self._heard_ms = notice.quiet_until_ms
@@ -215,12 +228,12 @@ class Gate:
         self._paced_until_s = at_s + (notice.paced_until_ms - notice.now_ms) / 1000
         self._in_force = notice.learnt
 
-    def _tell(self, work: Callable[[sa.Connection, int], Notice]) -> None:
+    def _tell(self, work: Callable[[sa.Connection, int], LimiterState]) -> None:
         """Write what was said into the ledger at once, while the call goes on."""
 
         async def tell() -> None:
             try:
-                self._heed_notice(*await self.ledger.transact(self._timed(work)))
+                self._heed_notice(*await self.ledger.write(self._timed(work)))
             except LLMError as error:
                 log.warning(
                     "The other processes could not be told what the API says of its limits. %s", error

@@ -11,9 +11,9 @@ from airflow_llm_provider.engine.gate import Gate
 from airflow_llm_provider.engine.queue import Queue
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import RateLimited, RetryableError
-from airflow_llm_provider.ledger.permits import Amounts, Bucket, Limits
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.rate_limits import Amounts, Bucket, Limits
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from airflow_llm_provider.engine.reply import Message, Reply
-from airflow_llm_provider.ledger.records import Answer
+from airflow_llm_provider.ledger.records import SettledReply
 from airflow_llm_provider.pricing import Usage
 
 
@@ -58,7 +58,7 @@ class Purchase:
     complaint: str | None = None
 
     @classmethod
-    def from_ledger(cls, answer: Answer, *, purpose: str) -> Self:
+    def from_ledger(cls, answer: SettledReply, *, purpose: str) -> Self:
         """Take what was bought before."""
         return cls(
             purpose=purpose,

@@ -11,7 +11,7 @@ from itertools import islice
 
 from airflow_llm_provider.engine.gate import LOOK_S, Gate, heard_by_somebody
 from airflow_llm_provider.errors import RateLimited
-from airflow_llm_provider.ledger.permits import MOST_AT_ONCE, Amounts
+from airflow_llm_provider.ledger.rate_limits import MAX_PERMITS_AT_ONCE, Amounts
 
 _LAPSES_S = 0.1  # so late a permit is void: 110 % in a second, 102 % in five, is the most that comes of it
 _TICK_S = 0.04  # permits that are due within it are given together: a wake-up costs more than a permit
@@ -187,7 +187,7 @@ class Queue:
         """Take a block for those who wait and have no permit at hand yet."""
         have = len(self._places)
         waiting = (cost for waiter, cost in self._waiting if not waiter.done())
-        costs = list(islice(waiting, have, have + MOST_AT_ONCE))
+        costs = list(islice(waiting, have, have + MAX_PERMITS_AT_ONCE))
         if not costs:
             return
         elapsed_s = max(self.gate.now() - self._leased_s, _SPARE_S / 2)

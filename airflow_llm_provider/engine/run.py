@@ -74,7 +74,7 @@ class Engine(Buyer):
         asked = Terms(**terms)
         if asked.needs_source or asked.judges:
             return None  # it takes the text, or a request about the answer
-        answer = await self.ledger.recall(sighting, asked.scope, asked.reuse)
+        answer = await self.ledger.find_reply_by_sighting(sighting, asked.scope, asked.reuse)
         if answer is None:
             return None
         bought = Purchase.from_ledger(answer, purpose="answer")
@@ -94,7 +94,7 @@ class Engine(Buyer):
 
     def sight(self, sighting: str, request: Request) -> None:
         """Remember what a document in this state is asked."""
-        self.ledger.note(Sighting(sighting, request.fingerprint))
+        self.ledger.record_later(Sighting(sighting, request.fingerprint))
 
     async def map(
         self,

@@ -22,8 +22,8 @@ from airflow_llm_provider.engine.request import to_json
 from airflow_llm_provider.errors import EffectUnknown, KeyBusy, LedgerUnavailable
 from airflow_llm_provider.ledger import effects
 from airflow_llm_provider.ledger.effects import Effect, Intent, Outcome
+from airflow_llm_provider.ledger.ledger import BEAT_S, LEASE_S, Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import BEAT_S, LEASE_S, Ledger
 from airflow_llm_provider.tools import Tool
 
 log = logging.getLogger(__name__)
@@ -151,12 +151,12 @@ class Caller:
         return outcome
 
     async def _has_begun(self, call: ToolCall) -> bool:
-        return await self.ledger.consult(partial(effects.find, effect_id=call.intent.id)) is not None
+        return await self.ledger.read(partial(effects.find, effect_id=call.intent.id)) is not None
 
     async def _begin(self, intent: Intent) -> Effect:
         """Write down that the call begins; return what the ledger has of it, ended or ours to make."""
         while True:
-            begun = await self.ledger.transact(partial(effects.begin, intent=intent, lease_ms=_LEASE_MS))
+            begun = await self.ledger.write(partial(effects.begin, intent=intent, lease_ms=_LEASE_MS))
             if begun.outcome or begun.holder == intent.holder:
                 return begun
             if not begun.is_live:
@@ -185,14 +185,14 @@ class Caller:
 
     async def _run_and_record(self, call: ToolCall) -> Outcome:
         outcome = await _called(call.tool, call.arguments)
-        return await self.ledger.transact(partial(effects.end, effect_id=call.intent.id, outcome=outcome))
+        return await self.ledger.write(partial(effects.end, effect_id=call.intent.id, outcome=outcome))
 
     async def _renew(self, intent: Intent) -> None:
         """Keep telling other processes that the call is being made."""
         while True:
             await asyncio.sleep(BEAT_S)
             with contextlib.suppress(LedgerUnavailable):
-                await self.ledger.transact(partial(effects.renew, intent=intent, lease_ms=_LEASE_MS))
+                await self.ledger.write(partial(effects.renew, intent=intent, lease_ms=_LEASE_MS))
 
 
 async def _called(tool: Tool, arguments: Mapping[str, Any]) -> Outcome:

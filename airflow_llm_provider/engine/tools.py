@@ -14,8 +14,8 @@ from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.tool_calls import APPROVED, ApprovalNeeded, Caller, ToolCall, Verdict
 from airflow_llm_provider.errors import ToolLimit
 from airflow_llm_provider.ledger.effects import Outcome
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Prices, usd
 from airflow_llm_provider.tools import Tool
 

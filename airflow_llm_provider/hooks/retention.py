@@ -40,7 +40,7 @@ def prune_ledger(claude_conn_id: str | None = DEFAULT_CONNECTION) -> dict[str, i
     neither option is set.
     """
     from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.pruning import prune
+    from airflow_llm_provider.ledger.maintenance import prune
 
     rows, payloads = retention_ms()
     url = default_ledger_url() if claude_conn_id is None else ClaudeHook(claude_conn_id).settings.ledger_url

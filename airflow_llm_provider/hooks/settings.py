@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.engine.client import AnthropicClient
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.ledger.budgets import Budget
-    from airflow_llm_provider.ledger.permits import Limits
+    from airflow_llm_provider.ledger.rate_limits import Limits
     from airflow_llm_provider.pricing import Prices
 
 DEFAULT_CONNECTION = "claude_default"
@@ -47,7 +47,7 @@ class Settings:
     def of(cls, connection: Any, conn_id: str) -> Self:
         """Read an Airflow connection; raises AirflowFailException naming the field that is wrong."""
         from airflow_llm_provider.engine.client import DEFAULT_BASE_URL, AnthropicClient
-        from airflow_llm_provider.ledger.permits import Limits
+        from airflow_llm_provider.ledger.rate_limits import Limits
         from airflow_llm_provider.pricing import Prices
 
         fields = Fields.of(connection, conn_id)
@@ -81,7 +81,7 @@ class Settings:
         from airflow.sdk.configuration import conf
 
         from airflow_llm_provider.engine.run import Engine
-        from airflow_llm_provider.ledger.store import Ledger
+        from airflow_llm_provider.ledger.ledger import Ledger
 
         # The SDK's transport logs every request at INFO, which is Airflow's level: a line a document.
         logging.getLogger("httpx2").setLevel(logging.WARNING)

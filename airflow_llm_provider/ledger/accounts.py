@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger.budgets import Budget, Meter, own_budgets, run_meter, warnings_due
-from airflow_llm_provider.ledger.lookups import chunks
-from airflow_llm_provider.ledger.posting import Bound, Posting
-from airflow_llm_provider.ledger.records import CallScope, Refusal
-from airflow_llm_provider.ledger.schema import IS_OPEN, OPEN, UNPROVEN, account, call, is_in
-from airflow_llm_provider.ledger.sql import insert
-from airflow_llm_provider.ledger.standing import standing_budgets
+from airflow_llm_provider.ledger.budgets import (
+    Budget,
+    BudgetRefusal,
+    Meter,
+    run_meter,
+    scope_budgets,
+    stored_budgets,
+    warnings_due,
+)
+from airflow_llm_provider.ledger.database import insert
+from airflow_llm_provider.ledger.queries import chunks
+from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.ledger.schema import FAILED, IS_OPEN, OPEN, UNPROVEN, account, call, is_in
 from airflow_llm_provider.pricing import usd
 
+_BOOKED = (
+    sa.select(call.c.id, call.c.state, call.c.accounts, call.c.ceiling_micro_usd, call.c.cost_micro_usd)
+    .where(call.c.id.in_(sa.bindparam("ids", expanding=True)), call.c.accounts.is_not(None))
+    .order_by(call.c.id)
+    .with_for_update()
+)
 _EXISTING = sa.select(account.c.id).where(account.c.id.in_(sa.bindparam("ids", expanding=True)))
 _LOCKED = (
     sa.select(account)
@@ -30,7 +42,7 @@ _MOVED = (
     .values(
         settled_micro_usd=sa.bindparam("settled"),
         reserved_micro_usd=sa.bindparam("reserved"),
-        judged_micro_usd=sa.bindparam("judged"),
+        warned_micro_usd=sa.bindparam("warned"),
     )
 )
 _MOST_WATCHED = 1_000
@@ -60,6 +72,79 @@ class BudgetWarning:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ScopeBudgets:
+    """What binds a scope's calls: budgets with their meters, and the ids of all accounts they are booked on."""
+
+    budgets: tuple[tuple[Budget, Meter | None], ...]
+    accounts: tuple[str, ...]
+
+    @property
+    def written(self) -> str | None:
+        """The ids as the column of a call holds them."""
+        return " ".join(self.accounts) or None
+
+
+@dataclass(slots=True)
+class _BookedCall:
+    """What a call is booked at now: an account is the sum over those of its calls."""
+
+    state: str
+    accounts: list[str]
+    ceiling: int
+    settled: int
+    reserved: int
+
+
+@dataclass(slots=True)
+class AccountChanges:
+    """What one transaction moves."""
+
+    booked_calls: dict[str, _BookedCall] = field(default_factory=dict)
+    moves: dict[str, list[int]] = field(default_factory=dict)
+    wanted: list[tuple[str, int | None, ScopeBudgets]] = field(default_factory=list)
+
+    def read(self, connection: sa.Connection, attempts: Sequence[str]) -> None:
+        """Read and lock what the calls that are about to end are booked at."""
+        for chunk in chunks(attempts):
+            for row in connection.execute(_BOOKED, {"ids": chunk}):
+                self.hold(row)
+
+    def hold(self, row: Any) -> None:
+        """Take a call as read: a row with the columns `id, state, accounts, ceiling and cost`."""
+        if row.accounts is None:
+            return
+        ceiling, cost = row.ceiling_micro_usd or 0, row.cost_micro_usd or 0
+        is_open = row.state == OPEN
+        settled = 0 if is_open else cost
+        self.booked_calls[row.id] = _BookedCall(
+            row.state, row.accounts.split(), ceiling, settled, ceiling if is_open else 0
+        )
+
+    def settle(self, attempt: str, state: str, cost_micro_usd: int | None) -> None:
+        """Book a call at what it cost, whatever it was booked at before."""
+        if booked := self.booked_calls.get(attempt):
+            self._book(booked, state, cost_micro_usd or 0)
+
+    def end(self, attempt: str, state: str) -> None:
+        """Free a call that was not billed, or book it at its ceiling; one that is settled stays what it is."""
+        booked = self.booked_calls.get(attempt)
+        if booked and booked.state in (OPEN, UNPROVEN):
+            self._book(booked, state, 0 if state == FAILED else booked.ceiling)
+
+    def want(self, attempt: str, ceiling_micro_usd: int | None, bound: ScopeBudgets) -> None:
+        """Ask for a reservation."""
+        if bound.budgets or bound.accounts:
+            self.wanted.append((attempt, ceiling_micro_usd, bound))
+
+    def _book(self, booked: _BookedCall, state: str, settled: int) -> None:
+        for name in booked.accounts:
+            move = self.moves.setdefault(name, [0, 0])
+            move[0] += settled - booked.settled
+            move[1] -= booked.reserved
+        booked.state, booked.settled, booked.reserved = state, settled, 0
+
+
 class Accounts:
     """The accounts, as one engine moves them.
 
@@ -83,14 +168,18 @@ class Accounts:
         self.raised: Mapping[tuple[str, str], int] = {}  # caps by budget and what it is of
         self.is_short = False  # somebody waits for what is reserved to be settled, or given up
 
-    def bind(self, connection: sa.Connection, now: int, scopes: Iterable[CallScope]) -> dict[int, Bound]:
+    def bind(
+        self, connection: sa.Connection, now: int, scopes: Iterable[CallScope]
+    ) -> dict[int, ScopeBudgets]:
         """Return what binds each scope, by its identity; raises MissingAccounts."""
-        self._standing = standing_budgets(connection)
+        self._standing = stored_budgets(connection)
         everybody = [*self._configured, *self._standing]
         distinct = {id(scope): scope for scope in scopes}
         bound = {
             key: [
-                (one, one.meter(scope, now)) for one in (*own_budgets(scope), *everybody) if one.binds(scope)
+                (one, one.meter(scope, now))
+                for one in (*scope_budgets(scope), *everybody)
+                if one.binds(scope)
             ]
             for key, scope in distinct.items()
         }
@@ -105,7 +194,7 @@ class Accounts:
                 if meter is not None:
                     self._watch(one, meter)
         return {
-            key: Bound(
+            key: ScopeBudgets(
                 tuple((self._as_raised(one, meter), meter) for one, meter in pairs),
                 tuple(sorted({meter.id for _, meter in pairs if meter} | ({runs[key]} & existing))),
             )
@@ -116,7 +205,7 @@ class Accounts:
         """Make an account, with what its meter would have counted until now."""
         values = {"id": meter.id, "label": meter.label, "kind": meter.kind, "opened_ms": now}
         values["applies_to"] = meter.applies_to
-        zeros = dict.fromkeys(("settled_micro_usd", "reserved_micro_usd", "judged_micro_usd"), 0)
+        zeros = dict.fromkeys(("settled_micro_usd", "reserved_micro_usd", "warned_micro_usd"), 0)
         if connection.execute(self._insert, {**values, **zeros}).rowcount != 1:
             return  # somebody else was first
         is_named = call.c.accounts.like(f"%{meter.id}%")
@@ -140,19 +229,19 @@ class Accounts:
         ).one()
         connection.execute(
             _MOVED,
-            {"account": meter.id, "settled": int(settled), "reserved": int(reserved), "judged": 0},
+            {"account": meter.id, "settled": int(settled), "reserved": int(reserved), "warned": 0},
         )
 
-    def post(
-        self, connection: sa.Connection, posting: Posting
-    ) -> tuple[dict[str, Refusal], list[BudgetWarning]]:
+    def move(
+        self, connection: sa.Connection, changes: AccountChanges
+    ) -> tuple[dict[str, BudgetRefusal], list[BudgetWarning]]:
         """Move the accounts, and reserve what fits in the order of asking; the last thing in a transaction.
 
         Returns the refusals by attempt, and the warnings that are due once it is committed.
         """
-        names = {name for name, move in posting.moves.items() if any(move)}
-        names |= {name for *_, bound in posting.wanted for name in bound.accounts}
-        if not names and not posting.wanted:
+        names = {name for name, move in changes.moves.items() if any(move)}
+        names |= {name for *_, bound in changes.wanted for name in bound.accounts}
+        if not names and not changes.wanted:
             return {}, []
         rows = {
             row.id: row
@@ -160,13 +249,13 @@ class Accounts:
             for row in connection.execute(_LOCKED, {"ids": chunk})
         }
         settled = {
-            name: row.settled_micro_usd + posting.moves.get(name, (0, 0))[0] for name, row in rows.items()
+            name: row.settled_micro_usd + changes.moves.get(name, (0, 0))[0] for name, row in rows.items()
         }
         reserved = {
-            name: row.reserved_micro_usd + posting.moves.get(name, (0, 0))[1] for name, row in rows.items()
+            name: row.reserved_micro_usd + changes.moves.get(name, (0, 0))[1] for name, row in rows.items()
         }
-        refusals: dict[str, Refusal] = {}
-        for attempt, ceiling, bound in posting.wanted:
+        refusals: dict[str, BudgetRefusal] = {}
+        for attempt, ceiling, bound in changes.wanted:
             if lost := [meter for _, meter in bound.budgets if meter and meter.id not in rows]:
                 raise MissingAccounts(lost)
             if refusal := _refusal(ceiling, bound, settled, reserved):
@@ -175,7 +264,7 @@ class Accounts:
             for name in bound.accounts:
                 if name in reserved:
                     reserved[name] += ceiling or 0
-        if posting.wanted:
+        if changes.wanted:
             self.is_short = any(refusal.may_fit for refusal in refusals.values())
         warnings = [warning for row in rows.values() for warning in self._due(row, settled[row.id])]
         if changed := [
@@ -183,9 +272,9 @@ class Accounts:
                 "account": name,
                 "settled": settled[name],
                 "reserved": reserved[name],
-                "judged": max(row.judged_micro_usd, settled[name])
+                "warned": max(row.warned_micro_usd, settled[name])
                 if name in self._watched
-                else row.judged_micro_usd,
+                else row.warned_micro_usd,
             }
             for name, row in rows.items()
             if (settled[name], reserved[name]) != (row.settled_micro_usd, row.reserved_micro_usd)
@@ -206,22 +295,22 @@ class Accounts:
         for one in self._watched.get(row.id, {}).values():
             if one.origin == "ledger" and one not in self._standing:
                 continue  # changed or removed meanwhile
-            if passed := warnings_due(one, row.judged_micro_usd, settled):
+            if passed := warnings_due(one, row.warned_micro_usd, settled):
                 yield BudgetWarning(
                     budget=one, label=row.label, percent=max(passed), settled_micro_usd=settled
                 )
 
 
 def _refusal(
-    ceiling: int | None, bound: Bound, settled: dict[str, int], reserved: dict[str, int]
-) -> Refusal | None:
+    ceiling: int | None, bound: ScopeBudgets, settled: dict[str, int], reserved: dict[str, int]
+) -> BudgetRefusal | None:
     """Return why a call may not be made; None when it may."""
-    found: Refusal | None = None
+    found: BudgetRefusal | None = None
     for one, meter in bound.budgets:
         spent, held = (settled[meter.id], reserved[meter.id]) if meter else (0, 0)
         if ceiling is not None and spent + held + ceiling <= one.cap_micro_usd:
             continue
-        refusal = Refusal(
+        refusal = BudgetRefusal(
             budget=one,
             meter=meter,
             need_micro_usd=ceiling,

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger.schema import call
-
-if TYPE_CHECKING:
-    from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.errors import (
+    BudgetAsks,
+    BudgetExceeded,
+    BudgetSkips,
+    BudgetWaits,
+    LLMError,
+    UnknownPrice,
+)
+from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.ledger.schema import account, budget, call
+from airflow_llm_provider.pricing import usd
 
 KINDS = ("call", "task", "run", "dag", "connection", "all")
 CALENDAR = ("day", "month")
 ON_EXCEEDED = ("fail", "skip", "wait", "ask")
 WARN_AT_PERCENT = (50, 80, 95)
 _HOUR_MS = 3_600_000
+_COLUMNS = tuple(column.name for column in budget.columns)
+_ALL = sa.select(budget).order_by(budget.c.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +139,7 @@ class Meter:
         return sa.and_(sa.true(), *conditions)
 
 
-def own_budgets(scope: CallScope) -> Iterator[Budget]:
+def scope_budgets(scope: CallScope) -> Iterator[Budget]:
     """Return the budgets that the operator has set for its task instance and its run."""
     caps = {
         "budget_usd": ("task", scope.budget_micro_usd),
@@ -221,3 +231,121 @@ def _meter(kind: str, period: Period | None, label: str, whose: tuple[tuple[str,
         period=period,
         whose=whose,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeterReading:
+    """What one meter has counted: paid or booked as unproven, and held by calls in flight."""
+
+    label: str
+    settled_micro_usd: int
+    reserved_micro_usd: int
+
+
+def stored_budgets(connection: sa.Connection) -> list[Budget]:
+    """Return the standing budgets by name."""
+    return [_budget(*row) for row in connection.execute(_ALL)]
+
+
+@lru_cache(maxsize=256)  # every transaction that opens attempts reads them
+def _budget(*values: Any) -> Budget:
+    return Budget(**dict(zip(_COLUMNS, values, strict=True)))
+
+
+def set_budget(connection: sa.Connection, new: Budget) -> None:
+    """Set a standing budget, or change the one of its name; it binds from the next call on."""
+    values = {name: getattr(new, name) for name in _COLUMNS}
+    known = {one.name: one for one in stored_budgets(connection)}
+    if new.name in known:
+        connection.execute(budget.update().where(budget.c.name == new.name).values(values))
+    else:
+        connection.execute(budget.insert().values(values))
+    bound = {one.applies_to for one in known.values() if one.kind == new.kind}
+    if not bound & {"", new.applies_to}:
+        # While nothing bound such meters they may have missed calls: they are made anew, by counting them.
+        stale = (
+            account.c.applies_to == new.applies_to if new.applies_to else account.c.applies_to.not_in(bound)
+        )
+        connection.execute(account.delete().where(account.c.kind == new.kind, stale))
+
+
+def remove_budget(connection: sa.Connection, name: str) -> bool:
+    """Remove a standing budget; tell whether there was one."""
+    return bool(connection.execute(budget.delete().where(budget.c.name == name)).rowcount)
+
+
+def meter_readings(connection: sa.Connection, one: Budget, *, most: int = 5) -> Sequence[MeterReading]:
+    """Return what the latest meters of a budget have counted, the newest first."""
+    query = sa.select(account).where(account.c.kind == one.kind)
+    if one.applies_to:
+        query = query.where(account.c.applies_to == one.applies_to)
+    return [
+        MeterReading(
+            label=row.label,
+            settled_micro_usd=row.settled_micro_usd,
+            reserved_micro_usd=row.reserved_micro_usd,
+        )
+        for row in connection.execute(query.order_by(account.c.opened_ms.desc()).limit(most))
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRefusal:
+    """A budget has no room for the call; nothing was opened.
+
+    meter: what counts towards the budget; None where it caps each call by itself.
+    need_micro_usd: the call's ceiling; None when its model has no known price.
+    """
+
+    budget: Budget
+    meter: Meter | None
+    need_micro_usd: int | None
+    settled_micro_usd: int
+    reserved_micro_usd: int
+
+    @property
+    def may_fit(self) -> bool:
+        """Tell whether the call would fit once what is in flight is settled."""
+        need = self.need_micro_usd
+        return need is not None and self.settled_micro_usd + need <= self.budget.cap_micro_usd
+
+
+def budget_error(refusal: BudgetRefusal, model: str, connection_id: str) -> LLMError:
+    """Return the error for a call that its budget has no room for; nothing was sent."""
+    budget, meter, need = refusal.budget, refusal.meter, refusal.need_micro_usd
+    where = meter.label if meter else "a call"
+    if need is None:
+        return UnknownPrice(
+            f"{where}: {model} has no known price, so budget {budget.name!r} can't hold it, and nothing was sent. Say "
+            f"what it costs in the connection {connection_id or 'claude_default'}, in USD per million tokens, as "
+            f'{{"prices": {{"{model}": {{"input": …, "output": …}}}}}}, and clear the task. What a server does with '
+            "tools of its own (extra_body) has no price that any budget could hold."
+        )
+    left = usd(max(0, budget.cap_micro_usd - refusal.settled_micro_usd))
+    held = f", ${usd(refusal.reserved_micro_usd)} of it held by calls in flight" if refusal.may_fit else ""
+    said = (
+        f"{where}: up to ${usd(need)} needed, ${left} of ${usd(budget.cap_micro_usd)} left in budget "
+        f"{budget.name!r}{held}. Nothing was sent; {_remedy(budget)} Paid answers are kept."
+    )
+    if budget.on_exceeded == "wait" and meter and meter.period:
+        wait_s = max(1.0, meter.period.until_ms / 1000 - time.time())
+        return BudgetWaits(f"{said} The next {budget.per} begins in {wait_s:.0f} s.", retry_after_s=wait_s)
+    if budget.on_exceeded == "ask":
+        return BudgetAsks(
+            said,
+            budget=budget.name,
+            label=where,
+            booked_micro_usd=refusal.settled_micro_usd + refusal.reserved_micro_usd,
+            need_micro_usd=need,
+        )
+    return (BudgetSkips if budget.on_exceeded == "skip" else BudgetExceeded)(said)
+
+
+def _remedy(budget: Budget) -> str:
+    match budget.origin:
+        case "operator":
+            return f"raise {budget.name}= of the task and clear it."
+        case "config":
+            return f"raise [llm] {budget.name} and clear the task."
+        case _:
+            return f"raise it with `airflow-llm budgets set {budget.name} --usd …` and clear the task."

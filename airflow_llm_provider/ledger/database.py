@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
 from airflow_llm_provider.errors import LedgerUnusable
 from airflow_llm_provider.ledger import schema
-from airflow_llm_provider.ledger.turns import Turns
+from airflow_llm_provider.ledger.file_lock import FileLock
 
 _NOW_MS = {
     # SQLite before 3.42 has no sub-second unixepoch(); 2440587.5 is the Julian day of 1970-01-01.
@@ -54,7 +55,7 @@ class Database:
         if self.dialect == "sqlite":
             self._file = Path(self.url.database or "")
             self._identity: tuple[int, int] | None = None
-            self._turns = Turns(self._file.with_name(f"{self._file.name}.lock"), patience_s=patience_s)
+            self._file_lock = FileLock(self._file.with_name(f"{self._file.name}.lock"), patience_s=patience_s)
             # The reader's threads have a connection each, the writer is one.
             self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", synchronous, poolclass=sa.StaticPool)
             self._reader = _sqlite_engine(self.url, "BEGIN", synchronous, poolclass=sa.QueuePool)
@@ -74,7 +75,7 @@ class Database:
                 yield connection
             return
         mode = self._require_file()
-        with self._writing, self._turns.turn(mode=mode), self._writer.begin() as connection:
+        with self._writing, self._file_lock.held(mode=mode), self._writer.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -150,6 +151,18 @@ def parse_url(text: str) -> sa.URL:
             "One in memory forgets what was paid, and a relative one is another in every working folder."
         )
     return url.set(drivername=_DRIVERS[backend])
+
+
+def insert(dialect: str, table: sa.Table) -> Any:
+    """Return the dialect's own insert, which knows conflicts."""
+    return (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
+
+
+def storable(text: str | None) -> str | None:
+    """Replace what a text column can't hold: NUL on PostgreSQL, lone surrogates everywhere."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
 def _postgres_engine(url: sa.URL) -> sa.Engine:

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from airflow_llm_provider.ledger.database import insert
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import effect
-from airflow_llm_provider.ledger.sql import insert
 
 BEGUN, ENDED = "begun", "ended"
 
@@ -171,7 +171,7 @@ def find(connection: sa.Connection, now_ms: int, effect_id: str) -> Effect | Non
     return None if row is None else Effect.of(row, now_ms)
 
 
-def found_for(
+def list_effects(
     connection: sa.Connection,
     now_ms: int,
     *,

@@ -7,12 +7,9 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from airflow_llm_provider.pricing import Usage
-
-if TYPE_CHECKING:
-    from airflow_llm_provider.ledger.budgets import Budget, Meter
 
 Reuse = Literal["always", "run", "never"]
 
@@ -59,7 +56,7 @@ def new_attempt_id() -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class NewAttempt:
     """An attempt to be opened."""
 
     fingerprint: str
@@ -77,42 +74,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedAttempt:
     """The attempt is ours: send it."""
 
     attempt_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class ClaimHeld:
     """Somebody else's live attempt holds the key."""
 
     holder: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """A budget has no room for the call; nothing was opened.
-
-    meter: what counts towards the budget; None where it caps each call by itself.
-    need_micro_usd: the call's ceiling; None when its model has no known price.
-    """
-
-    budget: Budget
-    meter: Meter | None
-    need_micro_usd: int | None
-    settled_micro_usd: int
-    reserved_micro_usd: int
-
-    @property
-    def may_fit(self) -> bool:
-        """Tell whether the call would fit once what is in flight is settled."""
-        need = self.need_micro_usd
-        return need is not None and self.settled_micro_usd + need <= self.budget.cap_micro_usd
-
-
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SettledReply:
     """A settled reply: the attempt that bought it, the API's bytes, and what was paid."""
 
     attempt_id: str
@@ -160,7 +136,7 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPrompt:
+class PromptToKeep:
     """The prompt of a settled attempt whose answer turned out to be an error."""
 
     attempt_id: str
@@ -169,7 +145,7 @@ class KeptPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Complained:
+class InvalidAnswer:
     """What was wrong with the answer that a settled attempt brought."""
 
     attempt_id: str
@@ -185,4 +161,25 @@ class Reopening:
     scope: CallScope
 
 
-Write = Entry | Settlement | Failure | Sighting | KeptPrompt | Complained | Reopening
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saving:
+    """What one try of a task saved.
+
+    A reused answer is not written down when it is looked up: that would be a write for every read. A try so
+    counts its own, and one that fails or is killed leaves no count: the next one counts the same answers.
+
+    reused, reused_micro_usd: answers that were in the ledger, and what they had cost when they were bought.
+    routed_micro_usd: about how much more the last model of a cascade alone would have cost; negative where
+        escalating cost more than it saved.
+    """
+
+    scope: CallScope
+    model: str
+    version: str = ""
+    reused: int = 0
+    reused_micro_usd: int = 0
+    routed_micro_usd: int = 0
+    id: str = field(default_factory=new_attempt_id)
+
+
+Write = NewAttempt | Settlement | Failure | Sighting | PromptToKeep | InvalidAnswer | Reopening | Saving

@@ -10,9 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_llm_provider.errors import ChangedSinceShown
+from airflow_llm_provider.ledger.database import insert, storable
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import review
-from airflow_llm_provider.ledger.sql import insert, storable
 
 # Status of a question. `invalid`: an edit that may not go on; `passed`: nobody needed to be asked.
 PENDING, APPROVED, MODIFIED, REJECTED = "pending", "approved", "modified", "rejected"
@@ -20,7 +20,7 @@ TIMED_OUT, INVALID, PASSED = "timed_out", "invalid", "passed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class AskedQuestion:
     """A question as it is put.
 
     asked_hash: of all that must not change while it is open.
@@ -46,17 +46,17 @@ class Verdict:
     decided_ms: int
 
     @property
-    def stands(self) -> bool:
+    def is_final(self) -> bool:
         """Whether it says what goes on, if anything does: no invalid edit, and no silence that means nothing."""
         return self.status == PASSED or (self.status != INVALID and self.choice is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
+class StoredReview:
     """A question in the ledger; the verdict is None while it is open."""
 
     first_try: int
-    asked: Asked
+    asked: AskedQuestion
     shown_ms: int
     verdict: Verdict | None
 
@@ -66,7 +66,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def find(connection: sa.Connection, scope: CallScope, key: str) -> Kept | None:
+def find(connection: sa.Connection, scope: CallScope, key: str) -> StoredReview | None:
     """Return the task instance's question `key`; raises ChangedSinceShown when its bytes are not what they were."""
     row = connection.execute(sa.select(review).where(review.c.id == _id(scope, key))).one_or_none()
     if row is None:
@@ -83,17 +83,23 @@ def find(connection: sa.Connection, scope: CallScope, key: str) -> Kept | None:
             decided_ms=row.decided_ms,
         )
     shown = None if row.shown is None else _unpacked(row.shown, row.shown_hash)
-    return Kept(
+    return StoredReview(
         first_try=row.first_try,
-        asked=Asked(asked_hash=row.asked_hash, shown=shown, content=content, why=row.why or ""),
+        asked=AskedQuestion(asked_hash=row.asked_hash, shown=shown, content=content, why=row.why or ""),
         shown_ms=row.shown_ms,
         verdict=verdict,
     )
 
 
-def keep(
-    connection: sa.Connection, now_ms: int, scope: CallScope, key: str, asked: Asked, *, frozen: bool = False
-) -> Kept:
+def store_question(
+    connection: sa.Connection,
+    now_ms: int,
+    scope: CallScope,
+    key: str,
+    asked: AskedQuestion,
+    *,
+    frozen: bool = False,
+) -> StoredReview:
     """Keep a question before it is shown; return it as it must be shown, which is as it first was.
 
     What was decided in this going of the task stands: a retry asks nobody again, a clear does. A question
@@ -114,7 +120,7 @@ def keep(
     return kept
 
 
-def settle(connection: sa.Connection, scope: CallScope, key: str, verdict: Verdict) -> None:
+def store_verdict(connection: sa.Connection, scope: CallScope, key: str, verdict: Verdict) -> None:
     """Write down what was decided."""
     _update(
         connection,
@@ -130,20 +136,22 @@ def settle(connection: sa.Connection, scope: CallScope, key: str, verdict: Verdi
     )
 
 
-def let_pass(connection: sa.Connection, now_ms: int, scope: CallScope, key: str, asked: Asked) -> Kept:
+def store_not_asked(
+    connection: sa.Connection, now_ms: int, scope: CallScope, key: str, asked: AskedQuestion
+) -> StoredReview:
     """Write down that nobody needed to be asked, and why; what a person decided in this going stands."""
     known = find(connection, scope, key)
     if known and known.verdict and known.first_try == scope.first_try:
         return known
     if known is None or known.asked.shown is None:
-        keep(connection, now_ms, scope, key, asked)
+        store_question(connection, now_ms, scope, key, asked)
     else:  # shown in an earlier going: Airflow still holds that form, so we do too
         _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, why=storable(asked.why))
     verdict = Verdict(
         status=PASSED, choice=None, decided=asked.content, decided_by=None, feedback="", decided_ms=now_ms
     )
-    settle(connection, scope, key, verdict)
-    return Kept(first_try=scope.first_try, asked=asked, shown_ms=now_ms, verdict=verdict)
+    store_verdict(connection, scope, key, verdict)
+    return StoredReview(first_try=scope.first_try, asked=asked, shown_ms=now_ms, verdict=verdict)
 
 
 _NOTHING_DECIDED: dict[str, Any] = {
@@ -152,7 +160,7 @@ _NOTHING_DECIDED: dict[str, Any] = {
 }
 
 
-def _columns(scope: CallScope, key: str, asked: Asked) -> dict[str, Any]:
+def _columns(scope: CallScope, key: str, asked: AskedQuestion) -> dict[str, Any]:
     return {
         "id": _id(scope, key),
         "dag_id": scope.dag_id,

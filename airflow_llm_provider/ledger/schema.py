@@ -162,12 +162,12 @@ account = sa.Table(
     sa.Column("applies_to", sa.Text, nullable=False),  # the DAG or connection
     sa.Column("settled_micro_usd", sa.BigInteger, nullable=False),  # paid, or booked as unproven
     sa.Column("reserved_micro_usd", sa.BigInteger, nullable=False),  # ceilings of what is in flight
-    sa.Column("judged_micro_usd", sa.BigInteger, nullable=False),  # up to where warnings were given
+    sa.Column("warned_micro_usd", sa.BigInteger, nullable=False),  # up to where warnings were given
     sa.Column("opened_ms", sa.BigInteger, nullable=False),
 )
 
 saving = sa.Table(
-    "saving",  # what one try of a task did not have to pay; see ledger.savings
+    "saving",  # what one try of a task did not have to pay; see ledger.records.Saving
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("dag_id", sa.Text, nullable=False),
@@ -187,8 +187,8 @@ saving = sa.Table(
     ),  # about what the last model alone costs more
 )
 
-permit = sa.Table(
-    "permit",  # the limiter: when the next call of a bucket may go; see ledger.permits
+rate_limit = sa.Table(
+    "rate_limit",  # the limiter: when the next call of a bucket may go; see ledger.rate_limits
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     # Where each limit's timeline ends: what was permitted so far takes the account until then.
@@ -205,7 +205,7 @@ permit = sa.Table(
     ),  # what the last 429 made of the pace, and when
     sa.Column("cut_ms", sa.Double, nullable=False, default=0.0),
     sa.Column(
-        "takers", sa.Text, nullable=False
+        "waiting", sa.Text, nullable=False
     ),  # JSON: by DAG, each process that waits, and until when it counts
 )
 

@@ -7,27 +7,135 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger import sql
-from airflow_llm_provider.ledger.accounts import Accounts, BudgetWarning
-from airflow_llm_provider.ledger.lookups import chunks, newest
+from airflow_llm_provider.ledger.accounts import AccountChanges, Accounts, BudgetWarning, ScopeBudgets
+from airflow_llm_provider.ledger.budgets import BudgetRefusal
+from airflow_llm_provider.ledger.database import insert, storable
 from airflow_llm_provider.ledger.payloads import PayloadPolicy, pack_prompt
-from airflow_llm_provider.ledger.posting import Bound, Posting
+from airflow_llm_provider.ledger.queries import BY_ID, HOLDERS, LATE_ANSWERS, chunks, newest
 from airflow_llm_provider.ledger.records import (
-    Answer,
-    Busy,
-    Complained,
-    Entry,
+    ClaimHeld,
     Failure,
-    KeptPrompt,
-    Opened,
-    Refusal,
+    InvalidAnswer,
+    NewAttempt,
+    OpenedAttempt,
+    PromptToKeep,
     Reopening,
+    Saving,
+    SettledReply,
     Settlement,
     Sighting,
     Write,
 )
-from airflow_llm_provider.ledger.schema import FAILED, OPEN, SETTLED, UNPROVEN
-from airflow_llm_provider.ledger.sql import storable
+from airflow_llm_provider.ledger.schema import (
+    FAILED,
+    IS_ANSWERED,
+    IS_OPEN,
+    LATE,
+    OPEN,
+    REOPENED,
+    SETTLED,
+    UNPROVEN,
+    call,
+    document,
+    is_in,
+    payload,
+    saving,
+)
+
+_ATTEMPT: sa.BindParameter[str] = sa.bindparam("attempt")
+
+SETTLE = (
+    call.update()
+    .where(call.c.id == _ATTEMPT)
+    .values(
+        # A reply to an attempt whose lease had ended is still paid, still booked and still an answer. A write
+        # is repeated when its commit went unheard, so what was settled stays what it is.
+        state=sa.case(
+            (call.c.state == OPEN, SETTLED),
+            (is_in(SETTLED, REOPENED), call.c.state),
+            else_=LATE,
+        ),
+        closed_ms=sa.bindparam("now"),
+        latency_ms=sa.bindparam("latency_ms_"),
+        stop_reason=sa.bindparam("stop_reason_"),
+        uncached_tokens=sa.bindparam("uncached"),
+        output_tokens=sa.bindparam("output"),
+        cache_read_tokens=sa.bindparam("cache_read"),
+        cache_write_5m_tokens=sa.bindparam("write_5m"),
+        cache_write_1h_tokens=sa.bindparam("write_1h"),
+        cost_micro_usd=sa.bindparam("cost"),
+        error_class=None,
+        error=None,
+    )
+)
+FAIL = (
+    call.update()
+    # Also where the lease had ended: the proof that nothing was billed corrects what was booked for it.
+    .where(call.c.id == _ATTEMPT, is_in(OPEN, UNPROVEN))
+    .values(
+        state=sa.bindparam("state_"),
+        closed_ms=sa.bindparam("now"),
+        cost_micro_usd=sa.case(
+            (sa.bindparam("state_", type_=sa.String) == UNPROVEN, call.c.ceiling_micro_usd)
+        ),
+        error_class=sa.bindparam("error_class_"),
+        error=sa.bindparam("error_"),
+    )
+)
+
+
+def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """Match rows that no other transaction is at work on, so that PostgreSQL never waits in a circle."""
+    return call.c.id.in_(sa.select(call.c.id).where(*conditions).with_for_update(skip_locked=True))
+
+
+EXPIRE = (
+    call.update()
+    .where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
+    .values(
+        state=UNPROVEN,
+        closed_ms=sa.bindparam("now"),
+        cost_micro_usd=call.c.ceiling_micro_usd,
+        error_class="LeaseExpired",
+        error="Its process ended, or stalled, before a reply was recorded.",
+    )
+)
+# Attempts whose lease has ended: of all, of a few, of those that hold a reservation.
+OVERDUE = (
+    sa.select(call.c.id, call.c.state, call.c.accounts, call.c.ceiling_micro_usd, call.c.cost_micro_usd)
+    .where(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before"))
+    .with_for_update(skip_locked=True)
+)
+OVERDUE_OF = OVERDUE.where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
+OVERDUE_RESERVED = OVERDUE.where(call.c.accounts.is_not(None))
+RENEW = (
+    call.update()
+    .where(_unlocked(call.c.holder == sa.bindparam("held_by"), IS_OPEN))
+    .values(lease_until_ms=sa.bindparam("until"))
+)
+WITHDRAW = call.delete().where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
+KEEP = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
+COMPLAIN = (
+    call.update()
+    .where(_unlocked(call.c.id == _ATTEMPT))
+    .values(error_class=sa.bindparam("error_class_"), error=sa.bindparam("error_"))
+)
+REOPEN = (
+    call.update()
+    .where(
+        call.c.fingerprint == sa.bindparam("fingerprint_"),
+        IS_ANSWERED,
+        sa.not_(
+            sa.and_(
+                call.c.dag_id == sa.bindparam("dag"),
+                call.c.run_id == sa.bindparam("run"),
+                call.c.task_id == sa.bindparam("task"),
+                call.c.try_number >= sa.bindparam("first_try"),
+            )
+        ),
+    )
+    .values(state=REOPENED)
+)
 
 
 class Writes:
@@ -47,19 +155,24 @@ class Writes:
         self._dialect, self._holder, self._lease_ms, self._policy = dialect, holder, lease_ms, policy
         self._accounts = accounts
         self.warnings: list[BudgetWarning] = []
-        self._insert_call = sql.insert_call(dialect)
-        self._upsert_payload = sql.upsert_payload(dialect)
-        self._upsert_sighting = sql.upsert_sighting(dialect)
+        self._insert_call = insert_call(dialect)
+        self._upsert_payload = upsert_payload(dialect)
+        self._upsert_sighting = upsert_sighting(dialect)
+        # A write is repeated when its commit went unheard: its id makes it count once.
+        self._insert_saving = insert(dialect, saving).on_conflict_do_nothing()
 
     def transactions(self, batch: Sequence[Write]) -> list[Sequence[Write]]:
         """Split a batch: on PostgreSQL opening is a transaction of its own, on SQLite it shares the sync."""
         if self._dialect == "sqlite":
             return [batch]
-        parts = [w for w in batch if not isinstance(w, Entry)], [w for w in batch if isinstance(w, Entry)]
+        parts = (
+            [w for w in batch if not isinstance(w, NewAttempt)],
+            [w for w in batch if isinstance(w, NewAttempt)],
+        )
         return [part for part in parts if part]
 
     def apply(self, connection: sa.Connection, now: int, batch: Sequence[Write]) -> list[Any]:
-        """Do what `batch` says; return an outcome for each Entry and None for the others.
+        """Do what `batch` says; return an outcome for each NewAttempt and None for the others.
 
         Raises MissingAccounts where some have to be made first.
         """
@@ -67,21 +180,22 @@ class Writes:
         for write in batch:
             by_kind.setdefault(type(write), []).append(write)
         settled, failed = by_kind.get(Settlement, []), by_kind.get(Failure, [])
-        posting = Posting()
-        posting.read(connection, sorted({write.attempt_id for write in (*settled, *failed)}))
-        self._settle(connection, now, settled, posting)
-        self._fail(connection, now, failed, posting)
-        self._keep(connection, by_kind.get(KeptPrompt, []))
-        self._complain(connection, by_kind.get(Complained, []))
+        changes = AccountChanges()
+        changes.read(connection, sorted({write.attempt_id for write in (*settled, *failed)}))
+        self._settle(connection, now, settled, changes)
+        self._fail(connection, now, failed, changes)
+        self._keep(connection, by_kind.get(PromptToKeep, []))
+        self._complain(connection, by_kind.get(InvalidAnswer, []))
         self._reopen(connection, by_kind.get(Reopening, []))
         self._sight(connection, by_kind.get(Sighting, []))
-        outcomes = self._open(connection, now, by_kind.get(Entry, []), posting)
-        refused = self._post(connection, posting)
+        self._save(connection, now, by_kind.get(Saving, []))
+        outcomes = self._open(connection, now, by_kind.get(NewAttempt, []), changes)
+        refused = self._move_accounts(connection, changes)
         opened = iter(
-            refused.get(outcome.attempt_id, outcome) if isinstance(outcome, Opened) else outcome
+            refused.get(outcome.attempt_id, outcome) if isinstance(outcome, OpenedAttempt) else outcome
             for outcome in outcomes
         )
-        return [next(opened) if isinstance(write, Entry) else None for write in batch]
+        return [next(opened) if isinstance(write, NewAttempt) else None for write in batch]
 
     def renew(self, connection: sa.Connection, now: int) -> None:
         """Renew the leases of what this engine has in flight, and book what others left behind long ago.
@@ -89,38 +203,43 @@ class Writes:
         Only a lease's length after its end, so that a database that was away costs nobody an attempt that
         is still in flight.
         """
-        posting = Posting()
-        connection.execute(sql.RENEW, {"held_by": self._holder, "until": now + self._lease_ms})
-        self._expire(connection, now, sql.OVERDUE, {"before": now - self._lease_ms}, posting)
-        self._post(connection, posting)
+        changes = AccountChanges()
+        connection.execute(RENEW, {"held_by": self._holder, "until": now + self._lease_ms})
+        self._expire(connection, now, OVERDUE, {"before": now - self._lease_ms}, changes)
+        self._move_accounts(connection, changes)
 
-    def _post(self, connection: sa.Connection, posting: Posting) -> dict[str, Refusal]:
+    def _move_accounts(self, connection: sa.Connection, changes: AccountChanges) -> dict[str, BudgetRefusal]:
         """Move the accounts, and withdraw what they have no room for."""
-        refused, self.warnings = self._accounts.post(connection, posting)
+        refused, self.warnings = self._accounts.move(connection, changes)
         for chunk in chunks(sorted(refused)):
-            connection.execute(sql.WITHDRAW, {"attempts": chunk})
+            connection.execute(WITHDRAW, {"attempts": chunk})
         return refused
 
     def _expire(
-        self, connection: sa.Connection, now: int, overdue: Any, which: dict[str, Any], posting: Posting
+        self,
+        connection: sa.Connection,
+        now: int,
+        overdue: Any,
+        which: dict[str, Any],
+        changes: AccountChanges,
     ) -> None:
         """Book attempts at their ceiling: nobody can prove any more that they were not billed."""
         rows = connection.execute(overdue, which).all()
         for row in rows:
-            posting.hold(row)
-            posting.end(row.id, UNPROVEN)
+            changes.hold(row)
+            changes.end(row.id, UNPROVEN)
         for chunk in chunks([row.id for row in rows]):
-            connection.execute(sql.EXPIRE, {"attempts": chunk, "now": now})
+            connection.execute(EXPIRE, {"attempts": chunk, "now": now})
 
     def _settle(
-        self, connection: sa.Connection, now: int, settled: Sequence[Settlement], posting: Posting
+        self, connection: sa.Connection, now: int, settled: Sequence[Settlement], changes: AccountChanges
     ) -> None:
         if not settled:
             return
         for s in settled:
-            posting.settle(s.attempt_id, SETTLED, s.cost_micro_usd)
+            changes.settle(s.attempt_id, SETTLED, s.cost_micro_usd)
         connection.execute(
-            sql.SETTLE,
+            SETTLE,
             [
                 {
                     "attempt": s.attempt_id,
@@ -151,13 +270,15 @@ class Writes:
             ],
         )
 
-    def _fail(self, connection: sa.Connection, now: int, failed: Sequence[Failure], posting: Posting) -> None:
+    def _fail(
+        self, connection: sa.Connection, now: int, failed: Sequence[Failure], changes: AccountChanges
+    ) -> None:
         if not failed:
             return
         for f in failed:
-            posting.end(f.attempt_id, UNPROVEN if f.billed else FAILED)
+            changes.end(f.attempt_id, UNPROVEN if f.billed else FAILED)
         connection.execute(
-            sql.FAIL,
+            FAIL,
             [
                 {
                     "attempt": f.attempt_id,
@@ -176,16 +297,16 @@ class Writes:
         ]:
             connection.execute(self._upsert_payload, kept)
 
-    def _keep(self, connection: sa.Connection, kept: Sequence[KeptPrompt]) -> None:
+    def _keep(self, connection: sa.Connection, kept: Sequence[PromptToKeep]) -> None:
         if kept := [k for k in kept if self._policy.keeps(k.fingerprint, error=True)]:
             connection.execute(
-                sql.KEEP, [{"attempt": k.attempt_id, "prompt_": pack_prompt(k.prompt)} for k in kept]
+                KEEP, [{"attempt": k.attempt_id, "prompt_": pack_prompt(k.prompt)} for k in kept]
             )
 
-    def _complain(self, connection: sa.Connection, complained: Sequence[Complained]) -> None:
+    def _complain(self, connection: sa.Connection, complained: Sequence[InvalidAnswer]) -> None:
         if complained:
             connection.execute(
-                sql.COMPLAIN,
+                COMPLAIN,
                 [
                     {"attempt": c.attempt_id, "error_class_": c.error_class, "error_": storable(c.error)}
                     for c in sorted(complained, key=lambda c: c.attempt_id)
@@ -196,7 +317,7 @@ class Writes:
         for reopening in sorted(reopened, key=lambda r: r.fingerprint):
             scope = reopening.scope
             connection.execute(
-                sql.REOPEN,
+                REOPEN,
                 {
                     "fingerprint_": reopening.fingerprint,
                     "dag": scope.dag_id,
@@ -211,15 +332,19 @@ class Writes:
             rows = [{"sighting": s, "fingerprint": latest[s]} for s in sorted(latest)]
             connection.execute(self._upsert_sighting, rows)
 
+    def _save(self, connection: sa.Connection, now: int, savings: Sequence[Saving]) -> None:
+        if rows := [_saving_row(one, now) for one in savings if one.reused or one.routed_micro_usd]:
+            connection.execute(self._insert_saving, rows)
+
     def _open(
-        self, connection: sa.Connection, now: int, entries: Sequence[Entry], posting: Posting
-    ) -> list[Opened | Answer | Busy]:
+        self, connection: sa.Connection, now: int, entries: Sequence[NewAttempt], changes: AccountChanges
+    ) -> list[OpenedAttempt | SettledReply | ClaimHeld]:
         if not entries:
             return []
         if (
             self._accounts.is_short
         ):  # what killed processes have reserved is needed, as soon as their leases end
-            self._expire(connection, now, sql.OVERDUE_RESERVED, {"before": now}, posting)
+            self._expire(connection, now, OVERDUE_RESERVED, {"before": now}, changes)
         bounds = self._accounts.bind(connection, now, (entry.scope for entry in entries))
         bound = [bounds[id(entry.scope)] for entry in entries]
         rows = [self._row(entry, now, binds) for entry, binds in zip(entries, bound, strict=True)]
@@ -228,26 +353,26 @@ class Writes:
         holders = self._claimed(connection, wanted)
         if expired := {h.id for h in holders.values() if h.state == OPEN and h.lease_until_ms < now}:
             for chunk in chunks(sorted(expired)):
-                self._expire(connection, now, sql.OVERDUE_OF, {"attempts": chunk, "before": now}, posting)
+                self._expire(connection, now, OVERDUE_OF, {"attempts": chunk, "before": now}, changes)
             again = [row for row in wanted if (h := holders.get(row["claim"])) and h.id in expired]
             holders |= self._claimed(connection, again)
         answers = {
-            row.id: Answer(*row[:5])
+            row.id: SettledReply(*row[:5])
             for chunk in chunks([h.id for h in holders.values() if h.state == SETTLED])
-            for row in connection.execute(sql.BY_ID, {"ids": chunk})
+            for row in connection.execute(BY_ID, {"ids": chunk})
         }
         outcomes = [_outcome(row, late, holders, answers) for row in rows]
         for entry, row, binds, outcome in zip(entries, rows, bound, outcomes, strict=True):
             # An attempt that was opened when its commit went unheard has its reservation.
-            if isinstance(outcome, Opened) and holders[row["claim"]].opened_ms == now:
-                posting.want(outcome.attempt_id, entry.ceiling_micro_usd, binds)
+            if isinstance(outcome, OpenedAttempt) and holders[row["claim"]].opened_ms == now:
+                changes.want(outcome.attempt_id, entry.ceiling_micro_usd, binds)
         return outcomes
 
-    def _late(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, Answer]:
+    def _late(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, SettledReply]:
         """Find answers that came after their lease had ended: nobody holds their key, yet it is paid."""
         found: list[Any] = []
         for chunk in chunks([row["fingerprint"] for row in rows]):
-            found += connection.execute(sql.LATE_ANSWERS, {"fingerprints": chunk}).all()
+            found += connection.execute(LATE_ANSWERS, {"fingerprints": chunk}).all()
         return newest(found, "claim")
 
     def _claimed(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -258,10 +383,10 @@ class Writes:
         return {
             holder.claim: holder
             for chunk in chunks([row["claim"] for row in rows])
-            for holder in connection.execute(sql.HOLDERS, {"claims": chunk})
+            for holder in connection.execute(HOLDERS, {"claims": chunk})
         }
 
-    def _row(self, entry: Entry, now: int, bound: Bound) -> dict[str, Any]:
+    def _row(self, entry: NewAttempt, now: int, bound: ScopeBudgets) -> dict[str, Any]:
         scope = entry.scope
         return {
             "id": entry.id,
@@ -293,13 +418,61 @@ class Writes:
 
 
 def _outcome(
-    row: dict[str, Any], late: dict[str, Answer], holders: dict[str, Any], answers: dict[str, Answer]
-) -> Opened | Answer | Busy:
+    row: dict[str, Any],
+    late: dict[str, SettledReply],
+    holders: dict[str, Any],
+    answers: dict[str, SettledReply],
+) -> OpenedAttempt | SettledReply | ClaimHeld:
     if answer := late.get(row["claim"]):
         return answer
     holder = holders.get(row["claim"])
     if holder is None:  # it let go between our two looks
-        return Busy("")
+        return ClaimHeld("")
     if holder.id == row["id"]:
-        return Opened(row["id"])
-    return answers.get(holder.id) or Busy(holder.holder)
+        return OpenedAttempt(row["id"])
+    return answers.get(holder.id) or ClaimHeld(holder.holder)
+
+
+def _saving_row(one: Saving, now: int) -> dict[str, Any]:
+    scope = one.scope
+    return {
+        "id": one.id,
+        "dag_id": storable(scope.dag_id),
+        "run_id": storable(scope.run_id),
+        "task_id": storable(scope.task_id),
+        "map_index": scope.map_index,
+        "try_number": scope.try_number,
+        "owner": storable(scope.owner),
+        "tags": storable(scope.tags),
+        "model": storable(one.model),
+        "version": storable(one.version) or None,
+        "at_ms": now,
+        "reused": one.reused,
+        "reused_micro_usd": one.reused_micro_usd,
+        "routed_micro_usd": one.routed_micro_usd,
+    }
+
+
+def insert_call(dialect: str) -> Any:
+    """Insert attempts, passing over those whose claim is held."""
+    return insert(dialect, call).on_conflict_do_nothing()
+
+
+def upsert_payload(dialect: str) -> Any:
+    """Keep what was said; a reply that comes late joins the prompt that was kept before it."""
+    upsert = insert(dialect, payload)
+    return upsert.on_conflict_do_update(
+        index_elements=[payload.c.call_id],
+        set_={
+            "reply": sa.func.coalesce(upsert.excluded.reply, payload.c.reply),
+            "prompt": sa.func.coalesce(upsert.excluded.prompt, payload.c.prompt),
+        },
+    )
+
+
+def upsert_sighting(dialect: str) -> Any:
+    """Note what a document in this state was asked; the latest question counts."""
+    upsert = insert(dialect, document)
+    return upsert.on_conflict_do_update(
+        index_elements=[document.c.sighting], set_={"fingerprint": upsert.excluded.fingerprint}
+    )

@@ -17,7 +17,6 @@ from airflow_llm_provider.hooks.call import Call
 from airflow_llm_provider.hooks.checks import checks_record
 from airflow_llm_provider.hooks.scope import scope_of
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
-from airflow_llm_provider.ledger.savings import keep_saving
 from airflow_llm_provider.triggers.arguments import resolved
 from airflow_llm_provider.triggers.engines import shared_engine
 from airflow_llm_provider.triggers.lane import TRIGGER, NeedsWorker
@@ -105,7 +104,7 @@ class ClaudeTrigger(BaseTrigger):
                 raise
             except BudgetAsks as refused:
                 raise NeedsWorker(f"a person is to be asked: {refused}") from refused
-            await keep_saving(engine.ledger, asked.saving(reply, who))
+            engine.ledger.record_later(asked.saving(reply, who))
         answer = await asyncio.to_thread(asked.delivered, reply)
         await self._push("llm_usage", reply.usage_record())
         if reply.complaints:

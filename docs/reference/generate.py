@@ -22,8 +22,8 @@ from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.retention import prune_ledger
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.operators.branch import Branch, LLMBranchOperator, use_branch_settings
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator

@@ -11,9 +11,8 @@ from fpdf import FPDF
 from airflow_llm_provider.errors import BudgetWaits
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import Settings
-from airflow_llm_provider.ledger.budgets import Budget
+from airflow_llm_provider.ledger.budgets import Budget, set_budget
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.standing import set_budget
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.triggers.lane import NeedsWorker, encode_arguments

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from airflow_llm_provider.hooks.claude import ClaudeHook
-from airflow_llm_provider.ledger.permits import Limits
+from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.testing.wire import MODELS, Model
 
 # What its form says.

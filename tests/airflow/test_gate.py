@@ -240,9 +240,8 @@ def test_what_a_person_types_is_the_cap_and_nothing_else_of_it_counts(deployment
 
 
 def standing(deployment: Any, **fields: Any) -> None:
-    from airflow_llm_provider.ledger.budgets import Budget
+    from airflow_llm_provider.ledger.budgets import Budget, set_budget
     from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.standing import set_budget
 
     database = Database(deployment.ledger_url)
     database.migrate()

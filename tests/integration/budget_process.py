@@ -14,8 +14,8 @@ from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import BudgetExceeded
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 
 MODEL = "claude-sonnet-5-5"
 

@@ -16,8 +16,8 @@ from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.ledger.records import CallScope, Entry, Opened, Settlement
-from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import CallScope, NewAttempt, OpenedAttempt, Settlement
 from airflow_llm_provider.pricing import Usage
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
@@ -31,13 +31,13 @@ def document(number: int) -> Request:
     )
 
 
-def entry(key: str) -> Entry:
-    return Entry(
+def entry(key: str) -> NewAttempt:
+    return NewAttempt(
         fingerprint=key, scope=SCOPE, reuse="always", model="claude-haiku-5-5", ceiling_micro_usd=900
     )
 
 
-def settlement(opened: Opened, key: str) -> Settlement:
+def settlement(opened: OpenedAttempt, key: str) -> Settlement:
     return Settlement(
         attempt_id=opened.attempt_id,
         fingerprint=key,
@@ -80,7 +80,7 @@ async def first(options: argparse.Namespace, number: int) -> None:
     ledger = Ledger(options.ledger)
     key = f"{number:064x}"
     opened = await ledger.open(entry(key))
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, OpenedAttempt)
     await ledger.record(settlement(opened, key))
     ledger.close()
     say(json.dumps({"settled": 1}))
@@ -94,7 +94,7 @@ async def settle(options: argparse.Namespace, number: int) -> None:
         while True:
             key = uuid.uuid4().hex * 2
             opened = await ledger.open(entry(key))
-            assert isinstance(opened, Opened)
+            assert isinstance(opened, OpenedAttempt)
             await ledger.record(settlement(opened, key))
             say(key)
 
@@ -106,7 +106,7 @@ async def hold(options: argparse.Namespace, number: int) -> None:
     ledger = Ledger(options.ledger, lease_s=1.5, beat_s=0.5)
     key = "f" * 64
     opened = await ledger.open(entry(key))
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, OpenedAttempt)
     say("opened")
     await asyncio.to_thread(sys.stdin.readline)
     await ledger.record(settlement(opened, key))

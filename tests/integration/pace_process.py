@@ -16,9 +16,9 @@ from airflow_llm_provider.engine.client import AnthropicClient, Heed
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.ledger.permits import Limits
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 
 
 class WatchedClient(AnthropicClient):

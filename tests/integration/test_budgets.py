@@ -26,9 +26,9 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import NetworkError
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import account, call
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.standin import StandIn

@@ -34,8 +34,8 @@ from airflow_llm_provider.errors import (
     Truncated,
     UnknownModel,
 )
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 
@@ -400,11 +400,9 @@ async def test_an_error_in_no_shape_of_the_apis_is_told_all_the_same(
 
 
 async def test_an_error_in_the_middle_of_a_stream_may_pass_and_may_be_charged(engine: Engine) -> None:
-    said = (
-        b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error", "message": "Busy"}}\n\n'
-    )
+    said = b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error", "message": "ClaimHeld"}}\n\n'
     stream = web.Response(body=said, headers={"content-type": "text/event-stream"})
     async with in_the_apis_place(engine, stream):
-        with pytest.raises(ServerError, match="overloaded_error: Busy") as caught:
+        with pytest.raises(ServerError, match="overloaded_error: ClaimHeld") as caught:
             await engine.ask(about(max_tokens=64_000), scope=SCOPE)
     assert caught.value.billed

@@ -16,8 +16,8 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LedgerUnavailable
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.records import Opened, Sighting
-from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import OpenedAttempt, Sighting
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.standin import StandIn
@@ -65,7 +65,7 @@ async def test_writers_of_the_same_keys_in_any_order_never_wait_in_a_circle(
     async def one(ledger: Ledger, key: str) -> None:
         for _ in range(3):
             opened = await ledger.open(entry(key))
-            if isinstance(opened, Opened):
+            if isinstance(opened, OpenedAttempt):
                 if dice.random() < 0.5:
                     await asyncio.sleep(dice.random() * 0.2)  # some past the end of their lease
                 ending = failure if dice.random() < 0.7 else settlement
@@ -103,7 +103,7 @@ async def test_connections_that_break_cost_nobody_anything(ledger_url: str, post
         cuts, *_ = await asyncio.gather(cut_all(chunk * 0.003), *buying)
         assert cuts > 0
     assert states(ledger) == ["settled"] * 300
-    answers = await asyncio.gather(*(ledger.answered(key, NIGHTLY, "run") for key in keys(300)))
+    answers = await asyncio.gather(*(ledger.find_reply(key, NIGHTLY, "run") for key in keys(300)))
     assert all(answers)
     await asyncio.to_thread(ledger.close)
 

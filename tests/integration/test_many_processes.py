@@ -13,9 +13,9 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger.records import Busy, Failure, Opened
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import ClaimHeld, Failure, OpenedAttempt
 from airflow_llm_provider.ledger.schema import MIGRATIONS, call, version
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 
@@ -92,7 +92,7 @@ async def test_what_a_process_was_told_is_settled_is_there_after_kill_nine(ledge
     keys = [line.strip() for line in told]
     assert len(keys) > 100
     ledger = Ledger(ledger_url)
-    found = await asyncio.gather(*(ledger.answered(key, SCOPE, "run") for key in keys))
+    found = await asyncio.gather(*(ledger.find_reply(key, SCOPE, "run") for key in keys))
     assert [answer and answer.reply.decode() for answer in found] == keys
     ledger.close()
 
@@ -106,12 +106,12 @@ async def test_a_stopped_holder_loses_its_key_and_books_late(ledger_url: str) ->
     [holder] = psutil.Process(process.pid).children()
     holder.send_signal(signal.SIGSTOP)
     key = "f" * 64
-    assert isinstance(await ledger.open(entry(key)), Busy)
+    assert isinstance(await ledger.open(entry(key)), ClaimHeld)
     deadline = time.monotonic() + 30
-    while isinstance(opened := await ledger.open(entry(key)), Busy):
+    while isinstance(opened := await ledger.open(entry(key)), ClaimHeld):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, OpenedAttempt)
     assert [row.state for row in rows(ledger)] == ["unproven", "open"]
 
     holder.send_signal(signal.SIGCONT)
@@ -122,7 +122,7 @@ async def test_a_stopped_holder_loses_its_key_and_books_late(ledger_url: str) ->
     await asyncio.to_thread(process.communicate)
     late, mine = rows(ledger)
     assert (late.state, late.cost_micro_usd, mine.state) == ("late", 4, "open")
-    answer = await ledger.answered(key, SCOPE, "always")
+    answer = await ledger.find_reply(key, SCOPE, "always")
     assert answer is not None
     assert answer.attempt_id == late.id
     failed = Failure(
@@ -144,7 +144,7 @@ async def test_a_live_holder_in_another_process_is_waited_for(ledger_url: str) -
     assert process.stdout
     await asyncio.to_thread(process.stdout.readline)
     await asyncio.sleep(2.5)  # well beyond its lease of 1.5 s
-    assert isinstance(await ledger.open(entry("f" * 64)), Busy)
+    assert isinstance(await ledger.open(entry("f" * 64)), ClaimHeld)
     process.stdin.write("\n")
     process.stdin.flush()
     await asyncio.to_thread(process.communicate)

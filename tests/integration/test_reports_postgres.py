@@ -18,17 +18,17 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.reports import BY, costs
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.testing.wire import Model
 
 # All of their claims, once more: what they ask for is `ledger_url`, and here it is PostgreSQL's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-pytest.register_assert_rewrite("test_reports", "test_housekeeping")
-from test_housekeeping import *  # noqa: E402, F403
+pytest.register_assert_rewrite("test_reports", "test_maintenance")
+from test_maintenance import *  # noqa: E402, F403
 from test_reports import *  # noqa: E402, F403
 
 QUICK = DEFAULT_POLICIES | {

@@ -16,8 +16,8 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.tools import Toolbox
 from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.tools import by_name, tool
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="pay", trace_id="0" * 32)

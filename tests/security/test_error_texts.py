@@ -17,7 +17,7 @@ from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.testing.exchanges import SCRUBBED, Recording
 from airflow_llm_provider.testing.standin import StandIn
 

@@ -21,7 +21,7 @@ COUNT = 200
 PRELOAD = """
 import sys
 if "scheduler" in sys.argv:
-    import airflow_llm_provider.engine.run, airflow_llm_provider.hooks.people.review, airflow_llm_provider.ledger.store
+    import airflow_llm_provider.engine.run, airflow_llm_provider.hooks.people.review, airflow_llm_provider.ledger.ledger
 """
 
 

@@ -12,8 +12,8 @@ from airflow_llm_provider.engine.pace import Pace
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 

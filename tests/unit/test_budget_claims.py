@@ -10,19 +10,17 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.accounts import BudgetWarning
-from airflow_llm_provider.ledger.budgets import Budget, period
+from airflow_llm_provider.ledger.budgets import Budget, BudgetRefusal, period, remove_budget
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import (
-    Busy,
     CallScope,
-    Entry,
+    ClaimHeld,
     Failure,
-    Opened,
-    Refusal,
+    NewAttempt,
+    OpenedAttempt,
     Settlement,
 )
 from airflow_llm_provider.ledger.schema import OPEN, account, budget, call
-from airflow_llm_provider.ledger.standing import remove_budget
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage
 
 NIGHTLY = CallScope(
@@ -53,13 +51,13 @@ def ledger(ledger_of: Callable[..., Ledger]) -> Ledger:
 _numbers = iter(range(10**9))
 
 
-def entry(ceiling: int | None = 300, scope: CallScope = NIGHTLY, **fields: object) -> Entry:
+def entry(ceiling: int | None = 300, scope: CallScope = NIGHTLY, **fields: object) -> NewAttempt:
     key = hashlib.sha256(b"%d" % next(_numbers)).hexdigest()
     usual = {"fingerprint": key, "reuse": "always", "model": "claude-haiku-5-5"}
-    return Entry(**{**usual, "scope": scope, "ceiling_micro_usd": ceiling, **fields})
+    return NewAttempt(**{**usual, "scope": scope, "ceiling_micro_usd": ceiling, **fields})
 
 
-def settlement(attempt: Entry, cost: int | None = 100) -> Settlement:
+def settlement(attempt: NewAttempt, cost: int | None = 100) -> Settlement:
     return Settlement(
         attempt_id=attempt.id,
         fingerprint=attempt.fingerprint,
@@ -72,7 +70,7 @@ def settlement(attempt: Entry, cost: int | None = 100) -> Settlement:
     )
 
 
-def failure(attempt: Entry, *, billed: bool = False) -> Failure:
+def failure(attempt: NewAttempt, *, billed: bool = False) -> Failure:
     return Failure(
         attempt_id=attempt.id,
         fingerprint=attempt.fingerprint,
@@ -85,7 +83,7 @@ def failure(attempt: Entry, *, billed: bool = False) -> Failure:
 
 def standing(ledger: Ledger, **fields: object) -> None:
     """Set a standing budget as the command line does."""
-    from airflow_llm_provider.ledger.standing import set_budget
+    from airflow_llm_provider.ledger.budgets import set_budget
 
     with ledger.database.write() as connection:
         set_budget(connection, Budget(**{"name": "cap", "scope": "all", "per": "month", **fields}))
@@ -113,9 +111,9 @@ def summed(ledger: Ledger) -> dict[str, tuple[int, int]]:
     return sums
 
 
-async def bought(ledger: Ledger, cost: int | None = 100, **fields: Any) -> Entry:
+async def bought(ledger: Ledger, cost: int | None = 100, **fields: Any) -> NewAttempt:
     attempt = entry(**fields)
-    assert isinstance(await ledger.open(attempt), Opened)
+    assert isinstance(await ledger.open(attempt), OpenedAttempt)
     await ledger.record(settlement(attempt, cost))
     return attempt
 
@@ -125,7 +123,7 @@ async def bought(ledger: Ledger, cost: int | None = 100, **fields: Any) -> Entry
 
 async def test_a_call_reserves_its_ceiling_and_settles_its_price(ledger: Ledger) -> None:
     attempt = entry(300)
-    assert isinstance(await ledger.open(attempt), Opened)
+    assert isinstance(await ledger.open(attempt), OpenedAttempt)
     assert accounts(ledger) == {"run nightly/run-1": (0, 300)}
     await ledger.record(settlement(attempt, 120))
     assert accounts(ledger) == {"run nightly/run-1": (120, 0)} == summed(ledger)
@@ -152,14 +150,14 @@ async def test_what_was_not_billed_is_free_again_and_what_may_have_been_is_booke
 async def test_a_call_that_could_exceed_the_cap_is_not_opened(ledger: Ledger) -> None:
     await bought(ledger, 800, ceiling=800)
     refusal = await ledger.open(entry(300))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, BudgetRefusal)
     assert not refusal.may_fit
     assert (refusal.need_micro_usd, refusal.settled_micro_usd, refusal.budget.cap_micro_usd) == (
         300,
         800,
         1000,
     )
-    assert isinstance(await ledger.open(entry(200)), Opened), (
+    assert isinstance(await ledger.open(entry(200)), OpenedAttempt), (
         "a cheaper one still fits, to the last micro-USD"
     )
     assert accounts(ledger) == {"run nightly/run-1": (800, 200)} == summed(ledger)
@@ -167,11 +165,11 @@ async def test_a_call_that_could_exceed_the_cap_is_not_opened(ledger: Ledger) ->
 
 async def test_a_refused_call_leaves_no_trace_and_its_key_free(ledger: Ledger) -> None:
     refused = entry(2000)
-    assert isinstance(await ledger.open(refused), Refusal)
+    assert isinstance(await ledger.open(refused), BudgetRefusal)
     with ledger.database.read() as connection:
         assert connection.execute(sa.select(call)).all() == []
     raised = dataclasses.replace(NIGHTLY, run_budget_micro_usd=2000)
-    assert isinstance(await ledger.open(dataclasses.replace(refused, scope=raised)), Opened)
+    assert isinstance(await ledger.open(dataclasses.replace(refused, scope=raised)), OpenedAttempt)
 
 
 async def test_near_the_cap_a_call_may_fit_once_others_are_settled(ledger: Ledger) -> None:
@@ -179,15 +177,15 @@ async def test_near_the_cap_a_call_may_fit_once_others_are_settled(ledger: Ledge
     await asyncio.gather(*(ledger.open(other) for other in others))
     waiting = entry(450)
     refusal = await ledger.open(waiting)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, BudgetRefusal)
     assert refusal.may_fit
     await ledger.record(settlement(others[0], 10))
-    assert isinstance(await ledger.open(waiting), Opened)
+    assert isinstance(await ledger.open(waiting), OpenedAttempt)
 
 
 async def test_a_batch_that_does_not_fit_as_a_whole_is_filled_in_its_order(ledger: Ledger) -> None:
     outcomes = await asyncio.gather(*(ledger.open(entry(300)) for _ in range(5)), ledger.open(entry(100)))
-    fit = [isinstance(outcome, Opened) for outcome in outcomes]
+    fit = [isinstance(outcome, OpenedAttempt) for outcome in outcomes]
     assert fit == [True, True, True, False, False, True]
     assert accounts(ledger) == {"run nightly/run-1": (0, 1000)} == summed(ledger)
 
@@ -195,7 +193,7 @@ async def test_a_batch_that_does_not_fit_as_a_whole_is_filled_in_its_order(ledge
 async def test_engines_together_never_reserve_more_than_the_cap(ledger_of: Callable[..., Ledger]) -> None:
     ledgers = [ledger_of() for _ in range(4)]
     outcomes = await asyncio.gather(*(one.open(entry(30)) for one in ledgers for _ in range(30)))
-    assert sum(isinstance(outcome, Opened) for outcome in outcomes) == 33
+    assert sum(isinstance(outcome, OpenedAttempt) for outcome in outcomes) == 33
     assert accounts(ledgers[0]) == {"run nightly/run-1": (0, 990)} == summed(ledgers[0])
 
 
@@ -204,7 +202,7 @@ async def test_all_budgets_that_bind_a_call_hold_it_or_none_does(ledger: Ledger)
     scope = dataclasses.replace(NIGHTLY, budget_micro_usd=500)
     await ledger.open(entry(200, scope))
     refusal = await ledger.open(entry(200, scope))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, BudgetRefusal)
     assert refusal.budget.name == "cap"
     held = {label.split(" ")[0].rstrip(","): amounts for label, amounts in accounts(ledger).items()}
     assert held == {"run": (0, 200), "task": (0, 200), "all": (0, 200)}
@@ -223,11 +221,11 @@ async def test_a_cancelled_caller_gives_up_what_it_reserved(ledger: Ledger) -> N
 
 async def test_an_unpriced_model_is_refused_by_a_budget_and_by_nothing_else(ledger: Ledger) -> None:
     refusal = await ledger.open(entry(None))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, BudgetRefusal)
     assert refusal.need_micro_usd is None
     assert not refusal.may_fit
     free = dataclasses.replace(NIGHTLY, run_id="run-2", run_budget_micro_usd=None)
-    assert isinstance(await ledger.open(entry(None, free)), Opened)
+    assert isinstance(await ledger.open(entry(None, free)), OpenedAttempt)
 
 
 # What binds whom.
@@ -237,9 +235,9 @@ async def test_a_task_instance_has_its_budget_over_all_its_tries(ledger: Ledger)
     first = dataclasses.replace(NIGHTLY, budget_micro_usd=400)
     await bought(ledger, 300, scope=first)
     second_try = dataclasses.replace(first, try_number=2, first_try=2)
-    assert isinstance(await ledger.open(entry(200, second_try)), Refusal)
+    assert isinstance(await ledger.open(entry(200, second_try)), BudgetRefusal)
     mapped = dataclasses.replace(first, map_index=3)
-    assert isinstance(await ledger.open(entry(200, mapped)), Opened), "another has a budget of its own"
+    assert isinstance(await ledger.open(entry(200, mapped)), OpenedAttempt), "another has a budget of its own"
 
 
 async def test_each_run_has_its_own_and_every_task_of_it_counts(ledger: Ledger) -> None:
@@ -247,9 +245,9 @@ async def test_each_run_has_its_own_and_every_task_of_it_counts(ledger: Ledger) 
     unbound = dataclasses.replace(NIGHTLY, task_id="other", run_budget_micro_usd=None)
     await bought(ledger, 150, scope=unbound, ceiling=900)
     assert accounts(ledger) == {"run nightly/run-1": (950, 0)}
-    assert isinstance(await ledger.open(entry(100)), Refusal)
+    assert isinstance(await ledger.open(entry(100)), BudgetRefusal)
     other_run = dataclasses.replace(NIGHTLY, run_id="run-2")
-    assert isinstance(await ledger.open(entry(900, other_run)), Opened)
+    assert isinstance(await ledger.open(entry(900, other_run)), OpenedAttempt)
 
 
 async def test_standing_budgets_bind_whom_they_name(ledger: Ledger) -> None:
@@ -260,7 +258,7 @@ async def test_standing_budgets_bind_whom_they_name(ledger: Ledger) -> None:
 
     async def refused_by(ceiling: int, **fields: Any) -> str | None:
         outcome = await ledger.open(entry(ceiling, dataclasses.replace(free, **fields)))
-        return outcome.budget.name if isinstance(outcome, Refusal) else None
+        return outcome.budget.name if isinstance(outcome, BudgetRefusal) else None
 
     assert await refused_by(91) == "call"
     assert await refused_by(60) is None
@@ -277,24 +275,24 @@ async def test_budgets_of_the_configuration_bind_every_call(ledger_of: Callable[
     ledger = ledger_of(budgets=[cap])
     await bought(ledger, 400, ceiling=400)
     refusal = await ledger.open(entry(200))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, BudgetRefusal)
     assert refusal.budget == cap
 
 
 async def test_a_cap_that_is_raised_or_removed_counts_from_the_next_call_on(ledger: Ledger) -> None:
-    from airflow_llm_provider.ledger.standing import remove_budget
+    from airflow_llm_provider.ledger.budgets import remove_budget
 
     standing(ledger, cap_micro_usd=100)
-    assert isinstance(await ledger.open(entry(200)), Refusal)
+    assert isinstance(await ledger.open(entry(200)), BudgetRefusal)
     standing(ledger, cap_micro_usd=250)
     await bought(ledger, 200, ceiling=200)
-    assert isinstance(await ledger.open(entry(200)), Refusal)
+    assert isinstance(await ledger.open(entry(200)), BudgetRefusal)
     with ledger.database.write() as connection:
         assert remove_budget(connection, "cap")
     await bought(ledger, 200, ceiling=200)
     standing(ledger, cap_micro_usd=250)
     refusal = await ledger.open(entry(10))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, BudgetRefusal)
     assert refusal.settled_micro_usd == 400, "what was spent without the budget counts all the same"
     assert summed(ledger).keys() == accounts(ledger).keys()
 
@@ -305,11 +303,11 @@ async def test_a_budget_set_in_the_middle_counts_what_was_spent_and_what_is_in_f
     in_flight = entry(300, free)
     await ledger.open(in_flight)
     standing(ledger, name="later", cap_micro_usd=900)
-    assert isinstance(await ledger.open(entry(250, free)), Refusal)
+    assert isinstance(await ledger.open(entry(250, free)), BudgetRefusal)
     [amounts] = accounts(ledger).values()
     assert amounts == (400, 300)
     await ledger.record(settlement(in_flight, 50))
-    assert isinstance(await ledger.open(entry(250, free)), Opened)
+    assert isinstance(await ledger.open(entry(250, free)), OpenedAttempt)
     [amounts] = accounts(ledger).values()
     assert amounts == (450, 250)
 
@@ -365,13 +363,13 @@ async def test_what_a_killed_process_reserved_is_booked_at_its_ceiling_once_some
     abandoned = entry(600)
     await killed.open(abandoned)
     waiting = entry(400)
-    assert isinstance(await other.open(entry(500)), Refusal)
+    assert isinstance(await other.open(entry(500)), BudgetRefusal)
     await asyncio.sleep(0.3)
     refusal = await other.open(entry(500))
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, BudgetRefusal)
     assert not refusal.may_fit
     assert refusal.settled_micro_usd == 600
-    assert isinstance(await other.open(waiting), Opened)
+    assert isinstance(await other.open(waiting), OpenedAttempt)
     assert accounts(other) == {"run nightly/run-1": (600, 400)} == summed(other)
     await killed.record(settlement(abandoned, 70))  # it was only stalled
     assert accounts(other) == {"run nightly/run-1": (70, 400)} == summed(other)
@@ -382,9 +380,9 @@ async def test_whoever_takes_over_an_expired_key_pays_for_it_too(ledger_of: Call
     abandoned = entry(300)
     await stalled.open(abandoned)
     again = dataclasses.replace(abandoned, id=entry().id)
-    assert isinstance(await other.open(again), Busy)
+    assert isinstance(await other.open(again), ClaimHeld)
     await asyncio.sleep(0.3)
-    assert isinstance(await other.open(again), Opened)
+    assert isinstance(await other.open(again), OpenedAttempt)
     assert accounts(other) == {"run nightly/run-1": (300, 300)} == summed(other)
 
 

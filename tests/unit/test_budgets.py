@@ -32,13 +32,12 @@ from airflow_llm_provider.errors import (
     record_of,
 )
 from airflow_llm_provider.ledger.accounts import Accounts, MissingAccounts
-from airflow_llm_provider.ledger.budgets import Budget
+from airflow_llm_provider.ledger.budgets import Budget, set_budget
 from airflow_llm_provider.ledger.database import Database
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.payloads import PayloadPolicy
-from airflow_llm_provider.ledger.records import CallScope, Entry, Failure, Opened, Settlement
+from airflow_llm_provider.ledger.records import CallScope, Failure, NewAttempt, OpenedAttempt, Settlement
 from airflow_llm_provider.ledger.schema import OPEN, account, call
-from airflow_llm_provider.ledger.standing import set_budget
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.ledger.writes import Writes
 from airflow_llm_provider.pricing import Prices, Usage
 
@@ -280,7 +279,7 @@ class Accounting(RuleBasedStateMachine):
             connection.execute(account.delete())
             connection.execute(call.delete())
         self.now, self.number = 1_760_000_000_000, 0
-        self.attempts: list[Entry] = []
+        self.attempts: list[NewAttempt] = []
         self.unbilled: set[str] = set()
         self.answered: dict[str, int] = {}
         config = Budget(name="day", cap_micro_usd=CAPS["all"], scope="all", per="day", origin="config")
@@ -307,7 +306,7 @@ class Accounting(RuleBasedStateMachine):
                     with self.database.write() as connection:
                         self.accounts[engine].make(connection, self.now, meter)
 
-    def entry(self, ceiling: int, run: int, task: int, key: int) -> Entry:
+    def entry(self, ceiling: int, run: int, task: int, key: int) -> NewAttempt:
         scope = CallScope(
             dag_id="nightly",
             run_id=f"run-{run}",
@@ -316,7 +315,7 @@ class Accounting(RuleBasedStateMachine):
             run_budget_micro_usd=CAPS["run"] if task else None,
             budget_micro_usd=CAPS["task"],
         )
-        return Entry(
+        return NewAttempt(
             fingerprint=f"{key:064x}", scope=scope, reuse="run", model="m", ceiling_micro_usd=ceiling
         )
 
@@ -335,7 +334,9 @@ class Accounting(RuleBasedStateMachine):
         ends = self.ends(ending, choice, share)
         outcomes = self.apply(engine, *ends, *entries)[len(ends) :]
         self.attempts += [
-            entry for entry, outcome in zip(entries, outcomes, strict=True) if outcome == Opened(entry.id)
+            entry
+            for entry, outcome in zip(entries, outcomes, strict=True)
+            if outcome == OpenedAttempt(entry.id)
         ]
 
     @precondition(lambda self: self.attempts)

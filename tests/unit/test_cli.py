@@ -21,7 +21,7 @@ from airflow_llm_provider.cli.stand_in import read_fault
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import InvalidOutput
-from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.ledger.ledger import Ledger
 
 COMMANDS = [
     ["demo"],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_housekeeping import DAY, aged, left, said
+from test_maintenance import DAY, aged, left, said
 from test_reports import MODELS, NOON, put, row
 from typer.testing import CliRunner, Result
 

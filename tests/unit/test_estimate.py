@@ -29,8 +29,8 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
-from airflow_llm_provider.ledger.history import PastCall, past_calls
-from airflow_llm_provider.ledger.permits import Limits
+from airflow_llm_provider.ledger.queries import PastCall, past_calls
+from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.schema import metadata
 from airflow_llm_provider.pricing import Prices, Usage, rate_card

@@ -12,22 +12,22 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.errors import LedgerUnusable
 from airflow_llm_provider.ledger import schema
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.payloads import unpack_prompt
 from airflow_llm_provider.ledger.records import (
-    Answer,
-    Busy,
     CallScope,
-    Complained,
-    Entry,
+    ClaimHeld,
     Failure,
-    KeptPrompt,
-    Opened,
+    InvalidAnswer,
+    NewAttempt,
+    OpenedAttempt,
+    PromptToKeep,
     Reopening,
+    SettledReply,
     Settlement,
     Sighting,
 )
 from airflow_llm_provider.ledger.schema import call, payload
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage
 
 NIGHTLY = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
@@ -56,27 +56,27 @@ def ledger(ledger_of: Callable[..., Ledger]) -> Ledger:
     return ledger_of()
 
 
-def entry(fingerprint: str = KEY, **fields: object) -> Entry:
+def entry(fingerprint: str = KEY, **fields: object) -> NewAttempt:
     usual = {"scope": NIGHTLY, "reuse": "always", "model": "claude-haiku-5-5", "ceiling_micro_usd": 900}
-    return Entry(**{"fingerprint": fingerprint, **usual, **fields})
+    return NewAttempt(**{"fingerprint": fingerprint, **usual, **fields})
 
 
-def settlement(opened: Opened | Entry, fingerprint: str = KEY, **fields: object) -> Settlement:
+def settlement(opened: OpenedAttempt | NewAttempt, fingerprint: str = KEY, **fields: object) -> Settlement:
     usual = {"reply": REPLY, "prompt": lambda: b"the prompt", "stop_reason": "end_turn", "latency_ms": 700}
     paid = {"usage": Usage(uncached_tokens=10, output_tokens=5), "cost_micro_usd": 4}
-    attempt = opened.id if isinstance(opened, Entry) else opened.attempt_id
+    attempt = opened.id if isinstance(opened, NewAttempt) else opened.attempt_id
     return Settlement(**{"attempt_id": attempt, "fingerprint": fingerprint, **usual, **paid, **fields})
 
 
-def failure(opened: Opened | Entry, **fields: object) -> Failure:
+def failure(opened: OpenedAttempt | NewAttempt, **fields: object) -> Failure:
     usual = {"billed": False, "error_class": "RateLimited", "error": "429", "prompt": lambda: b"the prompt"}
-    attempt = opened.id if isinstance(opened, Entry) else opened.attempt_id
+    attempt = opened.id if isinstance(opened, NewAttempt) else opened.attempt_id
     return Failure(**{"attempt_id": attempt, "fingerprint": KEY, **usual, **fields})
 
 
-async def bought(ledger: Ledger, fingerprint: str = KEY, **fields: object) -> Opened:
+async def bought(ledger: Ledger, fingerprint: str = KEY, **fields: object) -> OpenedAttempt:
     opened = await ledger.open(entry(fingerprint, **fields))
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, OpenedAttempt)
     await ledger.record(settlement(opened, fingerprint))
     return opened
 
@@ -101,11 +101,11 @@ def prompts(ledger: Ledger) -> list[bytes]:
 
 async def test_a_key_is_held_by_one_attempt_until_it_ends(ledger: Ledger) -> None:
     first = await ledger.open(entry())
-    assert isinstance(first, Opened)
-    assert await ledger.open(entry()) == Busy(ledger.holder)
+    assert isinstance(first, OpenedAttempt)
+    assert await ledger.open(entry()) == ClaimHeld(ledger.holder)
     await ledger.record(settlement(first))
     second = await ledger.open(entry())
-    assert isinstance(second, Answer)
+    assert isinstance(second, SettledReply)
     assert (second.attempt_id, second.reply, second.cost_micro_usd) == (first.attempt_id, REPLY, 4)
     assert states(ledger) == ["settled"]
 
@@ -114,13 +114,13 @@ async def test_many_engines_asking_at_once_open_each_key_once(ledger_of: Callabl
     ledgers = [ledger_of() for _ in range(4)]
     keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(100)]
     opened = await asyncio.gather(*(ledger.open(entry(key)) for ledger in ledgers for key in keys))
-    assert sum(isinstance(outcome, Opened) for outcome in opened) == 100
-    assert sum(isinstance(outcome, Busy) for outcome in opened) == 300
+    assert sum(isinstance(outcome, OpenedAttempt) for outcome in opened) == 100
+    assert sum(isinstance(outcome, ClaimHeld) for outcome in opened) == 300
 
 
 async def test_a_failed_attempt_frees_its_key_at_once(ledger: Ledger) -> None:
     await ledger.record(failure(await ledger.open(entry())))
-    assert isinstance(await ledger.open(entry()), Opened)
+    assert isinstance(await ledger.open(entry()), OpenedAttempt)
     assert states(ledger) == ["failed", "open"]
     assert rows(ledger)[0].cost_micro_usd is None
 
@@ -130,9 +130,9 @@ async def test_the_next_gets_the_key_when_a_lease_ends_and_the_old_attempt_is_bo
 ) -> None:
     stalled, next_one = ledger_of(**STALLED), ledger_of()
     await stalled.open(entry())
-    assert isinstance(await next_one.open(entry()), Busy)
+    assert isinstance(await next_one.open(entry()), ClaimHeld)
     await asyncio.sleep(0.3)
-    assert isinstance(await next_one.open(entry()), Opened)
+    assert isinstance(await next_one.open(entry()), OpenedAttempt)
     old, new = rows(next_one)
     assert (old.state, old.cost_micro_usd, old.error_class) == ("unproven", 900, "LeaseExpired")
     assert (new.state, new.cost_micro_usd) == ("open", None)
@@ -144,7 +144,7 @@ async def test_only_one_gets_the_key_when_a_lease_ends(ledger_of: Callable[..., 
     await stalled.open(entry())
     await asyncio.sleep(0.3)
     outcomes = await asyncio.gather(*(ledger.open(entry()) for ledger in ledgers for _ in range(5)))
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Busy"] * 19 + ["Opened"]
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ClaimHeld"] * 19 + ["OpenedAttempt"]
 
 
 async def test_a_reply_that_comes_after_its_lease_is_booked_and_serves(
@@ -155,10 +155,10 @@ async def test_a_reply_that_comes_after_its_lease_is_booked_and_serves(
     await asyncio.sleep(0.3)
     new = await next_one.open(entry())
     await stalled.record(settlement(old))
-    assert (await next_one.answered(KEY, NIGHTLY, "always")).attempt_id == old.attempt_id
+    assert (await next_one.find_reply(KEY, NIGHTLY, "always")).attempt_id == old.attempt_id
     await next_one.record(settlement(new, latency_ms=800))
     assert [(row.state, row.cost_micro_usd) for row in rows(next_one)] == [("late", 4), ("settled", 4)]
-    assert (await next_one.answered(KEY, NIGHTLY, "always")).attempt_id == new.attempt_id
+    assert (await next_one.find_reply(KEY, NIGHTLY, "always")).attempt_id == new.attempt_id
 
 
 async def test_a_late_answer_is_taken_by_who_opens_instead_of_buying_another(
@@ -171,7 +171,7 @@ async def test_a_late_answer_is_taken_by_who_opens_instead_of_buying_another(
     await stalled.record(settlement(old))
     # A waiter that looked the answer up before it came only opens, again and again.
     outcome = await next_one.open(entry())
-    assert isinstance(outcome, Answer)
+    assert isinstance(outcome, SettledReply)
     assert outcome.attempt_id == old.attempt_id
 
 
@@ -192,7 +192,7 @@ async def test_a_live_holder_keeps_its_key_however_long_the_call_takes(
     alive, other = ledger_of(lease_s=0.4, beat_s=0.05), ledger_of()
     opened = await alive.open(entry())
     await asyncio.sleep(0.9)
-    assert isinstance(await other.open(entry()), Busy)
+    assert isinstance(await other.open(entry()), ClaimHeld)
     await alive.record(settlement(opened))
     assert states(alive) == ["settled"]
 
@@ -241,7 +241,7 @@ async def test_a_write_outlives_the_cancellation_of_its_waiter(ledger: Ledger) -
 
 async def test_closing_commits_what_was_only_noted(ledger: Ledger) -> None:
     opened = await ledger.open(entry())
-    ledger.note(failure(opened, billed=True))
+    ledger.record_later(failure(opened, billed=True))
     await asyncio.to_thread(ledger.close)
     assert states(ledger) == ["unproven"]
 
@@ -279,7 +279,7 @@ async def test_one_bad_row_does_not_cost_the_batch(ledger: Ledger) -> None:
     entries = [entry(key, ceiling_micro_usd=2**70 if i == 7 else 1) for i, key in enumerate(keys)]
     outcomes = await asyncio.gather(*(ledger.open(e) for e in entries), return_exceptions=True)
     assert isinstance(outcomes.pop(7), Exception)
-    assert all(isinstance(outcome, Opened) for outcome in outcomes)
+    assert all(isinstance(outcome, OpenedAttempt) for outcome in outcomes)
 
 
 async def test_a_prompt_that_can_not_be_written_out_costs_only_itself(
@@ -333,7 +333,7 @@ async def test_an_answer_is_found_as_far_as_its_reuse_reaches(
     ledger: Ledger, bought_with: str, asked_with: str, scope: dict, found: bool
 ) -> None:
     await bought(ledger, reuse=bought_with)
-    answer = await ledger.answered(KEY, dataclasses.replace(NIGHTLY, **scope), asked_with)
+    answer = await ledger.find_reply(KEY, dataclasses.replace(NIGHTLY, **scope), asked_with)
     assert (answer is not None) == found
 
 
@@ -342,14 +342,14 @@ async def test_the_newest_answer_is_taken(ledger: Ledger) -> None:
     await asyncio.sleep(0.02)
     scope = dataclasses.replace(NIGHTLY, run_id="run-2")
     newest = await bought(ledger, reuse="run", scope=scope)
-    assert (await ledger.answered(KEY, NIGHTLY, "always")).attempt_id == newest.attempt_id
+    assert (await ledger.find_reply(KEY, NIGHTLY, "always")).attempt_id == newest.attempt_id
 
 
 async def test_a_complaint_stands_beside_an_answer_that_is_still_one(ledger: Ledger) -> None:
     opened = await bought(ledger)
     for complaint in ("total: Field required", "total: too\0low"):
-        await ledger.record(Complained(opened.attempt_id, "InvalidOutput", complaint))
-    assert isinstance(await ledger.answered(KEY, NIGHTLY, "always"), Answer)
+        await ledger.record(InvalidAnswer(opened.attempt_id, "InvalidOutput", complaint))
+    assert isinstance(await ledger.find_reply(KEY, NIGHTLY, "always"), SettledReply)
     (row,) = rows(ledger)
     assert (row.state, row.cost_micro_usd) == ("settled", 4)
     assert (row.error_class, row.error) == ("InvalidOutput", "total: too\N{REPLACEMENT CHARACTER}low")
@@ -359,7 +359,7 @@ async def test_a_reopened_answer_is_asked_anew_and_stays_on_the_books(ledger: Le
     await bought(ledger)
     later = dataclasses.replace(NIGHTLY, run_id="run-2")
     await ledger.record(Reopening(KEY, later))
-    assert await ledger.answered(KEY, later, "always") is None
+    assert await ledger.find_reply(KEY, later, "always") is None
     await bought(ledger, scope=later)
     assert [(row.state, row.cost_micro_usd) for row in rows(ledger)] == [("reopened", 4), ("settled", 4)]
 
@@ -377,9 +377,12 @@ async def test_copies_of_a_document_share_what_was_asked_of_one(ledger: Ledger) 
     await bought(ledger)
     for copy in ("a" * 64, "b" * 64):
         await ledger.record(Sighting(copy, KEY))
-        assert (await ledger.recall(copy, NIGHTLY, "run")).fingerprint == KEY
-    assert await ledger.recall("c" * 64, NIGHTLY, "run") is None
-    assert await ledger.recall("a" * 64, dataclasses.replace(NIGHTLY, run_id="run-2"), "run") is None
+        assert (await ledger.find_reply_by_sighting(copy, NIGHTLY, "run")).fingerprint == KEY
+    assert await ledger.find_reply_by_sighting("c" * 64, NIGHTLY, "run") is None
+    assert (
+        await ledger.find_reply_by_sighting("a" * 64, dataclasses.replace(NIGHTLY, run_id="run-2"), "run")
+        is None
+    )
 
 
 async def test_a_sighting_remembers_the_latest_question(ledger: Ledger) -> None:
@@ -387,7 +390,7 @@ async def test_a_sighting_remembers_the_latest_question(ledger: Ledger) -> None:
     await bought(ledger, "f" * 64)
     await ledger.record(Sighting("a" * 64, KEY))
     await ledger.record(Sighting("a" * 64, "f" * 64))
-    assert (await ledger.recall("a" * 64, NIGHTLY, "always")).fingerprint == "f" * 64
+    assert (await ledger.find_reply_by_sighting("a" * 64, NIGHTLY, "always")).fingerprint == "f" * 64
 
 
 async def test_thousands_are_looked_up_at_once_and_none_is_mistaken_for_another(ledger: Ledger) -> None:
@@ -397,7 +400,7 @@ async def test_thousands_are_looked_up_at_once_and_none_is_mistaken_for_another(
         *(ledger.record(settlement(o, k, reply=k.encode())) for o, k in zip(opened, keys, strict=True))
     )
     for reuse in ("always", "run"):
-        answers = await asyncio.gather(*(ledger.answered(key, NIGHTLY, reuse) for key in [*keys, "0" * 64]))
+        answers = await asyncio.gather(*(ledger.find_reply(key, NIGHTLY, reuse) for key in [*keys, "0" * 64]))
         assert answers.pop() is None
         assert [answer.reply for answer in answers] == [key.encode() for key in keys]
 
@@ -415,11 +418,11 @@ async def test_prompts_are_kept_by_policy_and_replies_always(
     ledger = ledger_of(payload=policy)
     await bought(ledger)
     invalid = await bought(ledger, "f" * 64)
-    await ledger.record(KeptPrompt(invalid.attempt_id, "f" * 64, lambda: b"the prompt"))
+    await ledger.record(PromptToKeep(invalid.attempt_id, "f" * 64, lambda: b"the prompt"))
     await ledger.record(failure(await ledger.open(entry("e" * 64))))
     assert prompts(ledger) == [b"the prompt"] * kept
     for key in (KEY, "f" * 64):
-        assert (await ledger.answered(key, NIGHTLY, "always")).reply == REPLY
+        assert (await ledger.find_reply(key, NIGHTLY, "always")).reply == REPLY
 
 
 async def test_a_sample_holds_the_same_documents_at_every_run(ledger_of: Callable[..., Ledger]) -> None:

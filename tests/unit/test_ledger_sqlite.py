@@ -24,9 +24,9 @@ from test_ledger_claims import KEY, NIGHTLY, REPLY, bought, entry, settlement, s
 from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LedgerUnavailable, LedgerUnusable
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.records import Busy, Opened, Reopening, Sighting
-from airflow_llm_provider.ledger.store import Ledger
-from airflow_llm_provider.ledger.turns import Turns
+from airflow_llm_provider.ledger.file_lock import FileLock
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import ClaimHeld, OpenedAttempt, Reopening, Sighting
 
 
 def url_of(path: Path) -> str:
@@ -171,7 +171,7 @@ async def test_a_table_changed_by_hand_is_not_tried_again(path: Path) -> None:
     with ledger.database.write() as connection:
         connection.exec_driver_sql("ALTER TABLE payload RENAME TO mine")
         connection.exec_driver_sql("ALTER TABLE call RENAME COLUMN model TO which")
-    for asked in (ledger.open(entry()), ledger.answered(KEY, NIGHTLY, "run")):
+    for asked in (ledger.open(entry()), ledger.find_reply(KEY, NIGHTLY, "run")):
         with pytest.raises(LedgerUnusable, match=r"does not take this: .*no (such table|column named)"):
             await asyncio.wait_for(asked, 20)
     ledger.close()
@@ -207,7 +207,7 @@ def test_a_folder_one_may_not_write_to_is_named(tmp_path_factory: pytest.TempPat
         import os, sqlite3, sys, tempfile
         import sqlalchemy.dialects.sqlite.pysqlite
         from airflow_llm_provider.errors import LedgerUnavailable
-        from airflow_llm_provider.ledger.store import Ledger
+        from airflow_llm_provider.ledger.ledger import Ledger
         with tempfile.TemporaryDirectory(dir="/tmp") as folder:
             os.chmod(folder, 0o555)
             Ledger(f"sqlite:///{folder}/ledger.db").close() if sys.argv[1] == "existing" else None
@@ -241,13 +241,13 @@ async def test_the_engine_sends_nothing_while_the_ledger_is_away(
 
 
 def test_turns_are_taken_between_threads_and_between_ledgers(tmp_path: Path) -> None:
-    turns = [Turns(tmp_path / "lock", patience_s=10) for _ in range(2)]
+    turns = [FileLock(tmp_path / "lock", patience_s=10) for _ in range(2)]
     inside, most = 0, 0
 
-    def work(mine: Turns) -> None:
+    def work(mine: FileLock) -> None:
         nonlocal inside, most
         for _ in range(20):
-            with mine.turn():
+            with mine.held():
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.0005)
@@ -262,25 +262,25 @@ def test_turns_are_taken_between_threads_and_between_ledgers(tmp_path: Path) -> 
 
 
 def test_patience_ends_when_the_holder_is_stopped_and_a_turn_given_up_is_passed_on(tmp_path: Path) -> None:
-    mine, others = (Turns(tmp_path / "lock", patience_s=0.1) for _ in range(2))
-    with others.turn():
+    mine, others = (FileLock(tmp_path / "lock", patience_s=0.1) for _ in range(2))
+    with others.held():
         for _ in range(3):
-            with pytest.raises(TimeoutError, match=r"for 0.1 s; is one stopped or hung"), mine.turn():
+            with pytest.raises(TimeoutError, match=r"for 0.1 s; is one stopped or hung"), mine.held():
                 pass
     for _ in range(5):
-        with mine.turn(), pytest.raises(TimeoutError), others.turn():
+        with mine.held(), pytest.raises(TimeoutError), others.held():
             pass
 
 
 def test_a_child_forked_during_a_turn_does_not_keep_it(tmp_path: Path) -> None:
-    turns = Turns(tmp_path / "lock", patience_s=1)
-    with turns.turn():
+    turns = FileLock(tmp_path / "lock", patience_s=1)
+    with turns.held():
         child = os.fork()
         if child == 0:
             time.sleep(30)
             os._exit(0)
     try:
-        with turns.turn():
+        with turns.held():
             pass
     finally:
         os.kill(child, 9)
@@ -288,10 +288,10 @@ def test_a_child_forked_during_a_turn_does_not_keep_it(tmp_path: Path) -> None:
 
 
 async def test_a_writer_that_hangs_is_an_error_at_the_deadline(ledger: Ledger, tmp_path: Path) -> None:
-    hung = Turns(tmp_path / "ledger.db.lock", patience_s=1)
-    with hung.turn(), pytest.raises(LedgerUnavailable, match="another process has been writing to it"):
+    hung = FileLock(tmp_path / "ledger.db.lock", patience_s=1)
+    with hung.held(), pytest.raises(LedgerUnavailable, match="another process has been writing to it"):
         await ledger.open(entry())
-    assert isinstance(await ledger.open(entry()), Opened)
+    assert isinstance(await ledger.open(entry()), OpenedAttempt)
 
 
 async def test_threads_of_one_process_may_read_and_write_beside_the_engine(ledger: Ledger) -> None:
@@ -332,9 +332,9 @@ async def test_no_question_reads_the_whole_table(ledger: Ledger) -> None:
     await bought(ledger)
     await ledger.open(entry())
     for reuse in ("always", "run", "never"):
-        await ledger.answered(KEY, NIGHTLY, reuse)
+        await ledger.find_reply(KEY, NIGHTLY, reuse)
     await ledger.record(Sighting("a" * 64, KEY))
-    await ledger.recall("a" * 64, NIGHTLY, "run")
+    await ledger.find_reply_by_sighting("a" * 64, NIGHTLY, "run")
     await ledger.record(Reopening(KEY, dataclasses.replace(NIGHTLY, run_id="another")))
     await asyncio.to_thread(ledger._beat)
     asked = heard.copy()  # asking for the plans is asking too
@@ -372,11 +372,11 @@ async def test_a_reader_that_stays_lets_the_log_grow_only_while_it_stays(
 
 async def test_two_ledgers_in_one_process_share_the_file(tmp_path: Path) -> None:
     first, second = (Ledger(url_of(tmp_path / "ledger.db")) for _ in range(2))
-    assert isinstance(await first.open(entry()), Opened)
-    assert await second.open(entry()) == Busy(first.holder)
+    assert isinstance(await first.open(entry()), OpenedAttempt)
+    assert await second.open(entry()) == ClaimHeld(first.holder)
     first.close()
     await bought(second, "f" * 64)
-    assert (await second.answered("f" * 64, NIGHTLY, "run")).reply == REPLY
+    assert (await second.find_reply("f" * 64, NIGHTLY, "run")).reply == REPLY
     assert states(second) == ["open", "settled"]
     second.close()
 

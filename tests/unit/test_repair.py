@@ -23,8 +23,8 @@ from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import BusinessError, InvalidOutput, NetworkError, TerminalError, Truncated
 from airflow_llm_provider.ledger.records import Sighting
+from airflow_llm_provider.ledger.reports import invalid_answers
 from airflow_llm_provider.ledger.schema import call
-from airflow_llm_provider.ledger.totals import complaints
 from airflow_llm_provider.validators import Complaint, Judge, length_between, quotes_in_source
 
 DOCUMENT = "Invoice 7 of Acme Inc. Travel: 12.50. Hotel: 100.00. Total: 112.50. Due on 2026-03-04."
@@ -565,7 +565,7 @@ async def test_every_complaint_is_in_the_ledger_and_in_the_log(
     assert [row.state for row in rows(engine)] == ["settled"] * 3
     assert [row.error_class for row in rows(engine)] == ["InvalidOutput"] * 3
     assert all(row.error.startswith("total: Input should be a valid number") for row in rows(engine))
-    shown = complaints(engine.ledger.database, run_id="run-1", most=2)
+    shown = invalid_answers(engine.ledger.database, run_id="run-1", most=2)
     assert [(each["item_id"], each["error"]) for each in shown] == [("doc-7", rows(engine)[0].error)] * 2
     assert caplog.text.count("doc-7: invalid_output") == 3
     assert len(caught.value.complaints) == 3

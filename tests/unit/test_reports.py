@@ -15,11 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.records import CallScope, new_attempt_id
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import CallScope, Saving, new_attempt_id
 from airflow_llm_provider.ledger.reports import BY, Costs, Filter, costs, spent_micro_usd
-from airflow_llm_provider.ledger.savings import Saving, keep_saving
 from airflow_llm_provider.ledger.schema import call, saving
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.pricing import Usage, rate_card
 
 MODELS = ("claude-haiku-5-5", "claude-opus-5-5", "nobody-knows-1")
@@ -183,7 +182,7 @@ async def test_savings_are_counted_by_what_a_task_is_known_by(ledger_url: str) -
             reused_micro_usd=100 * reused,
             routed_micro_usd=routed,
         )
-        await keep_saving(ledger, kept)
+        await ledger.record(kept)
     with ledger.database.read() as connection:
         assert (
             connection.scalar(sa.select(sa.func.count()).select_from(saving)) == 2
@@ -200,7 +199,7 @@ async def test_savings_are_counted_by_what_a_task_is_known_by(ledger_url: str) -
 async def test_a_saving_is_kept_whatever_its_texts_hold(ledger_url: str) -> None:
     ledger = Ledger(ledger_url)
     scope = CallScope(dag_id="nightly", run_id="by \0 hand", task_id="read", owner="\udc80")
-    await keep_saving(ledger, Saving(scope=scope, model="m", version="v\udc80\0", reused=1))
+    await ledger.record(Saving(scope=scope, model="m", version="v\udc80\0", reused=1))
     assert set(costs(ledger.database, "version").groups) == {("v?\N{REPLACEMENT CHARACTER}",)}
     ledger.close()
 

@@ -21,8 +21,8 @@ from airflow_llm_provider.errors import (
     RetryableError,
     ServerError,
 )
-from airflow_llm_provider.ledger.permits import Limits
-from airflow_llm_provider.ledger.store import Ledger
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.pricing import Usage
 
 

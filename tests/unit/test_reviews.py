@@ -12,17 +12,17 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.errors import ChangedSinceShown
 from airflow_llm_provider.ledger import reviews
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.reviews import Asked, Kept, Verdict, digest
+from airflow_llm_provider.ledger.reviews import AskedQuestion, StoredReview, Verdict, digest
 from airflow_llm_provider.ledger.schema import review
-from airflow_llm_provider.ledger.store import Ledger
 
 SCOPE = CallScope(dag_id="letters", run_id="monday", task_id="approval")
 CLEARED = dataclasses.replace(SCOPE, first_try=2)
 
 
-def asked(text: bytes = b'"a letter"', *, aside: bytes = b"", is_shown: bool = True) -> Asked:
-    return Asked(
+def asked(text: bytes = b'"a letter"', *, aside: bytes = b"", is_shown: bool = True) -> AskedQuestion:
+    return AskedQuestion(
         asked_hash=digest(text),
         shown=b'{"body": %s}%s' % (text, aside) if is_shown else None,
         content=text,
@@ -42,17 +42,21 @@ class Book:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
 
-    async def keep(self, question: Asked, scope: CallScope = SCOPE, key: str = "", **how: Any) -> Kept:
-        return await self.ledger.transact(lambda c, now: reviews.keep(c, now, scope, key, question, **how))
+    async def keep(
+        self, question: AskedQuestion, scope: CallScope = SCOPE, key: str = "", **how: Any
+    ) -> StoredReview:
+        return await self.ledger.write(
+            lambda c, now: reviews.store_question(c, now, scope, key, question, **how)
+        )
 
     async def settle(self, said: Verdict, scope: CallScope = SCOPE) -> None:
-        await self.ledger.transact(lambda c, _: reviews.settle(c, scope, "", said))
+        await self.ledger.write(lambda c, _: reviews.store_verdict(c, scope, "", said))
 
-    async def let_pass(self, question: Asked, scope: CallScope = SCOPE) -> Kept:
-        return await self.ledger.transact(lambda c, now: reviews.let_pass(c, now, scope, "", question))
+    async def let_pass(self, question: AskedQuestion, scope: CallScope = SCOPE) -> StoredReview:
+        return await self.ledger.write(lambda c, now: reviews.store_not_asked(c, now, scope, "", question))
 
-    async def find(self, scope: CallScope = SCOPE, key: str = "") -> Kept | None:
-        return await self.ledger.transact(lambda c, _: reviews.find(c, scope, key))
+    async def find(self, scope: CallScope = SCOPE, key: str = "") -> StoredReview | None:
+        return await self.ledger.write(lambda c, _: reviews.find(c, scope, key))
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ async def book(ledger_url: str) -> AsyncIterator[Book]:
 
 async def test_two_processes_of_a_task_instance_keep_one_question(book: Book) -> None:
     with book.ledger.database.write() as connection:
-        first = reviews.keep(connection, 1, SCOPE, "", asked())
+        first = reviews.store_question(connection, 1, SCOPE, "", asked())
         second = asyncio.create_task(book.keep(asked()))
         await asyncio.sleep(0.3)  # so that it has looked, and waits for the first
     assert await second == first
@@ -135,6 +139,6 @@ async def test_bytes_that_are_not_what_was_written_are_named(book: Book, column:
 
         connection.execute(review.update().values({column: zlib.compress(b'"pay Mallory"')}))
 
-    await book.ledger.transact(tamper)
+    await book.ledger.write(tamper)
     with pytest.raises(ChangedSinceShown, match="not what was written there"):
         await book.find()

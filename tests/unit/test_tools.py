@@ -27,9 +27,9 @@ from airflow_llm_provider.engine.tools import Toolbox
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import EffectUnknown, InvalidOutput, ToolLimit
 from airflow_llm_provider.ledger import effects
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import call, effect
-from airflow_llm_provider.ledger.store import Ledger
 from airflow_llm_provider.tools import Tool, by_name, tool
 from airflow_llm_provider.validators import Judge
 
@@ -567,7 +567,7 @@ async def begun_and_killed(engine: Engine, *, lease_ms: int = 0) -> effects.Effe
         is_irreversible=True,
         arguments=b'{"amount":1}',
     )
-    return await engine.ledger.transact(
+    return await engine.ledger.write(
         lambda connection, now_ms: effects.begin(connection, now_ms, intent, lease_ms=lease_ms)
     )
 
@@ -594,7 +594,7 @@ async def test_one_that_another_process_is_running_is_waited_for(
     await asyncio.sleep(0.2)
     assert not asking.done()
     outcome = effects.Outcome(content="paid by the other")
-    await engine.ledger.transact(lambda connection, now_ms: effects.end(connection, now_ms, left.id, outcome))
+    await engine.ledger.write(lambda connection, now_ms: effects.end(connection, now_ms, left.id, outcome))
     await asking
     assert bank.runs == []
     assert told(wire.sent[1])[0]["content"] == "paid by the other"

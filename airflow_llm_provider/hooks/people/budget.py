@@ -60,7 +60,7 @@ def settle(event: Mapping[str, Any], *, hook: ClaudeHook, context: Context) -> N
 
 async def raised(engine: Engine, scope: CallScope) -> dict[tuple[str, str], int]:
     """Return what was raised in this going of the task: caps by the budget's name and what it is of."""
-    kept = await engine.ledger.consult(lambda connection, _: reviews.find(connection, scope, _KEY))
+    kept = await engine.ledger.read(lambda connection, _: reviews.find(connection, scope, _KEY))
     if kept is None or kept.verdict is None or kept.first_try != scope.first_try:
         return {}
     if kept.verdict.status not in (reviews.APPROVED, reviews.MODIFIED):

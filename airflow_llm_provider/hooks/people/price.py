@@ -114,8 +114,8 @@ class Gate:
 
         scope = hook.scope(context)
 
-        async def find(engine: Engine) -> reviews.Kept | None:
-            return await engine.ledger.consult(lambda connection, _: reviews.find(connection, scope, _KEY))
+        async def find(engine: Engine) -> reviews.StoredReview | None:
+            return await engine.ledger.read(lambda connection, _: reviews.find(connection, scope, _KEY))
 
         kept = hook.run(find, context=context)
         return orjson.loads(kept.asked.content) if kept and kept.asked.shown else None

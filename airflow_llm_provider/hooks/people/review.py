@@ -16,7 +16,7 @@ from airflow_llm_provider.hooks.people import form
 from airflow_llm_provider.hooks.people.form import APPROVE, CHANGE, REJECT
 from airflow_llm_provider.hooks.people.verdict import verdict_of
 from airflow_llm_provider.ledger import reviews
-from airflow_llm_provider.ledger.reviews import Asked, Kept, digest
+from airflow_llm_provider.ledger.reviews import AskedQuestion, StoredReview, digest
 from airflow_llm_provider.validators import Validator
 
 if TYPE_CHECKING:
@@ -101,11 +101,11 @@ class Review:
             "assigned_users": self._users,
         }
 
-    def asked(self, *, is_shown: bool = True) -> Asked:
+    def asked(self, *, is_shown: bool = True) -> AskedQuestion:
         """Return the question as the ledger keeps it."""
         parts = (self.subject, self.body, list(self.options), self.on_timeout, self._users)
         content = self.content_json
-        return Asked(
+        return AskedQuestion(
             asked_hash=digest(to_json([*parts, digest(content)], sort_keys=True)),
             shown=to_json(self.form()) if is_shown else None,
             content=content,
@@ -135,7 +135,7 @@ class Decision:
     why: str
 
     @classmethod
-    def of(cls, kept: Kept) -> Self:
+    def of(cls, kept: StoredReview) -> Self:
         """Return the decision on a question that has one."""
         assert kept.verdict is not None
         verdict = kept.verdict
@@ -188,10 +188,10 @@ def park(
 
     scope, is_frozen = hook.scope(context), review.on_changed == "frozen"
 
-    async def keep(engine: Engine) -> tuple[Kept, dict[str, Any]]:
+    async def keep(engine: Engine) -> tuple[StoredReview, dict[str, Any]]:
         asked = review.asked()
-        kept = await engine.ledger.transact(
-            lambda connection, now_ms: reviews.keep(
+        kept = await engine.ledger.write(
+            lambda connection, now_ms: reviews.store_question(
                 connection, now_ms, scope, review.key, asked, frozen=is_frozen
             )
         )
@@ -229,7 +229,7 @@ def decision(
 
     async def settle(engine: Engine) -> Decision:
         asked = review.asked()
-        kept = await engine.ledger.consult(lambda connection, _: reviews.find(connection, scope, review.key))
+        kept = await engine.ledger.read(lambda connection, _: reviews.find(connection, scope, review.key))
         if kept is None:
             raise _changed("The ledger knows nothing of what was shown")
         _as_shown(kept, asked, review)
@@ -240,8 +240,8 @@ def decision(
             validators,
             is_editable=CHANGE in review.options,
         )
-        await engine.ledger.transact(
-            lambda connection, _: reviews.settle(connection, scope, review.key, verdict)
+        await engine.ledger.write(
+            lambda connection, _: reviews.store_verdict(connection, scope, review.key, verdict)
         )
         if error:
             raise error
@@ -259,8 +259,8 @@ def let_pass(review: Review, *, hook: ClaudeHook, context: Context) -> Decision:
 
     async def keep(engine: Engine) -> Decision:
         asked = review.asked(is_shown=False)
-        kept = await engine.ledger.transact(
-            lambda connection, now_ms: reviews.let_pass(connection, now_ms, scope, review.key, asked)
+        kept = await engine.ledger.write(
+            lambda connection, now_ms: reviews.store_not_asked(connection, now_ms, scope, review.key, asked)
         )
         return Decision.of(_standing(kept, scope))
 
@@ -278,9 +278,9 @@ def decision_url(context: Context) -> str:
     return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/{path}{mapped}/required_actions"
 
 
-def _standing(kept: Kept, scope: CallScope) -> Kept:
+def _standing(kept: StoredReview, scope: CallScope) -> StoredReview:
     """Return a question; raises TerminalError where a try was killed before it could fail for what was decided."""
-    if kept.first_try == scope.first_try and kept.verdict and not kept.verdict.stands:
+    if kept.first_try == scope.first_try and kept.verdict and not kept.verdict.is_final:
         raise TerminalError(
             f"What was decided ({kept.verdict.status}) may not go on. It is kept in the ledger; clear the task to be "
             "asked again."
@@ -288,7 +288,7 @@ def _standing(kept: Kept, scope: CallScope) -> Kept:
     return kept
 
 
-def _as_shown(kept: Kept, asked: Asked, review: Review) -> dict[str, Any]:
+def _as_shown(kept: StoredReview, asked: AskedQuestion, review: Review) -> dict[str, Any]:
     """Return the form as it was first shown; raises ChangedSinceShown when another is asked, or others are."""
     shown: dict[str, Any] = orjson.loads(kept.asked.shown or b"{}")
     if kept.asked.asked_hash == asked.asked_hash:

@@ -13,8 +13,8 @@ from airflow_llm_provider.hooks.people import form
 from airflow_llm_provider.hooks.people.approval import terms
 from airflow_llm_provider.hooks.people.review import Review
 from airflow_llm_provider.ledger import reviews
+from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.ledger.store import Ledger
 
 _KEY = "tools"  # one question a task instance: Airflow shows no more
 
@@ -42,7 +42,7 @@ def verdicts(
     """
 
     async def said(needed: ApprovalNeeded) -> Verdict | None:
-        kept = await ledger.consult(partial(_find, scope=scope))
+        kept = await ledger.read(partial(_find, scope=scope))
         if kept is None or kept.verdict is None or kept.first_try != scope.first_try:
             return None
         if kept.asked.asked_hash != question(needed, approval).asked(is_shown=False).asked_hash:
@@ -59,7 +59,7 @@ def verdicts(
     return said
 
 
-def _find(connection: Any, _: int, *, scope: CallScope) -> reviews.Kept | None:
+def _find(connection: Any, _: int, *, scope: CallScope) -> reviews.StoredReview | None:
     return reviews.find(connection, scope, _KEY)
 
 

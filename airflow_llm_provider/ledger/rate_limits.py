@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger.schema import call, permit
-from airflow_llm_provider.ledger.sql import insert
+from airflow_llm_provider.ledger.database import insert
+from airflow_llm_provider.ledger.schema import call, rate_limit
 
-MOST_AT_ONCE = 32  # permits in a block: what a killed process may lose of the account's limit
+MAX_PERMITS_AT_ONCE = 32  # permits in a block: what a killed process may lose of the account's limit
 _ROUND_MS = 1_000.0  # what all who wait may hold of the timeline together, where each can have a permit of it
 _TAKER_MS = 2_000.0  # a DAG counts as waiting for so long after its last permit
 # In what time the pace is back where it was before a 429: sooner where a limit is known, which bounds it anyway.
@@ -24,11 +24,11 @@ _OBSERVED_S = 10.0
 _LEAST_RPM = 60.0  # no 429 cuts an unknown limit further
 
 Amounts = tuple[float, float, float]  # requests, input tokens, output tokens
-NOTHING: Amounts = (0.0, 0.0, 0.0)
+NO_AMOUNTS: Amounts = (0.0, 0.0, 0.0)
 _FREE = ("requests_free_ms", "input_free_ms", "output_free_ms")
-_NAMED = sa.select(permit).where(permit.c.name == sa.bindparam("bucket"))
+_NAMED = sa.select(rate_limit).where(rate_limit.c.name == sa.bindparam("bucket"))
 _LOCKED = _NAMED.with_for_update()
-_UPDATE = permit.update().where(permit.c.name == sa.bindparam("bucket"))
+_UPDATE = rate_limit.update().where(rate_limit.c.name == sa.bindparam("bucket"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +68,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Notice:
+class LimiterState:
     """What all must heed, by the database's clock in ms: silence until then, and limits that hold until then."""
 
     now_ms: float
@@ -78,7 +78,7 @@ class Notice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Want:
+class PermitRequest:
     """A block that somebody asks for.
 
     holder, dag_id: who asks, for the shares of those who wait.
@@ -92,19 +92,19 @@ class Want:
     dag_id: str
     costs: Sequence[Amounts]
     spare: int = 0
-    correction: Amounts = NOTHING
+    correction: Amounts = NO_AMOUNTS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
+class PermitBlock:
     """Permits: the seconds from now until each may be used; 0 is at once. interval_s: between two of them."""
 
-    notice: Notice
+    notice: LimiterState
     waits_s: Sequence[float]
     interval_s: float
 
 
-def take(connection: sa.Connection, now_ms: float, want: Want) -> Block:
+def take_permits(connection: sa.Connection, now_ms: float, want: PermitRequest) -> PermitBlock:
     """Take the next places on the timeline, as many as are this process' share of a round."""
     row = _row(connection, want.bucket)
     rates, burst_ms = _rates(row, want.bucket.stated, now_ms)
@@ -112,10 +112,10 @@ def take(connection: sa.Connection, now_ms: float, want: Want) -> Block:
     mean = tuple(sum(part) / len(want.costs) for part in zip(*want.costs, strict=True))
     limited = [(kind, rate) for kind, rate in enumerate(rates) if rate]
     interval_ms = max((mean[kind] / rate for kind, rate in limited), default=0.0)
-    takers = json.loads(row.takers)
+    takers = json.loads(row.waiting)
     takers = {d: {h: until for h, until in held.items() if until > now_ms} for d, held in takers.items()}
     takers.setdefault(want.dag_id, {}).setdefault(want.holder, now_ms)
-    room = _share(takers, want.dag_id, _ROUND_MS / interval_ms if interval_ms else MOST_AT_ONCE)
+    room = _share(takers, want.dag_id, _ROUND_MS / interval_ms if interval_ms else MAX_PERMITS_AT_ONCE)
     soonest = max(now_ms, row.quiet_until_ms)
     times: list[float] = []
     for number, cost in enumerate([*want.costs, *[mean] * want.spare][:room]):
@@ -129,15 +129,15 @@ def take(connection: sa.Connection, now_ms: float, want: Want) -> Block:
         times.append(at)
     takers[want.dag_id][want.holder] = times[-1] + _TAKER_MS
     text = json.dumps({d: held for d, held in takers.items() if held}, separators=(",", ":"))
-    _write(connection, want.bucket, takers=text, **dict(zip(_FREE, free, strict=True)))
+    _write(connection, want.bucket, waiting=text, **dict(zip(_FREE, free, strict=True)))
     waits_s = [(at - now_ms) / 1000 for at in times]
-    return Block(notice=_notice(row, now_ms), waits_s=waits_s, interval_s=interval_ms / 1000)
+    return PermitBlock(notice=_notice(row, now_ms), waits_s=waits_s, interval_s=interval_ms / 1000)
 
 
-def look(connection: sa.Connection, now_ms: float, bucket: Bucket) -> Notice:
+def read_state(connection: sa.Connection, now_ms: float, bucket: Bucket) -> LimiterState:
     """Read what all must heed."""
     row = connection.execute(_NAMED, {"bucket": bucket.name}).one_or_none()
-    return _notice(row, now_ms) if row else Notice(now_ms=now_ms)
+    return _notice(row, now_ms) if row else LimiterState(now_ms=now_ms)
 
 
 def correct(connection: sa.Connection, now_ms: float, bucket: Bucket, correction: Amounts) -> None:
@@ -147,9 +147,9 @@ def correct(connection: sa.Connection, now_ms: float, bucket: Bucket, correction
     _write(connection, bucket, **dict(zip(_FREE, free, strict=True)))
 
 
-def hear(
+def slow_down(
     connection: sa.Connection, now_ms: float, bucket: Bucket, *, quiet_s: float, limited_ago_s: float | None
-) -> Notice:
+) -> LimiterState:
     """Note that the server asked for `quiet_s` of silence; or refused, as too many, what was sent so long ago.
 
     Of the calls that were sent before a cut of the pace, none cuts it once more.
@@ -167,17 +167,17 @@ def hear(
         full = max(now_ms, quiet_until_ms) + _rates(row, bucket.stated, now_ms)[1]
         values |= {name: max(getattr(row, name), full) for name in _FREE}
         _write(connection, bucket, quiet_until_ms=quiet_until_ms, **values)
-    return look(connection, now_ms, bucket)
+    return read_state(connection, now_ms, bucket)
 
 
-def learn(connection: sa.Connection, now_ms: float, bucket: Bucket, limits: Limits) -> Notice:
+def store_limits(connection: sa.Connection, now_ms: float, bucket: Bucket, limits: Limits) -> LimiterState:
     """Note the limits that the API's headers state; the pace is even from then on."""
     row = _row(connection, bucket)
     values: dict[str, Any] = dict(zip(("rpm", "itpm", "otpm"), limits.a_minute, strict=True))
     if row.learnt_ms < now_ms - _FORGOTTEN_MS:
         values |= {name: max(getattr(row, name), now_ms + limits.burst_s * 1000) for name in _FREE}
     _write(connection, bucket, learnt_ms=now_ms, **values)
-    return look(connection, now_ms, bucket)
+    return read_state(connection, now_ms, bucket)
 
 
 def _share(takers: dict[str, dict[str, float]], dag_id: str, in_a_round: float) -> int:
@@ -188,7 +188,7 @@ def _share(takers: dict[str, dict[str, float]], dag_id: str, in_a_round: float) 
     """
     waiting = [len(held) for held in takers.values() if held]
     of_dag = max(in_a_round / len(waiting), *waiting)
-    return max(1, min(MOST_AT_ONCE, int(of_dag / len(takers[dag_id]) + random.random())))
+    return max(1, min(MAX_PERMITS_AT_ONCE, int(of_dag / len(takers[dag_id]) + random.random())))
 
 
 def _rates(row: sa.Row[Any], stated: Limits, now_ms: float) -> tuple[Sequence[float | None], float]:
@@ -217,8 +217,8 @@ def _observed_rpm(connection: sa.Connection, bucket: Bucket) -> float:
     return float(connection.execute(sent).scalar_one()) * 60 / _OBSERVED_S
 
 
-def _notice(row: sa.Row[Any], now_ms: float) -> Notice:
-    return Notice(
+def _notice(row: sa.Row[Any], now_ms: float) -> LimiterState:
+    return LimiterState(
         now_ms=now_ms,
         quiet_until_ms=row.quiet_until_ms,
         paced_until_ms=max(row.learnt_ms, row.cut_ms) + _FORGOTTEN_MS,
@@ -234,7 +234,7 @@ def _row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
     """Return the bucket's row, made at its first use, which is nobody else's until the transaction ends."""
     row = connection.execute(_LOCKED, {"bucket": bucket.name}).one_or_none()
     if row is None:
-        new = insert(connection.dialect.name, permit).values(name=bucket.name, takers="{}")
+        new = insert(connection.dialect.name, rate_limit).values(name=bucket.name, waiting="{}")
         connection.execute(new.on_conflict_do_nothing())
         row = connection.execute(_LOCKED, {"bucket": bucket.name}).one()
     return row

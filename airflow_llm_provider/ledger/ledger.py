@@ -15,23 +15,23 @@ import tenacity
 
 from airflow_llm_provider.errors import LedgerUnavailable, LedgerUnusable, LLMError
 from airflow_llm_provider.ledger.accounts import Accounts, BudgetWarning, MissingAccounts
-from airflow_llm_provider.ledger.batch import Batch
-from airflow_llm_provider.ledger.budgets import Budget
+from airflow_llm_provider.ledger.budgets import Budget, BudgetRefusal
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.lookups import Lookup, look_up
+from airflow_llm_provider.ledger.group_commit import GroupCommit
 from airflow_llm_provider.ledger.payloads import PayloadPolicy
+from airflow_llm_provider.ledger.queries import Lookup, look_up
 from airflow_llm_provider.ledger.records import (
-    Answer,
-    Busy,
     CallScope,
-    Complained,
-    Entry,
+    ClaimHeld,
     Failure,
-    KeptPrompt,
-    Opened,
-    Refusal,
+    InvalidAnswer,
+    NewAttempt,
+    OpenedAttempt,
+    PromptToKeep,
     Reopening,
     Reuse,
+    Saving,
+    SettledReply,
     Settlement,
     Sighting,
     Write,
@@ -93,26 +93,32 @@ class Ledger:
             accounts=self.accounts,
         )
         self._owed: list[Write] = []  # what the database was away for
-        self._writer: Batch[Write, Any] = Batch(
+        self._writer: GroupCommit[Write, Any] = GroupCommit(
             self._write, name="llm-ledger-write", tick=self._beat, tick_s=beat_s
         )
-        self._reader: Batch[Lookup, Answer | None] = Batch(self._read, name="llm-ledger-read", linger_s=0.002)
+        self._reader: GroupCommit[Lookup, SettledReply | None] = GroupCommit(
+            self._read, name="llm-ledger-read", linger_s=0.002
+        )
 
-    async def answered(self, fingerprint: str, scope: CallScope, reuse: Reuse) -> Answer | None:
+    async def find_reply(self, fingerprint: str, scope: CallScope, reuse: Reuse) -> SettledReply | None:
         """Return the settled reply to a request, if it may be reused here."""
         return await self._reader.submit(Lookup(fingerprint, "fingerprint", scope, reuse))
 
-    async def recall(self, sighting: str, scope: CallScope, reuse: Reuse) -> Answer | None:
+    async def find_reply_by_sighting(
+        self, sighting: str, scope: CallScope, reuse: Reuse
+    ) -> SettledReply | None:
         """Return the settled reply to what an unchanged document was asked."""
         return await self._reader.submit(Lookup(sighting, "sighting", scope, reuse))
 
-    async def open(self, entry: Entry) -> Opened | Answer | Busy | Refusal:
+    async def open(self, entry: NewAttempt) -> OpenedAttempt | SettledReply | ClaimHeld | BudgetRefusal:
         """Claim a key, reserve its ceiling and open an attempt; or say who has the key, or which budget no room.
 
         Who has it is a settled answer or a live attempt. A caller that is cancelled meanwhile gives up its key
         and what it has reserved.
         """
-        opening: asyncio.Future[Opened | Answer | Busy | Refusal] = self._writer.submit(entry)
+        opening: asyncio.Future[OpenedAttempt | SettledReply | ClaimHeld | BudgetRefusal] = (
+            self._writer.submit(entry)
+        )
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -121,16 +127,16 @@ class Ledger:
             raise
 
     async def record(
-        self, write: Settlement | Failure | Sighting | KeptPrompt | Complained | Reopening
+        self, write: Settlement | Failure | Sighting | PromptToKeep | InvalidAnswer | Reopening | Saving
     ) -> None:
         """Commit `write`; returns when it is durable, also when the waiting coroutine is cancelled."""
         await self._writer.submit(write)
 
-    def note(self, write: Failure | Sighting | KeptPrompt | Complained) -> None:
+    def record_later(self, write: Failure | Sighting | PromptToKeep | InvalidAnswer | Saving) -> None:
         """Commit `write` with the next batch, without waiting for it: for what nobody waits on."""
         self._writer.submit(write).add_done_callback(_log_failure)
 
-    async def transact(self, work: Callable[[sa.Connection, int], T]) -> T:
+    async def write(self, work: Callable[[sa.Connection, int], T]) -> T:
         """Return what `work(connection, now_ms)` returns, in a write transaction that is durable when it ends.
 
         For what happens now and then; the calls themselves go in batches. `work` may be run again where the
@@ -138,7 +144,7 @@ class Ledger:
         """
         return await asyncio.to_thread(self._transact, self.database.write, work)
 
-    async def consult(self, work: Callable[[sa.Connection, int], T]) -> T:
+    async def read(self, work: Callable[[sa.Connection, int], T]) -> T:
         """Return what `work(connection, now_ms)` reads, in a transaction that waits for no writer."""
         return await asyncio.to_thread(self._transact, self.database.read, work)
 
@@ -148,9 +154,9 @@ class Ledger:
         self._reader.close()
         self.database.close()
 
-    def _give_up(self, entry: Entry, opened: asyncio.Future[Any]) -> None:
-        if not opened.cancelled() and not opened.exception() and isinstance(opened.result(), Opened):
-            self.note(_unsent(entry))
+    def _give_up(self, entry: NewAttempt, opened: asyncio.Future[Any]) -> None:
+        if not opened.cancelled() and not opened.exception() and isinstance(opened.result(), OpenedAttempt):
+            self.record_later(_unsent(entry))
 
     def _transact(
         self,
@@ -174,10 +180,10 @@ class Ledger:
                 if _may_pass(error):
                     # Its submitters give up. Left as they are, their attempts would be renewed while this lives.
                     of_attempts = (
-                        write for write in batch if isinstance(write, (Entry, Settlement, Failure))
+                        write for write in batch if isinstance(write, (NewAttempt, Settlement, Failure))
                     )
                     self._owed += [
-                        _unsent(write) if isinstance(write, Entry) else write for write in of_attempts
+                        _unsent(write) if isinstance(write, NewAttempt) else write for write in of_attempts
                     ]
                     raise
                 if len(batch) == 1:
@@ -231,11 +237,11 @@ class Ledger:
 
     # -- in the reader's thread ----------------------------------------------------------------------
 
-    def _read(self, batch: list[Lookup]) -> list[Answer | None]:
+    def _read(self, batch: list[Lookup]) -> list[SettledReply | None]:
         with self._in_our_words():
             return self._retried(self._read_once, batch)
 
-    def _read_once(self, batch: list[Lookup]) -> list[Answer | None]:
+    def _read_once(self, batch: list[Lookup]) -> list[SettledReply | None]:
         with self.database.read() as connection:
             return look_up(connection, batch)
 
@@ -280,7 +286,7 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, _PASSING) and getattr(cause, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
 
 
-def _unsent(entry: Entry) -> Failure:
+def _unsent(entry: NewAttempt) -> Failure:
     return Failure(
         attempt_id=entry.id,
         fingerprint=entry.fingerprint,

@@ -6,11 +6,10 @@ import asyncio
 import json
 
 from conftest import SCOPE, Wire, message, question
-from test_housekeeping import before
+from test_maintenance import before
 
 from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.ledger.housekeeping import export
-from airflow_llm_provider.ledger.pruning import prune
+from airflow_llm_provider.ledger.maintenance import export, prune
 from airflow_llm_provider.ledger.schema import call, payload
 
 

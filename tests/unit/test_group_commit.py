@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from airflow_llm_provider.ledger.batch import Batch
+from airflow_llm_provider.ledger.group_commit import GroupCommit
 
 
 @pytest.fixture
-def batch_of() -> Iterator[Callable[..., Batch]]:
-    made: list[Batch] = []
+def batch_of() -> Iterator[Callable[..., GroupCommit]]:
+    made: list[GroupCommit] = []
 
-    def make(work: Callable, **options: object) -> Batch:
-        made.append(Batch(work, name="test", **options))
+    def make(work: Callable, **options: object) -> GroupCommit:
+        made.append(GroupCommit(work, name="test", **options))
         return made[-1]
 
     yield make
@@ -23,7 +23,7 @@ def batch_of() -> Iterator[Callable[..., Batch]]:
         batch.close()
 
 
-async def test_what_comes_together_is_done_together_in_order(batch_of: Callable[..., Batch]) -> None:
+async def test_what_comes_together_is_done_together_in_order(batch_of: Callable[..., GroupCommit]) -> None:
     seen: list[list[int]] = []
     batch = batch_of(lambda items: seen.append(items) or [item * 2 for item in items], limit=64)
     results = await asyncio.gather(*(batch.submit(i) for i in range(100)))
@@ -33,12 +33,12 @@ async def test_what_comes_together_is_done_together_in_order(batch_of: Callable[
     assert len(seen) <= 20
 
 
-async def test_a_lonely_item_does_not_wait_long(batch_of: Callable[..., Batch]) -> None:
+async def test_a_lonely_item_does_not_wait_long(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(list, linger_s=30.0)
     assert await asyncio.wait_for(batch.submit(1), 5) == 1
 
 
-async def test_the_shortest_wait_for_company_ends_too(batch_of: Callable[..., Batch]) -> None:
+async def test_the_shortest_wait_for_company_ends_too(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(list, linger_s=1e-6, quiet_s=1e-6)  # a SimpleQueue hung here after some 20,000
 
     async def submit_for(seconds: float) -> None:
@@ -50,7 +50,9 @@ async def test_the_shortest_wait_for_company_ends_too(batch_of: Callable[..., Ba
     await asyncio.wait_for(submit_for(1.0), 20)
 
 
-async def test_an_error_reaches_every_submitter_and_not_the_next(batch_of: Callable[..., Batch]) -> None:
+async def test_an_error_reaches_every_submitter_and_not_the_next(
+    batch_of: Callable[..., GroupCommit],
+) -> None:
     def work(items: list[int]) -> list[int]:
         if 13 in items:
             raise ValueError("13")
@@ -62,21 +64,21 @@ async def test_an_error_reaches_every_submitter_and_not_the_next(batch_of: Calla
     assert await batch.submit(4) == 4
 
 
-async def test_a_result_short_is_an_error_and_no_silence(batch_of: Callable[..., Batch]) -> None:
+async def test_a_result_short_is_an_error_and_no_silence(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(lambda items: items[:-1])
     with pytest.raises(RuntimeError, match="0 results for 1 items"):
         await batch.submit(1)
 
 
 async def test_an_outcome_that_is_an_error_is_raised_to_its_submitter_only(
-    batch_of: Callable[..., Batch],
+    batch_of: Callable[..., GroupCommit],
 ) -> None:
     batch = batch_of(lambda items: [ValueError("odd") if item % 2 else item for item in items])
     outcomes = await asyncio.gather(*(batch.submit(i) for i in range(4)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [int, ValueError, int, ValueError]
 
 
-async def test_work_goes_on_when_a_waiter_is_cancelled(batch_of: Callable[..., Batch]) -> None:
+async def test_work_goes_on_when_a_waiter_is_cancelled(batch_of: Callable[..., GroupCommit]) -> None:
     gate, done = threading.Event(), []
     batch = batch_of(lambda items: (gate.wait(5) and done.extend(items)) or items)
     waiting = asyncio.ensure_future(batch.submit(1))
@@ -87,7 +89,7 @@ async def test_work_goes_on_when_a_waiter_is_cancelled(batch_of: Callable[..., B
     assert done == [1, 2]
 
 
-def test_work_is_done_though_the_loop_that_waited_is_gone(batch_of: Callable[..., Batch]) -> None:
+def test_work_is_done_though_the_loop_that_waited_is_gone(batch_of: Callable[..., GroupCommit]) -> None:
     done: list[int] = []
     batch = batch_of(lambda items: done.extend(items) or items)
 
@@ -99,7 +101,9 @@ def test_work_is_done_though_the_loop_that_waited_is_gone(batch_of: Callable[...
     assert done == [1]
 
 
-async def test_closing_finishes_what_was_submitted_and_takes_no_more(batch_of: Callable[..., Batch]) -> None:
+async def test_closing_finishes_what_was_submitted_and_takes_no_more(
+    batch_of: Callable[..., GroupCommit],
+) -> None:
     batch = batch_of(list)
     waiting = [batch.submit(i) for i in range(5)]
     await asyncio.to_thread(batch.close)
@@ -110,7 +114,7 @@ async def test_closing_finishes_what_was_submitted_and_takes_no_more(batch_of: C
 
 
 async def test_it_ticks_while_idle_while_busy_and_after_a_tick_that_failed(
-    batch_of: Callable[..., Batch], caplog: pytest.LogCaptureFixture
+    batch_of: Callable[..., GroupCommit], caplog: pytest.LogCaptureFixture
 ) -> None:
     ticks: list[float] = []
 
@@ -130,7 +134,7 @@ async def test_it_ticks_while_idle_while_busy_and_after_a_tick_that_failed(
     assert "A tick failed" in caplog.text
 
 
-def test_a_forked_child_is_told_instead_of_waiting_for_ever(batch_of: Callable[..., Batch]) -> None:
+def test_a_forked_child_is_told_instead_of_waiting_for_ever(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(list)
     child = os.fork()
     if child == 0:

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 _Entry = tuple[Item, "asyncio.Future[Result]"]
 
 
-class Batch(Generic[Item, Result]):
+class GroupCommit(Generic[Item, Result]):
     """A thread that hands up to `limit` submitted items at a time to `work`.
 
     work: takes the items, returns as many results; what it raises is raised to every submitter of them.

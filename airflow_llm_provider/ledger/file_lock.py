@@ -1,4 +1,4 @@
-"""Turns at SQLite's one write lock: a queue between processes, with an end to patience."""
+"""FileLock at SQLite's one write lock: a queue between processes, with an end to patience."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-class Turns:
+class FileLock:
     """A lock file that is granted, near enough, in the order of asking.
 
     SQLite itself polls for its lock, unfairly: with eight writers the longest wait was 1.2 s, in a queue of
@@ -26,7 +26,7 @@ class Turns:
         self._path, self._patience_s = path, patience_s
 
     @contextlib.contextmanager
-    def turn(self, *, mode: int = 0o600) -> Iterator[None]:
+    def held(self, *, mode: int = 0o600) -> Iterator[None]:
         """Wait for the turn and keep it for the block; raises TimeoutError when patience ends."""
         lock = self._open(mode)
         try:

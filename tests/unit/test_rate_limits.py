@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_llm_provider.ledger import permits
+from airflow_llm_provider.ledger import rate_limits, schema
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.permits import Block, Bucket, Limits, Want
+from airflow_llm_provider.ledger.rate_limits import Bucket, Limits, PermitBlock, PermitRequest
 
 NOW = 1_800_000_000_000.0
 TEN_A_SECOND = Bucket(connection_id="claude", model=None, stated=Limits(rpm=600, burst_s=2))
@@ -37,12 +37,12 @@ def take(
     dag_id: str = "nightly",
     tokens: tuple[float, float] = (0.0, 0.0),
     **more: object,
-) -> Block:
-    want = Want(bucket=bucket, holder=holder, dag_id=dag_id, costs=[(1.0, *tokens)] * calls, **more)
-    return permits.take(connection, NOW + at_s * 1000, want)
+) -> PermitBlock:
+    want = PermitRequest(bucket=bucket, holder=holder, dag_id=dag_id, costs=[(1.0, *tokens)] * calls, **more)
+    return rate_limits.take_permits(connection, NOW + at_s * 1000, want)
 
 
-def times(block: Block, at_s: float = 0.0) -> list[float]:
+def times(block: PermitBlock, at_s: float = 0.0) -> list[float]:
     return [round(at_s + wait_s, 3) for wait_s in block.waits_s]
 
 
@@ -61,8 +61,10 @@ def test_processes_are_given_different_places(connection: sa.Connection) -> None
 
 def spent(connection: sa.Connection, bucket: Bucket = TEN_A_SECOND) -> None:
     """Take the burst, so that from now on calls are spaced."""
-    permits.correct(connection, NOW, bucket, (0.0, 0.0, 0.0))
-    connection.execute(sa.text(f"UPDATE permit SET requests_free_ms = {NOW + 1000 * bucket.stated.burst_s}"))
+    rate_limits.correct(connection, NOW, bucket, (0.0, 0.0, 0.0))
+    connection.execute(
+        sa.text(f"UPDATE rate_limit SET requests_free_ms = {NOW + 1000 * bucket.stated.burst_s}")
+    )
 
 
 takes = st.tuples(
@@ -80,7 +82,7 @@ def test_however_it_is_taken_no_stretch_of_time_gets_more_than_its_rate_and_a_bu
     places: list[float] = []
     now_s = 0.0
     with engine.begin() as connection:
-        permits.permit.create(connection)
+        schema.rate_limit.create(connection)
         for holder, calls, spare, later_s in taken:
             now_s += later_s
             block = take(connection, calls, at_s=now_s, bucket=bucket, holder=holder, spare=spare)
@@ -144,7 +146,7 @@ def test_what_a_reply_took_beyond_its_permit_is_waited_for_by_the_next(connectio
     take(connection, 1, bucket=bucket, tokens=(0.0, 5.0))
     late = take(connection, 1, bucket=bucket, tokens=(0.0, 5.0), correction=(0.0, 0.0, 45.0))
     assert times(late) == [4.5]
-    permits.correct(connection, NOW, bucket, (0.0, 0.0, -45.0))
+    rate_limits.correct(connection, NOW, bucket, (0.0, 0.0, -45.0))
     assert times(take(connection, 1, bucket=bucket, tokens=(0.0, 5.0))) == [0.5]
 
 
@@ -152,15 +154,15 @@ def test_what_a_reply_took_beyond_its_permit_is_waited_for_by_the_next(connectio
 
 
 def test_after_a_silence_all_go_on_evenly(connection: sa.Connection) -> None:
-    notice = permits.hear(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
+    notice = rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
     assert notice.quiet_until_ms == NOW + 20_000
     assert times(take(connection, 3)) == [20.1, 20.2, 20.3]
-    assert permits.look(connection, NOW, TEN_A_SECOND).quiet_until_ms == NOW + 20_000
+    assert rate_limits.read_state(connection, NOW, TEN_A_SECOND).quiet_until_ms == NOW + 20_000
 
 
 def test_a_shorter_silence_does_not_end_a_longer_one(connection: sa.Connection) -> None:
-    permits.hear(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
-    notice = permits.hear(connection, NOW + 1000, TEN_A_SECOND, quiet_s=1, limited_ago_s=None)
+    rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
+    notice = rate_limits.slow_down(connection, NOW + 1000, TEN_A_SECOND, quiet_s=1, limited_ago_s=None)
     assert notice.quiet_until_ms == NOW + 20_000
 
 
@@ -172,9 +174,11 @@ def test_a_429_halves_the_pace_once_for_all_that_were_sent_before_it_and_time_re
     connection: sa.Connection,
 ) -> None:
     for ago_s in (0.1, 0.4, 2.0):
-        permits.hear(connection, NOW, TEN_A_SECOND, quiet_s=0, limited_ago_s=ago_s)
+        rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=0, limited_ago_s=ago_s)
     assert interval_s(connection, 0) == 0.2
-    permits.hear(connection, NOW + 1000, TEN_A_SECOND, quiet_s=0, limited_ago_s=0.5)  # sent after the cut
+    rate_limits.slow_down(
+        connection, NOW + 1000, TEN_A_SECOND, quiet_s=0, limited_ago_s=0.5
+    )  # sent after the cut
     assert interval_s(connection, 1) == pytest.approx(0.2 / 1.1 * 2, rel=0.01)
     assert interval_s(connection, 11) == pytest.approx(0.2 / 1.1, rel=0.01)
     assert interval_s(connection, 200) == 0.1
@@ -184,17 +188,17 @@ def test_an_unknown_limit_is_cut_to_half_of_what_was_sent_and_forgotten_in_the_e
     connection: sa.Connection,
 ) -> None:
     assert interval_s(connection, 0, UNKNOWN) == 0
-    permits.hear(connection, NOW, UNKNOWN, quiet_s=0, limited_ago_s=0.1)
+    rate_limits.slow_down(connection, NOW, UNKNOWN, quiet_s=0, limited_ago_s=0.1)
     assert interval_s(connection, 0, UNKNOWN) == 1.0  # nothing was sent: the least there is
-    notice = permits.look(connection, NOW, UNKNOWN)
+    notice = rate_limits.read_state(connection, NOW, UNKNOWN)
     assert notice.paced_until_ms == NOW + 600_000
     assert interval_s(connection, 601, UNKNOWN) == 0
 
 
 def test_learnt_limits_hold_for_ten_minutes_from_when_they_were_last_heard(connection: sa.Connection) -> None:
-    notice = permits.learn(connection, NOW, UNKNOWN, Limits(rpm=600, itpm=60_000))
+    notice = rate_limits.store_limits(connection, NOW, UNKNOWN, Limits(rpm=600, itpm=60_000))
     assert (notice.learnt.rpm, notice.learnt.itpm, notice.learnt.otpm) == (600, 60_000, None)
     assert times(take(connection, 2, bucket=UNKNOWN)) == [0.1, 0.2]  # half of them was used: no burst
-    permits.learn(connection, NOW + 300_000, UNKNOWN, Limits(rpm=300))
+    rate_limits.store_limits(connection, NOW + 300_000, UNKNOWN, Limits(rpm=300))
     assert interval_s(connection, 800, UNKNOWN) == 0.2
     assert interval_s(connection, 901, UNKNOWN) == 0

@@ -12,12 +12,11 @@ import sqlalchemy as sa
 from test_reports import put, row
 
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.housekeeping import CALL_COLUMNS, check, export, size
-from airflow_llm_provider.ledger.pruning import prune
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.maintenance import CALL_COLUMNS, check, export, prune, size
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.reports import Filter, costs
 from airflow_llm_provider.ledger.schema import call, document, effect, payload, review, saving
-from airflow_llm_provider.ledger.store import Ledger
 
 DAY = 86_400_000
 
