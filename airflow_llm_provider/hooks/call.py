@@ -18,7 +18,7 @@ from airflow_llm_provider.hooks.arguments import require_messages
 from airflow_llm_provider.hooks.checks import Exhausted, with_models
 from airflow_llm_provider.hooks.routing import Routing
 from airflow_llm_provider.hooks.storage import object_storage, require_absolute
-from airflow_llm_provider.ledger.records import Saving
+from airflow_llm_provider.ledger.savings import Saving
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.validators import Judge, Validator
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_llm_provider.hooks.settings import Settings
-    from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope
+    from airflow_llm_provider.ledger.store import Ledger
 
 # XComs are rows of Airflow's database, read whole by every page that shows them.
 MAX_XCOM_BYTES = 1_000_000

@@ -276,6 +276,7 @@ class ClaudeOperator(BaseOperator):
         """Ask in this worker, and return the answer."""
         from airflow_llm_provider.engine.bill import bill
         from airflow_llm_provider.engine.tool_calls import ApprovalNeeded
+        from airflow_llm_provider.ledger.savings import keep_saving
         from airflow_llm_provider.pricing import usd
 
         files = with_files_read(self.inputs, roots=self.allowed_roots, typed=self._typed_files)
@@ -298,7 +299,7 @@ class ClaudeOperator(BaseOperator):
                     usd(alone),
                 )
             delivered = await asyncio.to_thread(call.delivered, reply)
-            engine.ledger.record_later(call.saving(reply, scope))
+            await keep_saving(engine.ledger, call.saving(reply, scope))
             self.log.info("%s", await bill(engine, scope))
             return reply, delivered
 
