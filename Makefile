@@ -14,7 +14,7 @@ RESOLVE = $(VENV)/bin/uv pip compile --quiet --no-emit-index-url --python-versio
 TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check bench test-dags test-distributed chaos security package lower-bounds pythons stranger docs stand-in clean
+.PHONY: help demo test test-slow check house bench test-dags test-distributed chaos security package lower-bounds pythons stranger docs stand-in clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -38,7 +38,11 @@ check: $(READY) ## Lint, formatting, types, import rules, security
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
+	@-$(VENV)/bin/python benchmarks/house.py --check
 	@$(VENV)/bin/bandit --quiet --recursive --severity-level medium airflow_llm_provider dags
+
+house: $(READY) ## Measure how easily the code can be read, and follow two calls (ARGS="--before REV")
+	@$(VENV)/bin/python benchmarks/house.py $(ARGS)
 
 bench: $(READY) ## Measure against the rivals and at scale, write docs/benchmarks.md, long (NAME=… for one part of it)
 	@$(if $(NAME),$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS),\
