@@ -92,10 +92,10 @@ def _measure(documents: int, in_flight: int) -> dict[str, Any]:
 
 async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     """Do what the operator does in its task process."""
+    from airflow_llm_provider.documents.output import RowWriter
     from airflow_llm_provider.documents.question import Question
     from airflow_llm_provider.documents.run import Run
-    from airflow_llm_provider.documents.sink import RowSink
-    from airflow_llm_provider.documents.source import list_documents
+    from airflow_llm_provider.documents.sources import list_documents
     from airflow_llm_provider.engine.client import AnthropicClient
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
@@ -114,9 +114,9 @@ async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
         ),
         max_in_flight=in_flight,
     )
-    with RowSink(folder / "rows" / "rows.jsonl", schema=output.item_schema) as sink:
+    with RowWriter(folder / "rows" / "rows.jsonl", schema=output.item_schema) as sink:
         manifest = await run.run(list_documents(folder / "inbox"), sink)
-        await asyncio.to_thread(sink.close, manifest)
+        await asyncio.to_thread(sink.publish, manifest)
     await engine.close()
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {

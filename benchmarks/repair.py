@@ -24,10 +24,10 @@ from typing import Any, Literal
 import pydantic
 import sqlalchemy as sa
 
+from airflow_llm_provider.documents.output import RowWriter
 from airflow_llm_provider.documents.question import Question
 from airflow_llm_provider.documents.run import Run
-from airflow_llm_provider.documents.sink import RowSink
-from airflow_llm_provider.documents.source import list_documents
+from airflow_llm_provider.documents.sources import list_documents
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.repair import SourceRepairs
 from airflow_llm_provider.engine.run import Engine
@@ -177,10 +177,10 @@ async def side(server: StandIn, documents: int, output: OutputType, folder: Path
         terms={"validators": VALIDATORS, "max_repairs": 3},
     )
     rows = [{"id": str(n), "text": LETTER.format(**letter(n)) + TERMS} for n in range(documents)]
-    sink = RowSink(folder / "rows.jsonl", schema=output.item_schema)
+    sink = RowWriter(folder / "rows.jsonl", schema=output.item_schema)
     try:
         manifest = await run.run(list_documents(rows, text_field="text"), sink)
-        sink.close(manifest)
+        sink.publish(manifest)
     finally:
         await engine.close()
     balance(url, server.invoice.lines[before:])
@@ -237,7 +237,7 @@ async def cached(server: StandIn, documents: int, share: float, rule: SourceRepa
         )
         run = Run(engine=engine, scope=SCOPE, question=question, terms={"max_repairs": 3}, max_in_flight=8)
         rows = [{"id": str(n), "text": LETTER.format(**letter(n)) + TERMS} for n in range(documents)]
-        sink = RowSink(Path(folder) / "rows.jsonl", schema=question.output.item_schema)
+        sink = RowWriter(Path(folder) / "rows.jsonl", schema=question.output.item_schema)
         await run.run(list_documents(rows, text_field="text"), sink)
         sink.discard()
         await engine.close()

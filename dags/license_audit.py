@@ -235,7 +235,7 @@ def _search_path(folder: str | None) -> list[str]:
     from airflow.sdk.configuration import conf
     from airflow.sdk.exceptions import AirflowFailException
 
-    from airflow_llm_provider.documents.roots import OutsideRoots, Roots
+    from airflow_llm_provider.documents.files import OutsideRoots, Roots
 
     roots = conf.get("llm", "roots", fallback="").split(",")
     try:

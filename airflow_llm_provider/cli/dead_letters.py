@@ -130,7 +130,7 @@ def reopen_letters(
 
 
 def _read(path: str) -> list[Letter]:
-    from airflow_llm_provider.documents.dead_letters import read_dead_letters
+    from airflow_llm_provider.documents.output import read_dead_letters
 
     try:
         letters = list(read_dead_letters(path, to_path=_object_storage))

@@ -6,8 +6,7 @@ import io
 import zipfile
 from typing import Any
 
-from airflow_llm_provider.documents.content import Unreadable
-from airflow_llm_provider.documents.text import checked
+from airflow_llm_provider.documents.content import Unreadable, checked
 
 MAX_UNPACKED_BYTES = 100 * 1000 * 1000
 MAX_XML_BYTES = 32 * 1024 * 1024

@@ -1,14 +1,154 @@
-"""Files of rows: JSONL, CSV and Parquet behind one small writer protocol, chosen by extension."""
+"""Rows and their columns, written as JSONL, CSV or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
 import io
+import json
+import re
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Protocol
+from decimal import Decimal
+from typing import IO, Any, Literal, Protocol, TypeAlias
 
-from airflow_llm_provider.documents.rows import as_json, columns, data_fields, refuse_unknown, to_json
+import orjson
+
+ColumnType: TypeAlias = Literal["text", "integer", "number", "boolean", "decimal"]
+
+BEFORE_DATA: dict[str, ColumnType] = {"document_id": "text", "item": "integer", "outcome": "text"}
+AFTER_DATA: dict[str, ColumnType] = {
+    "model": "text",
+    "stop_reason": "text",
+    "input_tokens": "integer",
+    "output_tokens": "integer",
+    "cache_read_tokens": "integer",
+    "cache_write_tokens": "integer",
+    "cost_usd": "decimal",
+    "reused": "boolean",
+    "attempts": "integer",
+    "repairs": "integer",
+    "latency_s": "number",
+    "trace_id": "text",
+}
+
+
+class RowDoesNotFit(ValueError):
+    """A row's value can't be held by its column; the row was not taken."""
+
+
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_JSON_TYPES = {"text": "string", "decimal": "string"}
+
+
+def columns(list_type: bool) -> list[str]:
+    """Return the row's columns in order; `item` (from 0) only where a list lands one row an item."""
+    before = [name for name in BEFORE_DATA if list_type or name != "item"]
+    return [*before, "data", *AFTER_DATA]
+
+
+def refuse_unknown(row: Mapping[str, Any], known: frozenset[str]) -> None:
+    """Raise RowDoesNotFit for a row with columns that rows don't have."""
+    if not known.issuperset(row):
+        raise RowDoesNotFit(
+            f"document {row.get('document_id')!r}: unknown columns {sorted(row.keys() - known)}"
+        )
+
+
+def row_schema(schema: Mapping[str, Any] | None, list_type: bool) -> dict[str, Any]:
+    """Return the JSON schema of one row, `schema` being that of its data (None: plain text)."""
+    data = dict(schema) if schema is not None else {"type": ["string", "null"]}
+    definitions = data.pop("$defs", None)
+    properties: dict[str, Any] = {}
+    for name in columns(list_type):
+        kind = {**BEFORE_DATA, **AFTER_DATA}.get(name)
+        if kind is None:
+            properties[name] = data
+        elif name == "document_id":
+            properties[name] = {"type": "string"}
+        else:
+            properties[name] = {"type": [_JSON_TYPES.get(kind, kind), "null"]}
+    whole: dict[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": properties,
+        "required": ["document_id"],
+    }
+    if definitions:
+        whole["$defs"] = definitions  # references start at the document's top
+    return whole
+
+
+def data_fields(schema: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]] | None:
+    """Return the fields of the data and their schemas; None when the data is no object with named fields."""
+    if schema is None:
+        return None
+    found = resolve(schema, schema).get("properties")
+    return dict(found) if found else None
+
+
+def resolve(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Follow `$ref` and drop "or null": return what a value of `part` is when it is there."""
+    for _ in range(32):  # a reference to itself leads nowhere
+        if "$ref" in part:
+            target: Any = whole
+            for step in str(part["$ref"]).removeprefix("#").strip("/").split("/"):
+                target = target.get(step.replace("~1", "/").replace("~0", "~"), {}) if step else target
+            part = target
+            continue
+        options = part.get("anyOf") or part.get("oneOf") or part.get("allOf")
+        if options and "type" not in part:
+            real = [option for option in options if option.get("type") != "null"]
+            if len(real) != 1:
+                return {}
+            part = real[0]
+            continue
+        return part
+    return {}
+
+
+def scalar_type(part: Mapping[str, Any]) -> ColumnType | None:
+    """Return the column type of a resolved schema; None for objects, arrays and mixtures."""
+    kinds = part.get("type")
+    if kinds is None and ("enum" in part or "const" in part):
+        values = part["enum"] if "enum" in part else [part["const"]]
+        return "text" if all(isinstance(value, str) for value in values) else None
+    real = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds or []) if kind != "null"]
+    if len(real) != 1:
+        return None
+    names: dict[str, ColumnType] = {
+        "string": "text",
+        "integer": "integer",
+        "number": "number",
+        "boolean": "boolean",
+    }
+    return names.get(real[0])
+
+
+def as_json(value: object) -> str:
+    """Return a value that has no column type of its own as JSON text; a text stays itself."""
+    return value if isinstance(value, str) else to_json(value).decode()
+
+
+def to_json(value: object) -> bytes:
+    """Return a value as one line of JSON."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # An answer may hold integers past 64 bits, which orjson refuses.
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def from_json(raw: bytes) -> Any:
+    """Return the value that `raw` is, its integers exact; raises ValueError or RecursionError for what is no JSON."""
+    # orjson makes floats of integers past 64 bits; the slower standard library keeps them.
+    if _LONG_NUMBER.search(raw):
+        return json.loads(raw, parse_constant=_refuse)
+    return orjson.loads(raw)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
 
 FORMATS = ("jsonl", "csv", "parquet")
 
@@ -21,7 +161,7 @@ class MissingExtra(ImportError):
     """The format needs a package that is not installed."""
 
 
-class RowWriter(Protocol):
+class FormatWriter(Protocol):
     """Writes rows, in order, to an open file, and leaves it open."""
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -55,20 +195,20 @@ def row_check(
     if name != "parquet":
         known = frozenset(columns(list_type))
         return lambda row: refuse_unknown(row, known)
-    from airflow_llm_provider.documents.parquet import ParquetColumns
+    from airflow_llm_provider.documents.formats import ParquetColumns
 
     return ParquetColumns(schema, list_type).convert
 
 
 def open_writer(
     name: str, file: IO[bytes], *, schema: Mapping[str, Any] | None, list_type: bool
-) -> RowWriter:
+) -> FormatWriter:
     """Return the writer of format `name`; schema: of one row's data, None for plain text."""
     if name == "jsonl":
         return _JsonlWriter(file, list_type)
     if name == "csv":
         return _CsvWriter(file, schema, list_type)
-    from airflow_llm_provider.documents.parquet import ParquetWriter
+    from airflow_llm_provider.documents.formats import ParquetWriter
 
     return ParquetWriter(file, schema, list_type)
 
@@ -126,3 +266,154 @@ class _CsvWriter:
 
 def _cell(value: object) -> str:
     return "" if value is None else as_json(value)
+
+
+ROW_GROUP_ROWS = 5_000
+ROW_GROUP_CHARACTERS = 16_000_000
+_MAX_DEPTH = 8
+
+Convert: TypeAlias = Callable[[Any], Any]
+
+
+class ParquetColumns:
+    """The Arrow types of a row's columns: tokens int64, latency_s double, cost_usd decimal(18, 6)."""
+
+    def __init__(self, schema: Mapping[str, Any] | None, list_type: bool) -> None:
+        import pyarrow as pa  # type: ignore[import-untyped]
+
+        self._known = frozenset(columns(list_type))
+        self._convert: dict[str, Convert] = {}
+        fields = []
+        for name in columns(list_type):
+            kind = {**BEFORE_DATA, **AFTER_DATA}.get(name)
+            if kind is not None:
+                arrow, convert = _scalar(kind)
+            elif schema is None:
+                arrow, convert = _scalar("text")
+            else:
+                arrow, convert = _typed(schema, schema, 0)
+            fields.append(pa.field(name, arrow))
+            self._convert[name] = convert
+        self.arrow = pa.schema(fields)
+
+    def convert(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the row with its values as Arrow takes them; raise RowDoesNotFit."""
+        refuse_unknown(row, self._known)
+        whole: dict[str, Any] = {}
+        for name, value in row.items():
+            if value is None:
+                continue
+            try:
+                whole[name] = self._convert[name](value)
+            except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+                raise RowDoesNotFit(
+                    f"document {row.get('document_id')!r}: {name} {str(value)[:200]!r} does not fit its "
+                    f"Parquet column ({error}); write .jsonl, or change the schema"
+                ) from None
+        return whole
+
+
+class ParquetWriter:
+    """Writes row groups of at most ROW_GROUP_ROWS rows or about ROW_GROUP_CHARACTERS of text, with zstd."""
+
+    def __init__(self, file: IO[bytes], schema: Mapping[str, Any] | None, list_type: bool) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        self._pa = pa
+        self._columns = ParquetColumns(schema, list_type)
+        self._out = pq.ParquetWriter(file, self._columns.arrow, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+        self._characters = 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Hold the row until its group is full."""
+        whole = self._columns.convert(row)
+        self._rows.append(whole)
+        self._characters += _weight(whole)
+        if len(self._rows) >= ROW_GROUP_ROWS or self._characters >= ROW_GROUP_CHARACTERS:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the last group and the footer."""
+        self._flush()
+        self._out.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._out.write_table(self._pa.Table.from_pylist(self._rows, schema=self._columns.arrow))
+            self._rows = []
+            self._characters = 0
+
+
+def _typed(part: Mapping[str, Any], whole: Mapping[str, Any], depth: int) -> tuple[Any, Convert]:
+    """Return the Arrow type of a schema, and what turns a JSON value into one of it."""
+    import pyarrow as pa
+
+    part = resolve(part, whole)
+    if (kind := scalar_type(part)) is not None:
+        return _scalar(kind)
+    if depth < _MAX_DEPTH:  # deeper, or going round in circles: as JSON text
+        if part.get("properties"):
+            members = {name: _typed(inner, whole, depth + 1) for name, inner in part["properties"].items()}
+            converts = {name: convert for name, (_, convert) in members.items()}
+            return pa.struct([pa.field(name, arrow) for name, (arrow, _) in members.items()]), _struct(
+                converts
+            )
+        if part.get("type") == "array" and isinstance(part.get("items"), Mapping) and part["items"]:
+            arrow, convert = _typed(part["items"], whole, depth + 1)
+            return pa.list_(arrow), _list(convert)
+    return pa.string(), as_json
+
+
+def _scalar(kind: ColumnType) -> tuple[Any, Convert]:
+    import pyarrow as pa
+
+    converts: dict[ColumnType, tuple[Any, Convert]] = {
+        "text": (pa.string(), as_json),
+        "integer": (pa.int64(), _integer),
+        "number": (pa.float64(), float),
+        "boolean": (pa.bool_(), _boolean),
+        "decimal": (pa.decimal128(18, 6), Decimal),
+    }
+    return converts[kind]
+
+
+def _integer(value: Any) -> int:
+    number = int(value)
+    if number != value or not -(2**63) <= number < 2**63:
+        raise ValueError("not a 64-bit integer")
+    return number
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("neither true nor false")
+    return value
+
+
+def _struct(converts: Mapping[str, Convert]) -> Convert:
+    def convert(value: Any) -> dict[str, Any]:
+        return {name: inner(value[name]) for name, inner in converts.items() if value.get(name) is not None}
+
+    return convert
+
+
+def _list(inner: Convert) -> Convert:
+    def convert(value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise ValueError("not a list")
+        return [None if item is None else inner(item) for item in value]
+
+    return convert
+
+
+def _weight(value: Any) -> int:
+    """Return about how many characters a value holds."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_weight, value.values()))
+    if isinstance(value, list):
+        return 8 + sum(map(_weight, value))
+    return 8

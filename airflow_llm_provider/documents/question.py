@@ -6,9 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_llm_provider.documents.blocks import ceiling_tokens, to_blocks
-from airflow_llm_provider.documents.content import Content
-from airflow_llm_provider.documents.document import Document
+from airflow_llm_provider.documents.content import Content, ceiling_tokens, to_blocks
+from airflow_llm_provider.documents.document import MAX_FILE_BYTES, Document
 from airflow_llm_provider.documents.pdf import PdfMode
 from airflow_llm_provider.engine.framing import Framing
 from airflow_llm_provider.engine.request import Request, to_json
@@ -39,7 +38,7 @@ class Question:
     version: str = ""
     framing: Framing = "document"
     pdf: PdfMode = "auto"
-    max_bytes: int = 32 * 1024 * 1024
+    max_bytes: int = MAX_FILE_BYTES
     encoding: str = "utf-8"
     asked_by: str = ""
     family: str = field(init=False, repr=False, default="")

@@ -1,24 +1,30 @@
-"""From a document to its content: bytes are fetched within limits, told apart, and read by their format."""
+"""From a document to its content: fetch the bytes within limits, recognise the format, read it."""
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import os
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
-from airflow_llm_provider.documents.content import Content, Part, Unreadable
-from airflow_llm_provider.documents.document import Document
-from airflow_llm_provider.documents.image import image_part, image_type
-from airflow_llm_provider.documents.pdf import PdfMode
+from airflow_llm_provider.documents.content import (
+    IMAGE_TOKENS,
+    PDF_PAGE_TOKENS,
+    Content,
+    Part,
+    Unreadable,
+    checked,
+    decode,
+    encode_base64,
+)
+from airflow_llm_provider.documents.document import MAX_FILE_BYTES, Document
+from airflow_llm_provider.documents.files import open_regular
+from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES, PdfMode
 from airflow_llm_provider.documents.pdf_process import pdf_parts_beside
-from airflow_llm_provider.documents.regular import open_regular
-from airflow_llm_provider.documents.text import checked, decode
 
-__all__ = ["MAX_BYTES", "Content", "Part", "PdfMode", "Unreadable", "read"]
-
-MAX_BYTES = 32 * 1000 * 1000
-"""How large a document may be unless told otherwise: about the API's limit for one request."""
+__all__ = ["Content", "Part", "PdfMode", "Unreadable", "read"]
 
 _FORMATS = {
     **dict.fromkeys(("html", "htm", "xhtml"), "html"),
@@ -29,7 +35,7 @@ _FORMATS = {
 
 
 def read(
-    document: Document, *, pdf: PdfMode = "auto", max_bytes: int = MAX_BYTES, encoding: str = "utf-8"
+    document: Document, *, pdf: PdfMode = "auto", max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
 ) -> Content:
     """Return the document's content; blocking, safe in threads.
 
@@ -136,3 +142,57 @@ def _why(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "it has become a link since it was listed"
     return error.strerror or str(error)
+
+
+MAX_BASE64_BYTES = 5 * 1024 * 1024
+"""The API counts an image's base64 text, so a file may have three quarters of this (3.75 MiB)."""
+
+
+def image_type(raw: bytes) -> str | None:
+    """Return the media type of PNG, JPEG, GIF and WebP data; None for anything else."""
+    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if raw.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    # A text may begin with "GIF89a" too; the header of an image holds a NUL.
+    if raw.startswith((b"GIF87a", b"GIF89a")) and b"\0" in raw[6:32]:
+        return "image/gif"
+    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
+        return "image/webp"
+    return None
+
+
+def image_part(raw: bytes) -> Part:
+    """Return the image as a part; raise Unreadable when it is none, or too large for the API."""
+    media_type = image_type(raw)
+    if media_type is None:
+        raise Unreadable("unreadable", "not a PNG, JPEG, GIF or WebP image, whatever its name says")
+    data = encode_base64(raw)
+    if len(data) > MAX_BASE64_BYTES:
+        raise Unreadable(
+            "too_large",
+            f"the image has {len(raw):,} bytes; the API takes {MAX_BASE64_BYTES * 3 // 4:,}. Scale it down.",
+        )
+    return Part(kind="image", data=data, media_type=media_type)
+
+
+def ceiling_of_blocks(value: Any) -> int:
+    """Return an upper bound of the input tokens of images and pages in messages, or in blocks within them.
+
+    A PDF that is not in the request, or that cannot be parsed, counts as the most pages that the API takes.
+    """
+    if isinstance(value, Mapping):
+        source = value.get("source")
+        if value.get("type") == "image":
+            return IMAGE_TOKENS
+        if isinstance(source, Mapping) and source.get("type") in ("base64", "url", "file"):
+            return PDF_PAGE_TOKENS * _pages(source.get("data"))
+        return sum(map(ceiling_of_blocks, value.values()))
+    return sum(map(ceiling_of_blocks, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def _pages(data: Any) -> int:
+    try:
+        return pdf_parts_beside(base64.b64decode(data), "native")[1]
+    except (Unreadable, TypeError, ValueError):
+        return MAX_NATIVE_PAGES

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.forecast import Forecast
+from airflow_llm_provider.documents.output import RowWriter
 from airflow_llm_provider.documents.run import Run
-from airflow_llm_provider.documents.sink import RowSink
 from airflow_llm_provider.engine.flow import for_each
 from airflow_llm_provider.engine.purchase import Purchase
 from airflow_llm_provider.engine.reply import Reply
@@ -93,7 +93,7 @@ class RehearsedRun(Run):
         self._terms["output"] = _AnyAnswer(self.question.output.output_type)
         await for_each(self._taken(documents), partial(self._one, _Nowhere()), limit=self.max_in_flight)
 
-    def _land(self, sink: RowSink, index: int, document: Document, reply: Reply) -> None:
+    def _land(self, sink: RowWriter, index: int, document: Document, reply: Reply) -> None:
         del sink, index
         self.outcomes["pending" if reply.attempts else "reused"] += 1
         if reply.attempt_id:
@@ -104,13 +104,13 @@ class RehearsedRun(Run):
             self.engine.paid_for.add(self.scope.claim(sighting, self.reuse))
 
 
-class _Nowhere(RowSink):
+class _Nowhere(RowWriter):
     """A sink that keeps nothing: dead letters are counted, rows there are none."""
 
     def __init__(self) -> None:
         """Open no file."""
 
-    def dead(self, index: int, letter: Mapping[str, Any]) -> None:
+    def add_dead_letter(self, index: int, letter: Mapping[str, Any]) -> None:
         del index, letter
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.documents.content import Content, Unreadable
 from airflow_llm_provider.documents.document import Document, Rejected
+from airflow_llm_provider.documents.formats import RowDoesNotFit
 from airflow_llm_provider.documents.question import Question
 from airflow_llm_provider.documents.reader import read
-from airflow_llm_provider.documents.rows import RowDoesNotFit
 from airflow_llm_provider.engine.flow import calm_collector, for_each
 from airflow_llm_provider.engine.long import LongInput, ask_about
 from airflow_llm_provider.errors import (
@@ -41,7 +41,7 @@ from airflow_llm_provider.ledger.records import Saving
 from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.documents.sink import RowSink
+    from airflow_llm_provider.documents.output import RowWriter
     from airflow_llm_provider.engine.reply import Reply
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.ledger.records import CallScope, Reuse
@@ -118,7 +118,7 @@ class Run:
         )
         self.cascade: collections.Counter[str] = collections.Counter()
 
-    async def run(self, documents: Iterable[Document | Rejected], sink: RowSink) -> dict[str, Any]:
+    async def run(self, documents: Iterable[Document | Rejected], sink: RowWriter) -> dict[str, Any]:
         """Ask about every document, hand rows and dead letters to the sink, and return the counts.
 
         Raises when what went wrong would go wrong for every document; what was paid stays in the ledger.
@@ -198,7 +198,7 @@ class Run:
             taken += 1
         self._listed_all = True
 
-    async def _one(self, sink: RowSink, numbered: tuple[int, Document | Rejected]) -> None:
+    async def _one(self, sink: RowWriter, numbered: tuple[int, Document | Rejected]) -> None:
         index, document = numbered
         try:
             if isinstance(document, Rejected):
@@ -246,7 +246,7 @@ class Run:
             self.engine, text, lambda part: question.request(content.with_text(part)), long=self.long, **terms
         )
 
-    def _land(self, sink: RowSink, index: int, document: Document, reply: Reply) -> None:
+    def _land(self, sink: RowWriter, index: int, document: Document, reply: Reply) -> None:
         outcome = "reused" if reply.reused else "repaired" if reply.repairs else "answered"
         data = self.question.output.dump(reply.value)
         row = {"document_id": document.id, "outcome": outcome, "data": data, **reply.usage_record()}
@@ -268,7 +268,7 @@ class Run:
             calm_collector()
 
     def _bury(
-        self, sink: RowSink, index: int, document: Document | Rejected, reason: str, error: Exception
+        self, sink: RowWriter, index: int, document: Document | Rejected, reason: str, error: Exception
     ) -> None:
         self.outcomes["dead_letter"] += 1
         self.reasons[reason] += 1
@@ -287,7 +287,7 @@ class Run:
                 "fingerprints": list(error.fingerprints),
                 "complaints": list(error.complaints),
             }
-        sink.dead(index, letter)
+        sink.add_dead_letter(index, letter)
 
     def _give_up_if_hopeless(self, error: LLMError) -> None:
         """Raise `error` when the documents that follow would fail alike."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from airflow_llm_provider.documents.blocks import ceiling_of_blocks
+from airflow_llm_provider.documents.reader import ceiling_of_blocks
 from airflow_llm_provider.engine.long import LongInput, TooLongMode, ask_about
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request, to_json

@@ -12,7 +12,7 @@ from airflow_llm_provider.hooks.storage import object_storage
 
 def is_file(value: Any) -> bool:
     """Tell a path object, local or of object storage, from text: a text that names a file opens none."""
-    from airflow_llm_provider.documents.paths import is_path
+    from airflow_llm_provider.documents.files import is_path
 
     return is_path(value)
 
@@ -51,11 +51,10 @@ def with_files_read(
 
 
 def _content(name: str, path: Any, roots: list[str] | None) -> Any:
-    from airflow_llm_provider.documents.blocks import to_blocks
-    from airflow_llm_provider.documents.content import Unreadable
+    from airflow_llm_provider.documents.content import Unreadable, to_blocks
     from airflow_llm_provider.documents.document import Rejected
     from airflow_llm_provider.documents.reader import read
-    from airflow_llm_provider.documents.source import list_documents
+    from airflow_llm_provider.documents.sources import list_documents
 
     found = list(list_documents([path], roots=roots, to_path=object_storage))
     if len(found) != 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider.documents.document import MAX_FILE_BYTES
 from airflow_llm_provider.errors import TerminalError
 from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.documents.document import Document, Rejected
     from airflow_llm_provider.documents.estimate import Estimate
+    from airflow_llm_provider.documents.output import RowWriter
     from airflow_llm_provider.documents.pdf import PdfMode
     from airflow_llm_provider.documents.question import Question
     from airflow_llm_provider.documents.run import Run
-    from airflow_llm_provider.documents.sink import RowSink
     from airflow_llm_provider.engine.framing import Framing
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.engine.validate import OutputType
@@ -137,7 +138,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         pdf: PdfMode = "auto",
         framing: Framing = "document",
         encoding: str = "utf-8",
-        max_bytes: int = 32 * 1024 * 1024,
+        max_bytes: int = MAX_FILE_BYTES,
         max_tokens: int = 4096,
         effort: str | None = None,
         extra_body: dict[str, Any] | None = None,
@@ -316,7 +317,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         run = self._run(engine, settings, context)
         with self._sink(context["ti"].map_index) as sink:
             manifest = await run.run(self._found(), sink)
-            landed = await asyncio.to_thread(sink.close, manifest)
+            landed = await asyncio.to_thread(sink.publish, manifest)
         self.log.info("%s", await bill(engine, run.scope))
         return {**manifest, **landed.paths(), "rows": landed.rows}, run
 
@@ -354,7 +355,7 @@ class ClaudeDocumentsOperator(BaseOperator):
 
     def _found(self) -> Iterator[Document | Rejected]:
         from airflow_llm_provider.documents.formats import MissingExtra
-        from airflow_llm_provider.documents.source import list_documents
+        from airflow_llm_provider.documents.sources import list_documents
 
         is_typed = self._is_literal and not is_mapped_over_a_task(self)
         try:
@@ -373,7 +374,7 @@ class ClaudeDocumentsOperator(BaseOperator):
         except (MissingExtra, TypeError, ValueError) as error:
             raise AirflowFailException(f"{self.task_id}: {error}") from error
 
-    def _sink(self, map_index: int | None) -> RowSink:
+    def _sink(self, map_index: int | None) -> RowWriter:
         """Return where rows go; raises AirflowFailException where they can't, before anything is paid for."""
         try:
             return row_sink(

@@ -17,7 +17,7 @@ from airflow_llm_provider.hooks.storage import object_storage, require_absolute
 from airflow_llm_provider.operators.rows import Rows
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.documents.sink import RowSink
+    from airflow_llm_provider.documents.output import RowWriter
 
 
 # What stands in the way of the rows, and will at the next try.
@@ -65,7 +65,7 @@ def readable_roots(
 
     roots: as the task names them; None: [llm] roots. is_typed: whether the author has typed `documents`.
     """
-    from airflow_llm_provider.documents.roots import OutsideRoots
+    from airflow_llm_provider.documents.files import OutsideRoots
 
     names = named_roots(roots)
     are_texts = isinstance(documents, Rows) and documents.are_texts and strings == "text"
@@ -84,10 +84,10 @@ def row_sink(
     output_type: Any,
     strings: Literal["text", "path"],
     map_index: int | None,
-) -> RowSink:
+) -> RowWriter:
     """Return where the rows about `documents` go; raises Misplaced."""
     from airflow_llm_provider.documents.formats import MissingExtra
-    from airflow_llm_provider.documents.sink import RowSink
+    from airflow_llm_provider.documents.output import RowWriter
     from airflow_llm_provider.engine.validate import OutputType
 
     try:
@@ -96,7 +96,7 @@ def row_sink(
         raise Misplaced(str(error)) from None
     kind = OutputType(output_type)
     try:
-        sink = RowSink(
+        sink = RowWriter(
             output,
             part=f"part-{map_index}" if map_index is not None and map_index >= 0 else None,
             schema=kind.item_schema,

@@ -15,9 +15,9 @@ from pages import ROOT, blocks, languages, named, section
 
 from airflow_llm_provider.documents.document import Reason
 from airflow_llm_provider.documents.estimate import Estimate
-from airflow_llm_provider.documents.rows import AFTER_DATA, columns
+from airflow_llm_provider.documents.formats import AFTER_DATA, columns
 from airflow_llm_provider.documents.run import reason_of
-from airflow_llm_provider.documents.source import SUFFIXES
+from airflow_llm_provider.documents.sources import SUFFIXES
 from airflow_llm_provider.errors import BY_KIND, AnswerError, LLMError
 from airflow_llm_provider.hooks.choice import Decision as Choice
 from airflow_llm_provider.hooks.choice import Proposal

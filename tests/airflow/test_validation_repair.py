@@ -294,7 +294,7 @@ def test_nobody_is_given_what_was_cut_off_to_approve(deployment: Any) -> None:
 
 
 def test_a_dead_letter_says_what_was_wrong(deployment: Any) -> None:
-    from airflow_llm_provider.documents.dead_letters import read_dead_letters
+    from airflow_llm_provider.documents.output import read_dead_letters
 
     answers(deployment, MISSING)
     folder = deployment.folder / "letters"
@@ -307,7 +307,7 @@ def test_a_dead_letter_says_what_was_wrong(deployment: Any) -> None:
 
 
 def test_a_dead_letter_gives_its_reason_in_the_words_of_the_documents_operator(deployment: Any) -> None:
-    from airflow_llm_provider.documents.dead_letters import read_dead_letters
+    from airflow_llm_provider.documents.output import read_dead_letters
 
     deployment.server.fail(kind="refusal")
     folder = deployment.folder / "letters"

@@ -12,9 +12,9 @@ import pytest
 
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.estimate import Estimate, estimate
+from airflow_llm_provider.documents.output import RowWriter
 from airflow_llm_provider.documents.question import Question
 from airflow_llm_provider.documents.run import Run
-from airflow_llm_provider.documents.sink import RowSink
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.long import LongInput
 from airflow_llm_provider.engine.run import Engine
@@ -177,7 +177,7 @@ class Office:
 
     async def ask(self, workload: Workload, documents: list[Document]) -> dict[str, Any]:
         async def work(run: Run) -> dict[str, Any]:
-            with RowSink(str(self.folder / "rows.jsonl")) as sink:
+            with RowWriter(str(self.folder / "rows.jsonl")) as sink:
                 return await run.run(documents, sink)
 
         return await self.with_run(workload, work)

@@ -17,7 +17,7 @@ def main(path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     from airflow_llm_provider.documents.reader import Unreadable, read
-    from airflow_llm_provider.documents.source import Rejected, list_documents
+    from airflow_llm_provider.documents.sources import Rejected, list_documents
 
     began = time.process_time()
     outcomes: dict[str, int] = {}

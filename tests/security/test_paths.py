@@ -11,7 +11,7 @@ import pytest
 from upath import UPath
 
 from airflow_llm_provider.documents.reader import Unreadable, read
-from airflow_llm_provider.documents.source import Document, NoSuchDocuments, OutsideRoots, list_documents
+from airflow_llm_provider.documents.sources import Document, NoSuchDocuments, OutsideRoots, list_documents
 
 INSIDE, OUTSIDE = "a document", "the machine's secret"
 

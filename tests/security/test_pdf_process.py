@@ -32,7 +32,8 @@ os.kill(os.getpid(), 9)
 """
 COUNTED = """
 import base64, sys
-from airflow_llm_provider.documents.blocks import PDF_PAGE_TOKENS, ceiling_of_blocks
+from airflow_llm_provider.documents.content import PDF_PAGE_TOKENS
+from airflow_llm_provider.documents.reader import ceiling_of_blocks
 pdf = {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(sys.stdin.buffer.read())}
 assert ceiling_of_blocks([{"type": "document", "source": pdf}]) == PDF_PAGE_TOKENS
 assert not any("pdfium" in name for name in sys.modules), "opened in the task"

@@ -25,13 +25,12 @@ from hypothesis import strategies as st
 from lxml.html import document_fromstring
 from upath import UPath
 
-from airflow_llm_provider.documents import image as image_module
 from airflow_llm_provider.documents import pdf as pdf_module
 from airflow_llm_provider.documents.document import Document
-from airflow_llm_provider.documents.html_layout import layout_is_cheap
+from airflow_llm_provider.documents.html import layout_is_cheap
 from airflow_llm_provider.documents.pdf import pdf_parts
-from airflow_llm_provider.documents.reader import Content, Unreadable, read
-from airflow_llm_provider.documents.source import list_documents
+from airflow_llm_provider.documents.reader import MAX_BASE64_BYTES, Content, Unreadable, read
+from airflow_llm_provider.documents.sources import list_documents
 
 PNG = base64.b64decode(
     b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -439,7 +438,7 @@ def test_images_are_told_by_their_first_bytes(tmp_path, raw, media_type, name):
 
 
 def test_an_image_over_the_apis_limit_is_too_large_counted_as_base64(tmp_path):
-    assert image_module.MAX_BASE64_BYTES == 5_242_880
+    assert MAX_BASE64_BYTES == 5_242_880
     assert refused(tmp_path, PNG + bytes(4_000_000), "a.png")[0] == "too_large"
     assert read_bytes(tmp_path, PNG + bytes(3_900_000), "a.png").parts
 
@@ -455,9 +454,9 @@ def test_first_bytes_win_over_the_name(tmp_path):
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     code = (
-        "import sys, airflow_llm_provider.documents.source, airflow_llm_provider.documents.reader, "
-        "airflow_llm_provider.documents.blocks, airflow_llm_provider.documents.sink, "
-        "airflow_llm_provider.documents.dead_letters\n"
+        "import sys, airflow_llm_provider.documents.sources, airflow_llm_provider.documents.reader, "
+        "airflow_llm_provider.documents.content, airflow_llm_provider.documents.output, "
+        "airflow_llm_provider.documents.output\n"
         "heavy = {'pypdfium2', 'docx', 'lxml', 'inscriptis', 'pyarrow', 'fsspec', 'upath', 'airflow'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or None)"
     )

@@ -20,10 +20,10 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.estimate import Estimate, estimate
 from airflow_llm_provider.documents.experience import Experience
 from airflow_llm_provider.documents.forecast import Asking, Forecast
+from airflow_llm_provider.documents.output import RowWriter
 from airflow_llm_provider.documents.question import Question
 from airflow_llm_provider.documents.run import Run
-from airflow_llm_provider.documents.sink import RowSink
-from airflow_llm_provider.documents.source import list_documents
+from airflow_llm_provider.documents.sources import list_documents
 from airflow_llm_provider.engine.long import LongInput
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.run import Engine
@@ -58,7 +58,7 @@ def a_run(engine: Engine, *, run_id: str = "run-1", output: Any = None, **fields
 @pytest.fixture
 def ask(engine: Engine, tmp_path: Path) -> Ask:
     async def asked(documents: Any, **fields: Any) -> dict[str, Any]:
-        with RowSink(str(tmp_path / "rows.jsonl")) as sink:
+        with RowWriter(str(tmp_path / "rows.jsonl")) as sink:
             return await a_run(engine, **fields).run(documents, sink)
 
     return asked

@@ -1,20 +1,128 @@
-"""Files below a folder or matching a glob, local or in object storage, sorted and lazy."""
+"""Local files and stored objects: naming, the roots they must lie below, and listing."""
 
-# ruff: noqa: PTH116 - local paths stay strings: a Path object costs more than all else about a file
+# ruff: noqa: PTH100, PTH116 - local paths stay strings: a Path object costs more than all else about a file
 
 from __future__ import annotations
 
+import errno
 import os
+import posixpath
 import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from stat import S_ISREG
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote
 
 from airflow_llm_provider.documents.document import Document, Rejected
-from airflow_llm_provider.documents.paths import uri_of
-from airflow_llm_provider.documents.roots import Roots
 
 if TYPE_CHECKING:
     from upath import UPath
+
+PathLike: TypeAlias = "str | os.PathLike[str] | UPath"
+ToPath: TypeAlias = "Callable[[str], UPath]"
+
+LOCAL_PROTOCOLS = frozenset({"", "file", "local"})
+
+
+def url_to_path(url: str) -> UPath:
+    """Open `url` with universal_pathlib; operators pass Airflow's ObjectStoragePath instead."""
+    from upath import UPath
+
+    return UPath(url)
+
+
+def locate(path: PathLike, to_path: ToPath = url_to_path) -> str | UPath:
+    """Return a local path as an absolute `str` (links not resolved), any other as its UPath."""
+    if isinstance(path, str):
+        if "://" not in path:
+            return os.path.abspath(path)
+        path = to_path(path)
+    protocol = getattr(path, "protocol", None)
+    if protocol is None or protocol in LOCAL_PROTOCOLS:
+        return os.path.abspath(str(getattr(path, "path", None) or os.fspath(path)))  # type: ignore[arg-type]
+    return path  # type: ignore[return-value]
+
+
+def is_path(value: object) -> bool:
+    """Tell whether `value` is a path object (not a `str`): pathlib, UPath or ObjectStoragePath."""
+    # On the type: asking an instance for its `fs` would connect.
+    return isinstance(value, os.PathLike) or (hasattr(type(value), "protocol") and hasattr(type(value), "fs"))
+
+
+def as_written(path: PathLike) -> str:
+    """Return `path` as its author wrote it, with forward slashes and without `.` parts."""
+    text = path if isinstance(path, str) else path.as_posix() if hasattr(path, "as_posix") else str(path)
+    if "://" in text:
+        return text
+    return os.path.normpath(text).replace(os.sep, "/")
+
+
+def uri_of(store: UPath, key: str) -> str:
+    """Return the URL of `key` in `store`, without connection ids or credentials."""
+    return key if "://" in key else f"{store.protocol}://{key.lstrip('/')}"
+
+
+_SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "https": "http"}
+
+
+class OutsideRoots(ValueError):
+    """The path named by the author lies below none of the roots; nothing was read."""
+
+
+class Roots:
+    """Hold the places files may be read from.
+
+    roots: folders (local ones resolved through links) and URL prefixes, compared part by part;
+        None allows everything, an empty sequence nothing.
+    """
+
+    def __init__(self, roots: Sequence[PathLike] | None, to_path: ToPath = url_to_path) -> None:
+        self._open = roots is None
+        self._names = [as_written(root) for root in roots or ()]
+        self._local: list[str] = []
+        self._remote: list[tuple[str, ...]] = []
+        for root in roots or ():
+            found = locate(root, to_path)
+            if isinstance(found, str):
+                self._local.append(os.path.realpath(found))
+            else:
+                self._remote.append(_parts(found, found.path))
+
+    def hold_file(self, real_path: str) -> bool:
+        """Tell whether a local path, links already resolved, lies below a root."""
+        if self._open:
+            return True
+        return any(real_path == r or real_path.startswith(r.rstrip("/") + "/") for r in self._local)
+
+    def hold_key(self, store: UPath, key: str) -> bool:
+        """Tell whether an object lies below a URL root, `..` resolved as a server might."""
+        if self._open:
+            return True
+        if "::" in key or "::" in store.protocol:  # chained file systems open something else underneath
+            return False
+        parts = _parts(store, key)
+        return any(parts[: len(root)] == root for root in self._remote)
+
+    def require(self, path: str, shown: str, store: UPath | None = None) -> None:
+        """Raise OutsideRoots unless the local path, or the key in `store`, lies below a root."""
+        if not (self.hold_file(os.path.realpath(path)) if store is None else self.hold_key(store, path)):
+            known = ", ".join(repr(name) for name in self._names) or "none"
+            raise OutsideRoots(
+                f"{shown!r} lies below none of the roots ({known}), so nothing was read. "
+                "Add its folder to the task's `roots=`, or to `roots` in the configuration's `[llm]` section."
+            )
+
+
+def _parts(store: UPath, key: str) -> tuple[str, ...]:
+    """Return (protocol, bucket or host, part, …), normalised for comparison."""
+    protocol, _, rest = uri_of(store, key).partition("://")
+    protocol = _SAME_STORE.get(protocol, protocol)
+    if protocol == "http":
+        rest = unquote(rest)
+    host, _, path = rest.lstrip("/").partition("/")
+    inside = posixpath.normpath("/" + path).strip("/")
+    return (protocol, host, *(part for part in inside.split("/") if part))
+
 
 Wanted: TypeAlias = Callable[[str], bool]
 _MAGIC = re.compile(r"[*?\[]")
@@ -229,3 +337,12 @@ def _is_utf8(name: str) -> bool:
 def _rejected(name: str, uri: str, why: str) -> Rejected:
     name, uri = (os.fsencode(text).decode(errors="backslashreplace") for text in (name, uri))
     return Rejected(id=name, uri=uri, reason="unreadable", message=f"{uri!r} can't be read: {why}")
+
+
+def open_regular(path: str) -> IO[bytes]:
+    """Open a regular file for reading, unbuffered by whoever swaps it; raises OSError for anything else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", path)
+    return open(descriptor, "rb")

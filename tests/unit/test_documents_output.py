@@ -19,10 +19,9 @@ import pytest
 from pydantic import BaseModel
 from upath import UPath
 
-from airflow_llm_provider.documents import formats, parquet
-from airflow_llm_provider.documents.dead_letters import read_dead_letters
+from airflow_llm_provider.documents import formats
 from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
-from airflow_llm_provider.documents.sink import RowDoesNotFit, RowSink
+from airflow_llm_provider.documents.output import RowDoesNotFit, RowWriter, read_dead_letters
 
 
 class Party(BaseModel):
@@ -97,13 +96,13 @@ def lines(path: str | Path) -> list[Any]:
 def test_rows_land_in_input_order_whatever_order_they_came_in(tmp_path):
     order = list(range(300))
     random.Random(7).shuffle(order)
-    sink = RowSink(tmp_path / "out/rows.jsonl", schema=SCHEMA)
+    sink = RowWriter(tmp_path / "out/rows.jsonl", schema=SCHEMA)
     for n in order:
         if n % 10 == 3:
-            sink.dead(n, letter(n))
+            sink.add_dead_letter(n, letter(n))
         elif n % 10 != 4:  # never asked
             sink.add(n, row(n))
-    landed = sink.close({"documents": 300})
+    landed = sink.publish({"documents": 300})
     assert [r["document_id"] for r in lines(landed.output)] == [
         f"d{n}" for n in range(300) if n % 10 not in (3, 4)
     ]
@@ -122,10 +121,10 @@ def test_rows_land_in_input_order_whatever_order_they_came_in(tmp_path):
 
 
 def test_a_list_lands_one_row_an_item(tmp_path):
-    sink = RowSink(tmp_path / "rows.jsonl", list_type=True)
+    sink = RowWriter(tmp_path / "rows.jsonl", list_type=True)
     sink.add(1, [row(1, item=0, data="x"), row(1, item=1, data="y")])
     sink.add(0, [])
-    landed = sink.close({})
+    landed = sink.publish({})
     assert [(r["document_id"], r["item"], r["data"]) for r in lines(landed.output)] == [
         ("d1", 0, "x"),
         ("d1", 1, "y"),
@@ -134,20 +133,20 @@ def test_a_list_lands_one_row_an_item(tmp_path):
 
 
 def test_a_document_has_exactly_one_outcome(tmp_path):
-    with RowSink(tmp_path / "rows.jsonl") as sink:
+    with RowWriter(tmp_path / "rows.jsonl") as sink:
         sink.add(0, row(0))
         with pytest.raises(ValueError, match="exactly one"):
-            sink.dead(0, letter(0))
+            sink.add_dead_letter(0, letter(0))
         with pytest.raises(RowDoesNotFit, match="typo"):
             sink.add(1, row(1, typo=1))
-        sink.dead(1, letter(1))
+        sink.add_dead_letter(1, letter(1))
 
 
 def test_the_schema_beside_the_rows_describes_them(tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
-    sink = RowSink(tmp_path / "rows.jsonl", schema=SCHEMA)
+    sink = RowWriter(tmp_path / "rows.jsonl", schema=SCHEMA)
     sink.add(0, row(0))
-    landed = sink.close({})
+    landed = sink.publish({})
     schema = json.loads(Path(landed.schema).read_bytes())
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -158,10 +157,10 @@ def test_the_schema_beside_the_rows_describes_them(tmp_path):
 
 
 def test_csv_has_a_column_a_field_and_json_where_it_nests(tmp_path):
-    sink = RowSink(tmp_path / "rows.csv", schema=SCHEMA)
+    sink = RowWriter(tmp_path / "rows.csv", schema=SCHEMA)
     sink.add(0, row(0))
     sink.add(1, row(1, data=None))
-    with open(sink.close({}).output, newline="", encoding="utf-8") as file:
+    with open(sink.publish({}).output, newline="", encoding="utf-8") as file:
         first, second = csv.DictReader(file)
     assert first["data.number"] == "№0"
     assert json.loads(first["data.seller"]) == data(0)["seller"]
@@ -175,20 +174,20 @@ def test_csv_has_a_column_a_field_and_json_where_it_nests(tmp_path):
 
 def test_plain_answers_are_one_data_column(tmp_path):
     for name in ("rows.csv", "rows.parquet", "rows.jsonl"):
-        sink = RowSink(tmp_path / name)
+        sink = RowWriter(tmp_path / name)
         sink.add(0, row(0, data="an answer,\nof two lines"))
-        sink.close({})
+        sink.publish({})
     with open(tmp_path / "rows.csv", newline="") as file:
         assert next(csv.DictReader(file))["data"] == "an answer,\nof two lines"
     assert pq.read_table(tmp_path / "rows.parquet")["data"].to_pylist() == ["an answer,\nof two lines"]
 
 
 def test_parquet_is_typed_by_the_schema(tmp_path):
-    sink = RowSink(tmp_path / "rows.parquet", schema=SCHEMA)
+    sink = RowWriter(tmp_path / "rows.parquet", schema=SCHEMA)
     for n in range(3):
         sink.add(n, row(n))
     sink.add(3, row(3, data=None))
-    table = pq.read_table(sink.close({}).output)
+    table = pq.read_table(sink.publish({}).output)
     types = {field.name: field.type for field in table.schema.field("data").type}
     assert types["number"] == types["kind"] == pa.string()
     assert types["cents"] == pa.int64()
@@ -211,36 +210,36 @@ class Node(BaseModel):
 
 
 def test_a_type_that_holds_itself_ends_in_json_text(tmp_path):
-    sink = RowSink(tmp_path / "rows.parquet", schema=Node.model_json_schema())
+    sink = RowWriter(tmp_path / "rows.parquet", schema=Node.model_json_schema())
     value = Node(name="a", children=[Node(name="b")]).model_dump()
     sink.add(0, row(0, data=value))
-    (landed,) = pq.read_table(sink.close({}).output).to_pylist()
+    (landed,) = pq.read_table(sink.publish({}).output).to_pylist()
     assert landed["data"]["name"] == "a"
 
 
 def test_a_value_that_no_column_holds_is_refused_when_it_comes_not_when_all_is_paid(tmp_path):
     large = {**data(0), "cents": 2**70}
-    with RowSink(tmp_path / "rows.parquet", schema=SCHEMA) as sink:
+    with RowWriter(tmp_path / "rows.parquet", schema=SCHEMA) as sink:
         with pytest.raises(RowDoesNotFit, match=r"(?s)'d0'.*64-bit"):
             sink.add(0, row(0, data=large))
-        sink.dead(0, letter(0))
-        assert sink.close({}).dead == 1
-    sink = RowSink(tmp_path / "rows.jsonl", schema=SCHEMA)
+        sink.add_dead_letter(0, letter(0))
+        assert sink.publish({}).dead == 1
+    sink = RowWriter(tmp_path / "rows.jsonl", schema=SCHEMA)
     sink.add(0, row(0, data=large))
-    assert lines(sink.close({}).output)[0]["data"]["cents"] == 2**70
+    assert lines(sink.publish({}).output)[0]["data"]["cents"] == 2**70
 
 
 def test_parquet_is_written_in_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 10)
-    sink = RowSink(tmp_path / "rows.parquet")
+    monkeypatch.setattr(formats, "ROW_GROUP_ROWS", 10)
+    sink = RowWriter(tmp_path / "rows.parquet")
     for n in range(25):
         sink.add(n, row(n, data="x"))
-    assert pq.ParquetFile(sink.close({}).output).num_row_groups == 3
+    assert pq.ParquetFile(sink.publish({}).output).num_row_groups == 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
 def test_no_rows_at_all_is_a_file_without_rows(tmp_path, name):
-    landed = RowSink(tmp_path / name, schema=SCHEMA).close({})
+    landed = RowWriter(tmp_path / name, schema=SCHEMA).publish({})
     assert landed.rows == 0
     assert landed.dead_letters is None
     if name.endswith("parquet"):
@@ -248,33 +247,35 @@ def test_no_rows_at_all_is_a_file_without_rows(tmp_path, name):
 
 
 def test_a_folder_takes_parts_and_a_shard_beside_a_file_its_own_name(tmp_path):
-    assert RowSink(f"{tmp_path}/out/", part="part-3").close({}).output == f"{tmp_path}/out/part-3.jsonl"
-    assert RowSink(f"{tmp_path}/out/", folder_format="csv").close({}).output == f"{tmp_path}/out/part-0.csv"
-    assert RowSink(tmp_path / "rows.jsonl", part="part-3").close({}).output == str(
+    assert RowWriter(f"{tmp_path}/out/", part="part-3").publish({}).output == f"{tmp_path}/out/part-3.jsonl"
+    assert (
+        RowWriter(f"{tmp_path}/out/", folder_format="csv").publish({}).output == f"{tmp_path}/out/part-0.csv"
+    )
+    assert RowWriter(tmp_path / "rows.jsonl", part="part-3").publish({}).output == str(
         tmp_path / "rows.part-3.jsonl"
     )
 
 
 def test_what_can_not_be_written_is_said_before_anything_is_paid(tmp_path, monkeypatch):
     with pytest.raises(UnknownFormat, match="xlsx"):
-        RowSink(tmp_path / "rows.xlsx")
+        RowWriter(tmp_path / "rows.xlsx")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        RowSink(tmp_path / "file/rows.jsonl")
+        RowWriter(tmp_path / "file/rows.jsonl")
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"airflow-provider-llm\[parquet\]"):
-        RowSink(tmp_path / "rows.parquet")
+        RowWriter(tmp_path / "rows.parquet")
 
 
 def test_an_error_leaves_the_earlier_files_and_nothing_behind(tmp_path, monkeypatch):
-    first = RowSink(tmp_path / "rows.jsonl")
+    first = RowWriter(tmp_path / "rows.jsonl")
     first.add(0, row(0, data="old"))
-    first.close({})
+    first.publish({})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for fails in ("airflow_llm_provider.documents.sink.row_schema", "os.fsync"):
-        second = RowSink(tmp_path / "rows.jsonl")
+    for fails in ("airflow_llm_provider.documents.output.row_schema", "os.fsync"):
+        second = RowWriter(tmp_path / "rows.jsonl")
         second.add(0, row(0, data="new"))
-        second.dead(1, letter(1))
+        second.add_dead_letter(1, letter(1))
 
         def fail(*args: Any) -> Any:
             raise OSError(28, "No space left on device")
@@ -282,7 +283,7 @@ def test_an_error_leaves_the_earlier_files_and_nothing_behind(tmp_path, monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(fails, fail)
             with pytest.raises(OSError, match="No space"):
-                second.close({})
+                second.publish({})
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -295,9 +296,9 @@ def test_the_manifest_is_put_in_place_last(tmp_path, monkeypatch):
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", watched)
-    sink = RowSink(tmp_path / "rows.jsonl")
-    sink.dead(0, letter(0))
-    sink.close({})
+    sink = RowWriter(tmp_path / "rows.jsonl")
+    sink.add_dead_letter(0, letter(0))
+    sink.publish({})
     assert order == ["rows.jsonl", "rows.schema.json", "rows.dead_letters.jsonl", "rows.manifest.json"]
 
 
@@ -317,7 +318,7 @@ def test_files_that_can_not_be_put_there_are_refused_before_anything_is_paid(tmp
     (tmp_path / "file").touch()
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match=rf"(?s){says}.*output=") as raised:
-        RowSink(tmp_path / output)
+        RowWriter(tmp_path / output)
     assert raised.value.strerror
     assert sorted(tmp_path.iterdir()) == before
 
@@ -325,45 +326,45 @@ def test_files_that_can_not_be_put_there_are_refused_before_anything_is_paid(tmp
 def test_the_longest_name_that_is_taken_is_landed(tmp_path):
     for length in range(255, 0, -1):
         try:
-            sink = RowSink(tmp_path / f"{'x' * length}.jsonl")
+            sink = RowWriter(tmp_path / f"{'x' * length}.jsonl")
         except OSError:
             continue
         break
     sink.add(0, row(0))
-    sink.dead(1, letter(1))
-    assert sink.close({}).rows == 1
+    sink.add_dead_letter(1, letter(1))
+    assert sink.publish({}).rows == 1
 
 
 def test_what_fails_while_files_are_put_in_place_leaves_nothing_aside(tmp_path):
-    sink = RowSink(tmp_path / "rows.jsonl")
+    sink = RowWriter(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").mkdir()
     with pytest.raises(IsADirectoryError):
-        sink.close({})
+        sink.publish({})
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_runs_that_land_in_one_place_at_once_do_not_mix_their_files(tmp_path):
     output = tmp_path / "rows.jsonl"
     for _ in range(60):
-        one, two = RowSink(output), RowSink(output)
+        one, two = RowWriter(output), RowWriter(output)
         one.add(0, row(0))
-        one.dead(1, letter(1))
+        one.add_dead_letter(1, letter(1))
         two.add(0, row(0))
         two.add(1, row(1))
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda sink: sink.close({}), (one, two)))
+            list(pool.map(lambda sink: sink.publish({}), (one, two)))
         manifest = json.loads((tmp_path / "rows.manifest.json").read_bytes())
         assert len(lines(output)) == manifest["rows"]
         assert (manifest["dead_letters"] is not None) == (tmp_path / "rows.dead_letters.jsonl").exists()
 
 
 def test_dead_letters_of_an_earlier_run_do_not_outlive_it(tmp_path):
-    first = RowSink(tmp_path / "rows.jsonl")
-    first.dead(0, letter(0))
-    assert Path(str(first.close({}).dead_letters)).exists()
-    second = RowSink(tmp_path / "rows.jsonl")
+    first = RowWriter(tmp_path / "rows.jsonl")
+    first.add_dead_letter(0, letter(0))
+    assert Path(str(first.publish({}).dead_letters)).exists()
+    second = RowWriter(tmp_path / "rows.jsonl")
     second.add(0, row(0))
-    second.close({})
+    second.publish({})
     assert not (tmp_path / "rows.dead_letters.jsonl").exists()
 
 
@@ -375,49 +376,49 @@ def test_leftovers_of_a_killed_process_are_removed_when_they_are_old(tmp_path):
         path.write_text("x")
     os.utime(old, (1, 1))
     os.utime(other, (1, 1))
-    RowSink(tmp_path / "rows.jsonl").close({})
+    RowWriter(tmp_path / "rows.jsonl").publish({})
     assert [path.exists() for path in (old, young, other)] == [False, True, True]
 
 
 def test_files_have_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "usual").write_text("")
-    landed = RowSink(tmp_path / "rows.jsonl").close({})
+    landed = RowWriter(tmp_path / "rows.jsonl").publish({})
     assert Path(landed.output).stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
 def test_object_storage_takes_every_format(tmp_path, name):
     folder = UPath(f"memory://sink-{name}/out")
-    sink = RowSink(folder / name, schema=SCHEMA, spool_dir=tmp_path)
+    sink = RowWriter(folder / name, schema=SCHEMA, spool_dir=tmp_path)
     sink.add(1, row(1))
-    sink.dead(0, letter(0))
-    landed = sink.close({"x": 1})
+    sink.add_dead_letter(0, letter(0))
+    landed = sink.publish({"x": 1})
     assert landed.output == f"{folder}/{name}"
     names = {"rows.dead_letters.jsonl", name, "rows.manifest.json", "rows.schema.json"}
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / name).stat().st_size > 0
     assert list(read_dead_letters(folder / name)) == list(read_dead_letters(str(folder))) == [letter(0)]
-    again = RowSink(str(folder / name), schema=SCHEMA)
-    again.close({})
+    again = RowWriter(str(folder / name), schema=SCHEMA)
+    again.publish({})
     assert not (folder / "rows.dead_letters.jsonl").exists()
 
 
 def test_object_storage_is_untouched_by_a_failure(tmp_path, monkeypatch):
     output = UPath("memory://sink-failing/out/rows.jsonl")
-    sink = RowSink(output)
+    sink = RowWriter(output)
     sink.add(0, row(0))
-    monkeypatch.setattr("airflow_llm_provider.documents.sink.row_schema", lambda *args: 1 / 0)
+    monkeypatch.setattr("airflow_llm_provider.documents.output.row_schema", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sink.close({})
+        sink.publish({})
     assert not output.parent.exists()
 
 
 def test_dead_letters_are_read_back_from_the_output_its_folder_or_their_file(tmp_path):
     for part in (0, 1):
-        sink = RowSink(f"{tmp_path}/out/", part=f"part-{part}")
-        sink.dead(0, letter(part))
-        sink.close({})
-    clean = RowSink(tmp_path / "clean.jsonl").close({})
+        sink = RowWriter(f"{tmp_path}/out/", part=f"part-{part}")
+        sink.add_dead_letter(0, letter(part))
+        sink.publish({})
+    clean = RowWriter(tmp_path / "clean.jsonl").publish({})
     both = [letter(0), letter(1)]
     assert list(read_dead_letters(f"{tmp_path}/out/")) == both
     assert list(read_dead_letters(tmp_path / "out/part-1.jsonl")) == both[1:]
@@ -428,10 +429,10 @@ def test_dead_letters_are_read_back_from_the_output_its_folder_or_their_file(tmp
 
 
 def test_rows_may_come_from_many_threads(tmp_path):
-    sink = RowSink(tmp_path / "rows.jsonl")
+    sink = RowWriter(tmp_path / "rows.jsonl")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: sink.add(n, row(n)), range(500)))
-    landed = sink.close({})
+    landed = sink.publish({})
     assert [r["document_id"] for r in lines(landed.output)] == [f"d{n}" for n in range(500)]
     assert landed.rows == 500
 
@@ -441,10 +442,10 @@ def test_rows_may_come_from_many_threads(tmp_path):
 def test_memory_stays_flat_over_many_rows(tmp_path, name):
     tracemalloc.start()
     try:
-        sink = RowSink(tmp_path / name)
+        sink = RowWriter(tmp_path / name)
         for n in range(5_000):
             sink.add(n, row(n, data="x" * 2_000))
-        sink.close({})
+        sink.publish({})
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()

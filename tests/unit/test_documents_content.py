@@ -13,17 +13,17 @@ from fpdf import FPDF
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.documents.blocks import (
+from airflow_llm_provider.documents.content import (
     IMAGE_TOKENS,
     PDF_PAGE_TOKENS,
-    ceiling_of_blocks,
+    Content,
+    Part,
     ceiling_tokens,
     to_blocks,
 )
-from airflow_llm_provider.documents.content import Content, Part
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES
-from airflow_llm_provider.documents.reader import read
+from airflow_llm_provider.documents.reader import ceiling_of_blocks, read
 from airflow_llm_provider.engine.framing import _tag
 
 HELM = """\

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from airflow_llm_provider.documents.listing import _stamp
-from airflow_llm_provider.documents.source import (
+from airflow_llm_provider.documents.files import _stamp
+from airflow_llm_provider.documents.sources import (
     Document,
     NoSuchDocuments,
     OutsideRoots,
@@ -590,7 +590,7 @@ def test_tables_in_object_storage_are_streamed(bucket):
 
 
 def test_an_endless_line_is_too_large_and_the_next_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("airflow_llm_provider.documents.tables.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("airflow_llm_provider.documents.tables.MAX_FILE_BYTES", 1000)
     (tmp_path / "rows.jsonl").write_text('{"id":1,"t":"' + "x" * 5000 + '"}\n{"id":2}\n')
     assert reasons(list_documents(tmp_path / "rows.jsonl")) == [("rows.jsonl line 1", "too_large"), ("2", "")]
 

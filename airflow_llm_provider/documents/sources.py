@@ -12,29 +12,27 @@ from fnmatch import fnmatchcase
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from airflow_llm_provider.documents.document import Document, Rejected
-from airflow_llm_provider.documents.listing import (
+from airflow_llm_provider.documents.files import (
     NoSuchDocuments,
+    OutsideRoots,
+    PathLike,
+    Roots,
+    ToPath,
     Wanted,
+    as_written,
     file_document,
     glob_wanted,
+    is_path,
+    locate,
     object_document,
+    open_regular,
     split_glob,
+    uri_of,
+    url_to_path,
     walk_files,
     walk_objects,
 )
-from airflow_llm_provider.documents.paths import (
-    PathLike,
-    ToPath,
-    as_written,
-    is_path,
-    place,
-    uri_of,
-    url_to_path,
-)
-from airflow_llm_provider.documents.regular import open_regular
-from airflow_llm_provider.documents.roots import OutsideRoots, Roots
-from airflow_llm_provider.documents.row_documents import looks_like_a_path, row_document
-from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, table_rows
+from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -177,13 +175,13 @@ class _Lister:
         """Yield what one path of a list stands for; what can't be had is rejected, not raised."""
         shown = as_written(path)
         try:
-            shown = _shown(path, place(path, self.to_path))
+            shown = _shown(path, locate(path, self.to_path))
             found = self.named(path, prefix=shown)
         except OutsideRoots as error:
             yield Rejected(id=shown, uri=shown, reason="outside_root", message=str(error))
         except (FileNotFoundError, PermissionError) as error:
             yield Rejected(id=shown, uri=shown, reason="unreadable", message=str(error))
-        except ValueError as error:  # a NUL, a wildcard in the wrong place, a protocol nobody knows
+        except ValueError as error:  # a NUL, a wildcard in the wrong locate, a protocol nobody knows
             yield Rejected(id=shown, uri=shown, reason="unreadable", message=f"{shown!r} is no path: {error}")
         else:
             yield from found  # a table that breaks off midway is no bad path: the next try reads it whole
@@ -195,7 +193,7 @@ class _Lister:
         """
         if path == "":
             raise NoSuchDocuments("documents= is an empty path")
-        where = place(path, self.to_path)
+        where = locate(path, self.to_path)
         shown = _shown(path, where)
         if isinstance(where, str):
             return self._opened(self._local(where, shown, prefix))
