@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from upath import UPath
 
-MAX_FILE_BYTES = 32 * 1024 * 1024
-"""The default limit of a document's size, and the limit of a table's row: the API takes 32 MiB per request."""
-
 Reason: TypeAlias = Literal["unreadable", "empty", "too_large", "too_long", "duplicate_id", "outside_root"]
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_llm_provider.documents.content import Content, ceiling_tokens, to_blocks
-from airflow_llm_provider.documents.document import MAX_FILE_BYTES, Document
+from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.pdf import PdfMode
 from airflow_llm_provider.engine.framing import Framing
 from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.options import MAX_FILE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

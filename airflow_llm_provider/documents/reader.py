@@ -19,10 +19,11 @@ from airflow_llm_provider.documents.content import (
     decode,
     encode_base64,
 )
-from airflow_llm_provider.documents.document import MAX_FILE_BYTES, Document
+from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.files import open_regular
 from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES, PdfMode
 from airflow_llm_provider.documents.pdf_process import pdf_parts_beside
+from airflow_llm_provider.options import MAX_FILE_BYTES
 
 __all__ = ["Content", "Part", "PdfMode", "Unreadable", "read"]
 

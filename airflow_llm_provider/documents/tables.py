@@ -17,8 +17,9 @@ from typing import IO, Any
 import orjson
 
 from airflow_llm_provider.documents.content import byte_order_mark
-from airflow_llm_provider.documents.document import MAX_FILE_BYTES, Document, Reason, Rejected
+from airflow_llm_provider.documents.document import Document, Reason, Rejected
 from airflow_llm_provider.documents.formats import from_json
+from airflow_llm_provider.options import MAX_FILE_BYTES
 
 TABLE_SUFFIXES = frozenset({"jsonl", "ndjson", "csv"})
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.documents.document import MAX_FILE_BYTES
 from airflow_llm_provider.errors import TerminalError
 from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
@@ -30,6 +29,7 @@ from airflow_llm_provider.operators.places import (
     row_sink,
 )
 from airflow_llm_provider.operators.rows import Rows
+from airflow_llm_provider.options import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
