@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import sys
 from decimal import Decimal
 from typing import Any
 
@@ -12,18 +13,19 @@ from hypothesis import strategies as st
 
 from airflow_llm_provider.engine.validate import reads_source
 from airflow_llm_provider.errors import BusinessError, TerminalError
+from airflow_llm_provider.personal_data import no_personal_data
 from airflow_llm_provider.validators import (
     Complaint,
     Judge,
     adds_up,
     dates_between,
     length_between,
-    no_personal_data,
     quotes_in_source,
     refers_to,
+    texts_at,
+    values_at,
     written_in,
 )
-from airflow_llm_provider.validators.paths import texts_at, values_at
 
 INVOICE = {
     "lines": [{"text": "Travel", "amount": 12.5}, {"text": "Hotel", "amount": 100}],
@@ -161,7 +163,7 @@ def test_a_long_text_is_shortened_without_the_source_and_a_short_one_is_not() ->
     assert not check({"summary": "one two three four five"}).needs_source
     assert check({"summary": "one"}).needs_source
     assert length_between(most=3)("four") == Complaint(
-        "answer: has 4 characters, at most 3 are asked for: shorten it", (), needs_source=False
+        "answer: has 4 characters, at most 3 are allowed: shorten it", (), needs_source=False
     )
 
 
@@ -214,6 +216,15 @@ def test_only_the_kinds_that_are_named_are_looked_for() -> None:
     assert no_personal_data(kinds=["phone"], region="US")(text) is not None
     with pytest.raises(ValueError, match="no 'name'"):
         no_personal_data(kinds=["name"])
+
+
+def test_a_missing_extra_is_named_when_the_dag_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("phonenumbers", "stdnum"):
+        monkeypatch.setitem(sys.modules, library, None)
+    for kind in ("phone", "iban", "card", "us_ssn"):
+        with pytest.raises(ImportError, match=r"'airflow-provider-llm\[personal-data\]'"):
+            no_personal_data(kinds=[kind])
+    assert no_personal_data(kinds=["email"])("jane@example.com") is not None
 
 
 def test_a_judge_without_criteria_is_an_authors_mistake() -> None:
