@@ -1,4 +1,4 @@
-"""The content of a document: its parts, how text is decoded, and the Messages API blocks it becomes."""
+"""The content of a document: its parts, the decoding of its text, and the Messages API blocks it becomes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,27 @@ from airflow_llm_provider.engine.framing import Framing, text_block
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The Messages API's limit for one request, base64 included."""
+IMAGE_TOKENS = 5_000
+"""An upper bound for one image: https://docs.claude.com/en/docs/build-with-claude/vision."""
+PDF_PAGE_TOKENS = 8_000
+"""An upper bound for one page, which the API reads as text and as an image: https://docs.claude.com/en/docs/build-with-claude/pdf-support."""
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 class Unreadable(Exception):
-    """The document can't be asked about; `reason` is its dead letter's, the message says what to do."""
+    """The document cannot be asked about; it becomes a dead letter and costs nothing.
+
+    Attributes:
+        reason: the dead letter's reason. The error's own text says what is wrong and what to do.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -27,9 +44,12 @@ class Unreadable(Exception):
 class Part:
     """One piece of a document, in reading order.
 
-    data: the text itself, or base64 for pdf and image.
-    pages: how many pages a pdf part has.
-    title: what to call this part, where it isn't the whole document.
+    Attributes:
+        kind: what it is sent as.
+        data: the text itself; of a PDF or an image, base64.
+        media_type: of `data`.
+        pages: how many pages a PDF part has; else 0.
+        title: what to call a part that is not the whole document.
     """
 
     kind: Literal["text", "pdf", "image"]
@@ -43,8 +63,10 @@ class Part:
 class Content:
     """A document's content.
 
-    content_hash: sha256 (hex) of the file's bytes, or of the row's text in UTF-8.
-    pages: of a PDF, however sent; else 0.
+    Attributes:
+        content_hash: SHA-256 (hex) of the file's bytes, or of the row's text in UTF-8.
+        parts: at least one, in reading order.
+        pages: of a PDF, whether sent as text or as pages; else 0.
     """
 
     content_hash: str
@@ -52,36 +74,30 @@ class Content:
     pages: int = 0
 
     def with_text(self, text: str) -> Self:
-        """Return the content with another text in place of its own."""
+        """Return the same content with one text in place of its parts."""
         return dataclasses.replace(self, parts=(Part(kind="text", data=text),))
 
     @property
     def text(self) -> str | None:
-        """Return all the text there is, to check quotes against; None when all is images or native pages."""
+        """Return all text of the parts, joined by newlines; None when all are images or pages sent as they are."""
         texts = [part.data for part in self.parts if part.kind == "text"]
         return "\n".join(texts) if texts else None
 
 
 def encode_base64(data: bytes) -> str:
-    """Return `data` as base64 text, as the API takes it."""
+    """Return `data` as base64 text."""
     return base64.b64encode(data).decode("ascii")
-
-
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 
 def decode(raw: bytes, encoding: str = "utf-8") -> str:
     """Return `raw` as text, without newline translation, stripping or normalisation.
 
-    A byte order mark wins over `encoding` and is not part of the text.
-    Raises Unreadable: not valid in the encoding, binary (NUL), or nothing but whitespace.
+    Args:
+        raw: the file's bytes. A byte order mark takes precedence over `encoding` and is not part of the text.
+        encoding: a name that Python knows.
+
+    Raises:
+        Unreadable: the bytes are not valid in the encoding, contain a NUL, or are nothing but white space.
     """
     mark, marked = byte_order_mark(raw)
     encoding, start = marked or encoding, len(mark)
@@ -97,17 +113,23 @@ def decode(raw: bytes, encoding: str = "utf-8") -> str:
             "If the file is in another encoding, give it, such as `encoding='cp1252'`.",
         ) from None
     except LookupError:
-        raise Unreadable("unreadable", f"Python knows no encoding {encoding!r} (`encoding=`)") from None
+        raise Unreadable(
+            "unreadable", f"encoding={encoding!r} is not an encoding that Python knows"
+        ) from None
     return checked(text)
 
 
 def byte_order_mark(raw: bytes) -> tuple[bytes, str | None]:
-    """Return the mark that `raw` begins with, and the encoding it stands for; else no bytes and None."""
+    """Return the byte order mark at the start of `raw` and its encoding; empty and None where there is none."""
     return next(((mark, encoding) for mark, encoding in _MARKS if raw.startswith(mark)), (b"", None))
 
 
 def checked(text: str) -> str:
-    """Return `text` if it can be sent: valid Unicode, no NUL, not blank; else raise Unreadable."""
+    """Return `text` unchanged if it can be sent.
+
+    Raises:
+        Unreadable: the text contains a lone surrogate or a NUL, or it is blank.
+    """
     if (position := text.find("\0")) >= 0:
         raise Unreadable("unreadable", _binary(position))
     if not text.isascii():
@@ -115,29 +137,25 @@ def checked(text: str) -> str:
             text.encode()
         except UnicodeEncodeError as error:
             raise Unreadable(
-                "unreadable", f"holds a lone surrogate at character {error.start}, which is no valid text"
+                "unreadable", f"a lone surrogate at character {error.start}, which is not valid text"
             ) from None
     if not text or text.isspace():
-        raise Unreadable("empty", "there is no text in it" if text else "it is empty")
+        raise Unreadable("empty", "it contains nothing but white space" if text else "it is empty")
     return text
 
 
 def _binary(position: int) -> str:
-    return f"binary, not text: a NUL at position {position}"
-
-
-IMAGE_TOKENS = 5_000
-"""More than any image costs: https://docs.claude.com/en/docs/build-with-claude/vision."""
-PDF_PAGE_TOKENS = 8_000
-"""More than a page costs, as text and image: https://docs.claude.com/en/docs/build-with-claude/pdf-support."""
+    return f"binary, not text: a NUL byte at position {position}"
 
 
 def to_blocks(content: Content, framing: Framing = "document") -> list[dict[str, Any]]:
     """Return the content as blocks of a user message.
 
-    A file's name is not sent: renaming it does not make it another question, and copies are paid once.
+    The file's name is not sent: a renamed file is the same request, and copies of a file are paid for once.
 
-    framing: how text is closed in; see engine.framing.
+    Args:
+        content: what was read.
+        framing: `document` for the API's document blocks, `tag` for servers that lack them.
     """
     return [_block(part, framing) for part in content.parts]
 

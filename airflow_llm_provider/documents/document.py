@@ -1,4 +1,4 @@
-"""What listing yields: a document to ask about, or the reason why it can't be asked about."""
+"""What listing yields: a document to ask about, or the reason why it cannot be asked about."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ if TYPE_CHECKING:
     from upath import UPath
 
 Reason: TypeAlias = Literal["unreadable", "empty", "too_large", "too_long", "duplicate_id", "outside_root"]
+"""Why a document that was found cannot be asked about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """Name one document without having read it (rows excepted: their text is at hand).
+    """A document that was found and has not been read; of a row, the text is already there.
 
-    id: stable from run to run. Files: posix path below the folder or the glob's fixed part; single files:
-        their name; files in a list: the path as given. Rows: `id_field`, else 32 hex of the row's hash.
-    uri: where it is, for attribution; None for rows given in memory.
-    stamp: changes when the content may have changed (`size:mtime_ns:ctime_ns`, or an etag); None: only reading tells.
-    size: bytes, when the listing knew.
-    path: a local file's real path, or its key in `store`; None for rows.
-    store: any path in the object store that holds `path`; None for local files and rows.
-    text: a row's text: its `text_field`, or the row as canonical JSON (keys sorted).
+    Attributes:
+        id: the same from run to run. A file in a folder: its path below the folder, or below the fixed part of a
+            glob, with forward slashes. A single file: its name. A file in a list: the path as given. A row: its
+            `id_field`, else 32 hex digits of its hash.
+        uri: where it is, for attribution; None for rows given in memory.
+        stamp: changes when the content may have changed (`size:mtime_ns:ctime_ns`, or an etag); None: only reading
+            tells.
+        size: in bytes, when the listing knew it.
+        path: of a local file, its real path; of a stored object, its key in `store`; None for rows.
+        store: any path in the object store that holds `path`; None for local files and rows.
+        text: of a row, its `text_field`, or the row as canonical JSON (keys sorted).
     """
 
     id: str
@@ -41,7 +45,14 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """Say why something found can't be asked about; becomes a dead letter."""
+    """Something that was found and cannot be asked about; it becomes a dead letter.
+
+    Attributes:
+        id: see `Document.id`; of a broken row, the place where it stands.
+        uri: where it is; None for rows given in memory.
+        reason: the dead letter's reason.
+        message: what is wrong, and what to do about it.
+    """
 
     id: str
     uri: str | None

@@ -1,6 +1,6 @@
-"""Local files and stored objects: naming, the roots they must lie below, and listing."""
+"""Local files and stored objects: their names, the roots that they must lie below, and their listing."""
 
-# ruff: noqa: PTH100, PTH116 - local paths stay strings: a Path object costs more than all else about a file
+# ruff: noqa: PTH100, PTH116 - local paths stay strings: a Path object would cost more than the rest of listing a file
 
 from __future__ import annotations
 
@@ -20,19 +20,33 @@ if TYPE_CHECKING:
 
 PathLike: TypeAlias = "str | os.PathLike[str] | UPath"
 ToPath: TypeAlias = "Callable[[str], UPath]"
+IsWanted: TypeAlias = Callable[[str], bool]
+"""Tells by its path below the folder whether a file is to be listed."""
 
 LOCAL_PROTOCOLS = frozenset({"", "file", "local"})
+_SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "https": "http"}
+_MAGIC = re.compile(r"[*?\[]")
+_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "md5", "crc32c", "generation", "VersionId")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+
+
+class OutsideRoots(ValueError):
+    """The path named by the author lies below none of the roots; nothing was read."""
+
+
+class NoSuchDocuments(FileNotFoundError):
+    """The file or folder named by the author does not exist."""
 
 
 def url_to_path(url: str) -> UPath:
-    """Open `url` with universal_pathlib; operators pass Airflow's ObjectStoragePath instead."""
+    """Return the path of a URL by universal_pathlib; operators pass Airflow's ObjectStoragePath instead."""
     from upath import UPath
 
     return UPath(url)
 
 
 def locate(path: PathLike, to_path: ToPath = url_to_path) -> str | UPath:
-    """Return a local path as an absolute `str` (links not resolved), any other as its UPath."""
+    """Return a local path as an absolute `str`, its links not resolved, and any other path as its UPath."""
     if isinstance(path, str):
         if "://" not in path:
             return os.path.abspath(path)
@@ -45,7 +59,7 @@ def locate(path: PathLike, to_path: ToPath = url_to_path) -> str | UPath:
 
 def is_path(value: object) -> bool:
     """Tell whether `value` is a path object (not a `str`): pathlib, UPath or ObjectStoragePath."""
-    # On the type: asking an instance for its `fs` would connect.
+    # Looked up on the type: the `fs` of an instance would connect to the store.
     return isinstance(value, os.PathLike) or (hasattr(type(value), "protocol") and hasattr(type(value), "fs"))
 
 
@@ -62,18 +76,13 @@ def uri_of(store: UPath, key: str) -> str:
     return key if "://" in key else f"{store.protocol}://{key.lstrip('/')}"
 
 
-_SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "https": "http"}
-
-
-class OutsideRoots(ValueError):
-    """The path named by the author lies below none of the roots; nothing was read."""
-
-
 class Roots:
-    """Hold the places files may be read from.
+    """The folders and URL prefixes below which files may be read.
 
-    roots: folders (local ones resolved through links) and URL prefixes, compared part by part;
-        None allows everything, an empty sequence nothing.
+    Args:
+        roots: local folders, whose links are resolved, and URL prefixes; they are compared part by part. None allows
+            everything, an empty sequence allows nothing.
+        to_path: makes a path of a URL.
     """
 
     def __init__(self, roots: Sequence[PathLike] | None, to_path: ToPath = url_to_path) -> None:
@@ -88,33 +97,41 @@ class Roots:
             else:
                 self._remote.append(_parts(found, found.path))
 
-    def hold_file(self, real_path: str) -> bool:
-        """Tell whether a local path, links already resolved, lies below a root."""
+    def contain_file(self, real_path: str) -> bool:
+        """Tell whether a local path lies below a root; its links must have been resolved."""
         if self._open:
             return True
         return any(real_path == r or real_path.startswith(r.rstrip("/") + "/") for r in self._local)
 
-    def hold_key(self, store: UPath, key: str) -> bool:
-        """Tell whether an object lies below a URL root, `..` resolved as a server might."""
+    def contain_key(self, store: UPath, key: str) -> bool:
+        """Tell whether an object lies below a URL root, after `..` is resolved as a server might resolve it."""
         if self._open:
             return True
-        if "::" in key or "::" in store.protocol:  # chained file systems open something else underneath
+        if "::" in key or "::" in store.protocol:  # a chained file system reads from another store
             return False
         parts = _parts(store, key)
         return any(parts[: len(root)] == root for root in self._remote)
 
     def require(self, path: str, shown: str, store: UPath | None = None) -> None:
-        """Raise OutsideRoots unless the local path, or the key in `store`, lies below a root."""
-        if not (self.hold_file(os.path.realpath(path)) if store is None else self.hold_key(store, path)):
+        """Raise OutsideRoots unless a path lies below a root.
+
+        Args:
+            path: a local path, or a key in `store`.
+            shown: the path as its author wrote it, for the message.
+            store: any path in the object store; None: `path` is local.
+        """
+        if not (
+            self.contain_file(os.path.realpath(path)) if store is None else self.contain_key(store, path)
+        ):
             known = ", ".join(repr(name) for name in self._names) or "none"
             raise OutsideRoots(
-                f"{shown!r} lies below none of the roots ({known}), so nothing was read. "
+                f"{shown!r} is outside the roots ({known}), so nothing was read. "
                 "Add its folder to the task's `roots=`, or to `roots` in the configuration's `[llm]` section."
             )
 
 
 def _parts(store: UPath, key: str) -> tuple[str, ...]:
-    """Return (protocol, bucket or host, part, …), normalised for comparison."""
+    """Return protocol, bucket or host, and the parts of the path, normalised for comparison."""
     protocol, _, rest = uri_of(store, key).partition("://")
     protocol = _SAME_STORE.get(protocol, protocol)
     if protocol == "http":
@@ -124,14 +141,17 @@ def _parts(store: UPath, key: str) -> tuple[str, ...]:
     return (protocol, host, *(part for part in inside.split("/") if part))
 
 
-Wanted: TypeAlias = Callable[[str], bool]
-_MAGIC = re.compile(r"[*?\[]")
-_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "md5", "crc32c", "generation", "VersionId")
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+def open_regular(path: str) -> IO[bytes]:
+    """Open `path` for reading; refuse links, pipes and devices, even if the file was replaced after it was listed.
 
-
-class NoSuchDocuments(FileNotFoundError):
-    """The file or folder named by the author does not exist."""
+    Raises:
+        OSError: the path is not a regular file, or it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return open(descriptor, "rb")
 
 
 def split_glob(path: str) -> tuple[str, str] | None:
@@ -143,8 +163,11 @@ def split_glob(path: str) -> tuple[str, str] | None:
     return (path[:cut] or "/", path[cut + 1 :]) if cut >= 0 else ("", path)
 
 
-def glob_wanted(pattern: str) -> tuple[Wanted, int | None]:
-    """Return a test for paths below the glob's folder, and how many levels down it can match (None: any)."""
+def glob_test(pattern: str) -> tuple[IsWanted, int | None]:
+    """Return a test for paths below the glob's fixed folder, and how many levels deep it can match.
+
+    The depth is None where `**` matches at any depth.
+    """
     from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
     matches = re.compile(glob_translate(pattern)).match
@@ -153,11 +176,11 @@ def glob_wanted(pattern: str) -> tuple[Wanted, int | None]:
 
 
 def file_document(real: str, stat: os.stat_result, *, name: str, uri: str) -> Document:
-    """Return the local file as a document."""
+    """Return a local file as a document."""
     return Document(
         id=name,
         uri=uri,
-        # Any program can set the time of modification; that of the last change only the system sets.
+        # ctime stands beside mtime because any program can set mtime, and only the system sets ctime.
         stamp=f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}",
         size=stat.st_size,
         path=real,
@@ -165,7 +188,7 @@ def file_document(real: str, stat: os.stat_result, *, name: str, uri: str) -> Do
 
 
 def object_document(store: UPath, info: dict[str, Any], *, name: str) -> Document:
-    """Return the stored object as a document; its stamp is the store's etag, else size and time."""
+    """Return a stored object as a document; its stamp is the store's etag, else its size and time."""
     key = info["name"]
     return Document(
         id=name, uri=uri_of(store, key), stamp=_stamp(info), size=info.get("size"), path=key, store=store
@@ -173,26 +196,35 @@ def object_document(store: UPath, info: dict[str, Any], *, name: str) -> Documen
 
 
 def walk_files(
-    folder: str, *, roots: Roots, wanted: Wanted, depth: int | None, prefix: str = ""
+    folder: str, *, roots: Roots, is_wanted: IsWanted, depth: int | None, prefix: str = ""
 ) -> Iterator[Document | Rejected]:
     """Yield the wanted files below a local folder in the order of their ids.
 
-    Hidden files and folders are skipped. Links are followed when they stay below the roots, each folder once.
-    Raises OSError at once when the folder itself can't be listed; one below it is a Rejected.
-    Memory: one folder's entries for each level.
+    Hidden files and folders are skipped. Links are followed if they lead below the roots, and each folder is
+    visited once. Memory: the entries of one folder per level.
+
+    Args:
+        folder: a local folder.
+        roots: links that lead elsewhere are rejected.
+        is_wanted: tells by its path below `folder` whether a file is yielded.
+        depth: how many levels to descend; 1: the folder itself; None: all.
+        prefix: put before each id.
+
+    Raises:
+        OSError: the folder itself cannot be listed; a folder below it that cannot be listed is a Rejected.
     """
     real_folder = os.path.realpath(folder)
     top = os.stat(real_folder)
     # A stack instead of recursion: paths may be deeper than Python's recursion limit.
     stack = [(_entries(real_folder), "", folder)]
-    return _walk_files(stack, {(top.st_dev, top.st_ino)}, roots, wanted, depth, prefix)
+    return _walk_files(stack, {(top.st_dev, top.st_ino)}, roots, is_wanted, depth, prefix)
 
 
 def _walk_files(
     stack: list[tuple[list[tuple[os.DirEntry[str], bool]], str, str]],
     seen: set[tuple[int, int]],
     roots: Roots,
-    wanted: Wanted,
+    is_wanted: IsWanted,
     depth: int | None,
     prefix: str,
 ) -> Iterator[Document | Rejected]:
@@ -206,7 +238,7 @@ def _walk_files(
         uri = f"{shown.rstrip('/')}/{entry.name}"
         if is_dir and depth is not None and relative.count("/") + 1 >= depth:
             continue
-        if not is_dir and not wanted(relative):
+        if not is_dir and not is_wanted(relative):
             continue
         if not _is_utf8(relative):
             yield _rejected(prefix + relative, uri, "its name is not valid UTF-8: rename it")
@@ -214,12 +246,12 @@ def _walk_files(
         try:
             is_link = entry.is_symlink()
             real = os.path.realpath(entry.path) if is_link else entry.path
-            if is_link and not roots.hold_file(real):
+            if is_link and not roots.contain_file(real):
                 yield Rejected(
                     id=prefix + relative,
                     uri=uri,
                     reason="outside_root",
-                    message=f"{uri!r} is a link to {real!r}, which lies below none of the roots. "
+                    message=f"{uri!r} is a link to {real!r}, which is outside the roots. "
                     "Add that folder to `roots=`, or remove the link.",
                 )
                 continue
@@ -234,20 +266,29 @@ def _walk_files(
 
 
 def walk_objects(
-    store: UPath, folder: str, *, roots: Roots, wanted: Wanted, depth: int | None, prefix: str = ""
+    store: UPath, folder: str, *, roots: Roots, is_wanted: IsWanted, depth: int | None, prefix: str = ""
 ) -> Iterator[Document | Rejected]:
     """Yield the wanted objects below a key prefix in the order of their ids, like `walk_files`.
 
-    Raises FileNotFoundError at once when there is no such prefix.
+    Args:
+        store: any path in the store.
+        folder: the key prefix.
+        roots: objects elsewhere are rejected.
+        is_wanted: tells by its path below `folder` whether an object is yielded.
+        depth: how many levels to descend; None: all.
+        prefix: put before each id.
+
+    Raises:
+        FileNotFoundError: there is no such prefix.
     """
-    return _walk_objects([(_objects(store.fs, folder), "")], store, roots, wanted, depth, prefix)
+    return _walk_objects([(_objects(store.fs, folder), "")], store, roots, is_wanted, depth, prefix)
 
 
 def _walk_objects(
     stack: list[tuple[list[dict[str, Any]], str]],
     store: UPath,
     roots: Roots,
-    wanted: Wanted,
+    is_wanted: IsWanted,
     depth: int | None,
     prefix: str,
 ) -> Iterator[Document | Rejected]:
@@ -264,10 +305,10 @@ def _walk_objects(
             try:
                 stack.append((_objects(store.fs, info["name"]), relative + "/"))
             except FileNotFoundError:
-                why = "it has vanished since it was listed"
+                why = "it was deleted after it was listed"
                 yield _rejected(prefix + relative, uri_of(store, info["name"]), why)
-        elif wanted(relative):
-            if roots.hold_key(store, info["name"]):
+        elif is_wanted(relative):
+            if roots.contain_key(store, info["name"]):
                 yield object_document(store, info, name=prefix + relative)
             else:
                 uri = uri_of(store, info["name"])
@@ -275,15 +316,15 @@ def _walk_objects(
                     id=prefix + relative,
                     uri=uri,
                     reason="outside_root",
-                    message=f"{uri!r} lies below none of the roots. Add its folder to `roots=`.",
+                    message=f"{uri!r} is outside the roots. Add its folder to `roots=`.",
                 )
 
 
 def _entries(folder: str) -> list[tuple[os.DirEntry[str], bool]]:
-    """Return a local folder's visible entries, the last first, so that the next is popped from the end."""
+    """Return a local folder's visible entries in reverse order, so that the next one is popped from the end."""
     with os.scandir(folder) as found:
         entries = [(entry, _is_dir(entry)) for entry in found if not entry.name.startswith(".")]
-    # A folder sorts as "name/", so that the walk's order is the order of whole paths.
+    # A folder sorts as "name/", so that the walk yields whole paths in order.
     entries.sort(key=lambda pair: pair[0].name + "/" if pair[1] else pair[0].name, reverse=True)
     return entries
 
@@ -291,13 +332,13 @@ def _entries(folder: str) -> list[tuple[os.DirEntry[str], bool]]:
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads round in circles
+    except OSError:  # a link in a circle of links
         return False
 
 
 def _objects(fs: Any, folder: str) -> list[dict[str, Any]]:
-    """Return what lies directly below a key prefix, the last first, each cut down to what is needed."""
-    # Listings are cached for the life of a process; a retry must see what is there now.
+    """Return what lies directly below a key prefix in reverse order, with the fields that are needed."""
+    # fsspec caches listings for the life of a process; a retry must see what is there now.
     fs.invalidate_cache(folder)
     keep = ("name", "type", "size", *_ETAGS, *_TIMES)
     own = folder.strip("/")
@@ -305,7 +346,7 @@ def _objects(fs: Any, folder: str) -> list[dict[str, Any]]:
     for info in fs.ls(folder, detail=True):
         name, is_folder = info["name"], info["type"] == "directory"
         if name.strip("/") == own or (name.endswith("/") and not is_folder):
-            continue  # a marker object that stands for a folder
+            continue  # a marker object, which stands for a folder
         if name.rstrip("/").rpartition("/")[2].startswith("."):
             continue
         found.append({key: info[key] for key in keep if info.get(key) is not None})
@@ -336,13 +377,4 @@ def _is_utf8(name: str) -> bool:
 
 def _rejected(name: str, uri: str, why: str) -> Rejected:
     name, uri = (os.fsencode(text).decode(errors="backslashreplace") for text in (name, uri))
-    return Rejected(id=name, uri=uri, reason="unreadable", message=f"{uri!r} can't be read: {why}")
-
-
-def open_regular(path: str) -> IO[bytes]:
-    """Open a regular file for reading, unbuffered by whoever swaps it; raises OSError for anything else."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "no regular file", path)
-    return open(descriptor, "rb")
+    return Rejected(id=name, uri=uri, reason="unreadable", message=f"{uri!r} cannot be read: {why}")

@@ -1,4 +1,4 @@
-"""From a document to its content: fetch the bytes within limits, recognise the format, read it."""
+"""Reading a document: its bytes are fetched within limits, its format is recognised, its content is returned."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ from airflow_llm_provider.options import MAX_FILE_BYTES
 
 __all__ = ["Content", "Part", "PdfMode", "Unreadable", "read"]
 
+MAX_IMAGE_BASE64_BYTES = 5 * 1024 * 1024
+"""The API's limit for an image. It counts the base64 text, so a file may have three quarters of it (3.75 MiB)."""
+
 _FORMATS = {
     **dict.fromkeys(("html", "htm", "xhtml"), "html"),
     **dict.fromkeys(("png", "jpg", "jpeg", "gif", "webp"), "image"),
@@ -38,13 +41,19 @@ _FORMATS = {
 def read(
     document: Document, *, pdf: PdfMode = "auto", max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
 ) -> Content:
-    """Return the document's content; blocking, safe in threads.
+    """Return the content of a document. It blocks, and may be called from several threads.
 
-    pdf: how PDFs are read, see `documents.pdf.pdf_parts`.
-    max_bytes: larger documents are refused from their size alone, before a byte is read.
-    encoding: of text files without a byte order mark.
-    Raises Unreadable for what can't be asked about, OSError where trying again may help (object storage).
-    Text of files and rows is passed on exactly; only HTML, PDF and DOCX are turned into text.
+    The text of files and rows is returned exactly; only HTML, PDF and DOCX are converted to text.
+
+    Args:
+        document: as `list_documents` yielded it.
+        pdf: how PDFs are read, see `pdf_parts`.
+        max_bytes: a larger document is refused by its size, before it is read.
+        encoding: of text files without a byte order mark.
+
+    Raises:
+        Unreadable: the document cannot be asked about.
+        OSError: reading failed for a reason that may pass, such as object storage that does not answer.
     """
     if document.text is not None:
         return _row_content(document.text, max_bytes)
@@ -74,18 +83,18 @@ def _read_bytes(document: Document, max_bytes: int) -> bytes:
     if document.store is None:
         return _read_file(document.path, max_bytes)
     try:
-        # One byte more than allowed tells whether there is more, where the store did not say how large it is.
+        # The store did not say how large the object is: one byte more than allowed shows that it is too large.
         end = max_bytes + 1 if document.size is None else None
         raw = cast("bytes", document.store.fs.cat_file(document.path, start=None, end=end))
     except (FileNotFoundError, PermissionError) as error:
-        raise Unreadable("unreadable", f"{document.uri!r} can't be read: {_why(error)}") from None
+        raise Unreadable("unreadable", f"{document.uri!r} cannot be read: {_why(error)}") from None
     if len(raw) > max_bytes:
         raise _too_large(len(raw), max_bytes)
     return raw
 
 
 def _read_file(path: str, max_bytes: int) -> bytes:
-    """Read a regular file; what was listed as a file and has become a link, pipe or device is refused."""
+    """Read a regular file; a file that has become a link, a pipe or a device since it was listed is refused."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -94,15 +103,15 @@ def _read_file(path: str, max_bytes: int) -> bytes:
             raw = file.read()
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE):
-            raise  # the machine's trouble, not the document's
-        raise Unreadable("unreadable", f"{path!r} can't be read: {_why(error)}") from None
+            raise  # a fault of the machine, which may pass, and not of the document
+        raise Unreadable("unreadable", f"{path!r} cannot be read: {_why(error)}") from None
     if len(raw) > max_bytes:
         raise _too_large(len(raw), max_bytes)
     return raw
 
 
 def _format(raw: bytes, suffix: str) -> str:
-    """Return the format by the first bytes, or by the name's suffix where those say nothing."""
+    """Return the format that the first bytes show, else the one of the file name's suffix."""
     if image_type(raw) is not None:
         return "image"
     if raw.startswith(b"%PDF-"):
@@ -139,23 +148,19 @@ def _too_large(size: int, max_bytes: int) -> Unreadable:
 
 def _why(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return "it has vanished since it was listed"
+        return "it was deleted after it was listed"
     if error.errno == errno.ELOOP:
-        return "it has become a link since it was listed"
+        return "it was replaced by a link after it was listed"
     return error.strerror or str(error)
 
 
-MAX_BASE64_BYTES = 5 * 1024 * 1024
-"""The API counts an image's base64 text, so a file may have three quarters of this (3.75 MiB)."""
-
-
 def image_type(raw: bytes) -> str | None:
-    """Return the media type of PNG, JPEG, GIF and WebP data; None for anything else."""
+    """Return the media type of PNG, JPEG, GIF or WebP data; None for anything else."""
     if raw.startswith(b"\x89PNG\r\n\x1a\n"):
         return "image/png"
     if raw.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
-    # A text may begin with "GIF89a" too; the header of an image holds a NUL.
+    # A text file may begin with "GIF89a" too; in an image, a NUL follows within the header.
     if raw.startswith((b"GIF87a", b"GIF89a")) and b"\0" in raw[6:32]:
         return "image/gif"
     if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
@@ -164,15 +169,15 @@ def image_type(raw: bytes) -> str | None:
 
 
 def image_part(raw: bytes) -> Part:
-    """Return the image as a part; raise Unreadable when it is none, or too large for the API."""
+    """Return the image as a part; raise Unreadable when it is not an image, or too large for the API."""
     media_type = image_type(raw)
     if media_type is None:
-        raise Unreadable("unreadable", "not a PNG, JPEG, GIF or WebP image, whatever its name says")
+        raise Unreadable("unreadable", "not a PNG, JPEG, GIF or WebP image, although its name ends like one")
     data = encode_base64(raw)
-    if len(data) > MAX_BASE64_BYTES:
+    if len(data) > MAX_IMAGE_BASE64_BYTES:
         raise Unreadable(
             "too_large",
-            f"the image has {len(raw):,} bytes; the API takes {MAX_BASE64_BYTES * 3 // 4:,}. Scale it down.",
+            f"the image has {len(raw):,} bytes; the API takes {MAX_IMAGE_BASE64_BYTES * 3 // 4:,}. Scale it down.",
         )
     return Part(kind="image", data=data, media_type=media_type)
 
@@ -180,7 +185,7 @@ def image_part(raw: bytes) -> Part:
 def ceiling_of_blocks(value: Any) -> int:
     """Return an upper bound of the input tokens of images and pages in messages, or in blocks within them.
 
-    A PDF that is not in the request, or that cannot be parsed, counts as the most pages that the API takes.
+    A PDF that is elsewhere (a URL, a file id) or that cannot be parsed counts as the most pages that the API takes.
     """
     if isinstance(value, Mapping):
         source = value.get("source")

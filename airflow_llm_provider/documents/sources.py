@@ -1,6 +1,6 @@
-"""What there is to ask about: one lazy stream of documents from paths, globs, lists, tables and rows."""
+"""The documents to ask about, as one lazy stream from paths, globs, lists, tables and rows."""
 
-# ruff: noqa: PTH112, PTH116, PTH119 - local paths stay strings: a Path object costs more than all else about a file
+# ruff: noqa: PTH112, PTH116, PTH119 - local paths stay strings, see files.py
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.files import (
+    IsWanted,
     NoSuchDocuments,
     OutsideRoots,
     PathLike,
     Roots,
     ToPath,
-    Wanted,
     as_written,
     file_document,
-    glob_wanted,
+    glob_test,
     is_path,
     locate,
     object_document,
@@ -43,7 +43,7 @@ SUFFIXES = TABLE_SUFFIXES | {
     *("txt", "text", "md", "markdown", "html", "htm", "xhtml", "pdf", "docx"),
     *("png", "jpg", "jpeg", "gif", "webp"),
 }
-"""What is taken from a folder; other files are read when a glob, a list or `pattern=` names them."""
+"""The suffixes of files that are taken from a folder; others are read where a glob, a list or `pattern=` names them."""
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 
@@ -61,23 +61,30 @@ def list_documents(
     limit: int | None = None,
     to_path: ToPath = url_to_path,
 ) -> Iterator[Document | Rejected]:
-    """Yield every document found, in a stable order, and a Rejected for what can't be asked about.
+    """Yield every document that is found, in a stable order, and a Rejected for each that cannot be asked about.
 
-    documents: a file, folder, glob or URL; a `.jsonl` or `.csv` file (one document a row); or an iterable of
-        dicts (rows), strings (texts) and path objects, in any mix. A folder is every file below it with one
-        of SUFFIXES, hidden ones skipped; its tables are read row by row.
-    roots: where files may be read; None: no restriction, but links may not lead out of the folder given.
-    id_field: the field that is a row's id. Only `id` may be missing: then the row's id is a hash, so that equal
-        rows are one document.
-    text_field: the field that is a row's text; None: the row as JSON with sorted keys.
-    pattern: which file names to take from folders (`"LICENSE*"`, or several) instead of SUFFIXES.
-    strings: whether strings in a list are texts or paths. By type, never by guess: a text that names a file
-        must not open it.
-    limit: stop after so many documents.
-    to_path: makes a path of a URL given as a string.
+    Memory: the names of one folder per level, and the hash of each id.
 
-    Raises NoSuchDocuments and OutsideRoots at once, before anything is listed, when `documents` is one path;
-    in a list the same is a Rejected. Memory: one folder's names for each level, 8 bytes of each id's hash.
+    Args:
+        documents: a file, folder, glob or URL; a `.jsonl` or `.csv` file, with one document per row; or an iterable of
+            dicts (rows), strings (texts) and path objects in any mix. A folder stands for every file below it with
+            one of SUFFIXES, hidden files excepted; its tables are read row by row.
+        roots: where files may be read; None: anywhere, but links may not lead out of the given folder.
+        id_field: the field of a row that is its id. Only `id` may be missing: the row's id is then a hash, and equal
+            rows are one document.
+        text_field: the field of a row that is its text; None: the row as JSON with sorted keys.
+        pattern: the file names to take from folders instead of SUFFIXES, such as `LICENSE*`, or several.
+        recursive: whether folders below the given one are listed.
+        strings: whether strings in a list are texts or paths. It is never guessed: a text that names a file must not
+            open that file.
+        encoding: of tables without a byte order mark.
+        limit: stop after this many documents; None: no limit.
+        to_path: makes a path of a URL.
+
+    Raises:
+        NoSuchDocuments: `documents` is one path, and nothing is there; in a list it is a Rejected.
+        OutsideRoots: `documents` is one path, and it does not lie below a root; in a list it is a Rejected.
+        TypeError: `documents` is neither a path nor a list.
     """
     lister = _Lister(
         roots=Roots(roots, to_path),
@@ -101,7 +108,7 @@ def list_documents(
 
 
 def _once_each(found: Iterator[Document | Rejected], limit: int | None) -> Iterator[Document | Rejected]:
-    """Pass on the first document of each id; later ones become duplicate_id."""
+    """Yield the first document of each id; reject later ones as `duplicate_id`."""
     seen: set[int] = set()
     count = 0
     if limit is not None and limit <= 0:
@@ -117,7 +124,7 @@ def _once_each(found: Iterator[Document | Rejected], limit: int | None) -> Itera
                 id=item.id,
                 uri=item.uri,
                 reason="duplicate_id",
-                message=f"a document with id {item.id!r} came before it; that one was taken",
+                message=f"an earlier document has the same id, {item.id!r}; that one was taken",
             )
             continue
         yield item
@@ -127,7 +134,7 @@ def _once_each(found: Iterator[Document | Rejected], limit: int | None) -> Itera
 
 
 class _Lister:
-    """The settings of one listing."""
+    """One listing: its settings, and what it does with a path or a list."""
 
     def __init__(
         self,
@@ -162,8 +169,8 @@ class _Lister:
                 yield from self.listed(item)
             elif isinstance(item, str) and looks_like_a_path(item):
                 message = (
-                    f"{where}: the text {item!r} looks like a file's name. If it is one, give path objects "
-                    "or strings='path'; if it is the text itself, give a dict and `text_field=`."
+                    f"{where}: the text, of {len(item)} characters, looks like a file's name. If it is one, give "
+                    "path objects or strings='path'; if it is the text itself, give a dict and `text_field=`."
                 )
                 yield Rejected(id=where, uri=None, reason="unreadable", message=message)
             else:
@@ -172,7 +179,7 @@ class _Lister:
                 )
 
     def listed(self, path: PathLike) -> Iterator[Document | Rejected]:
-        """Yield what one path of a list stands for; what can't be had is rejected, not raised."""
+        """Yield what one path of a list stands for; a path that cannot be read is a Rejected, not an error."""
         shown = as_written(path)
         try:
             shown = _shown(path, locate(path, self.to_path))
@@ -181,18 +188,23 @@ class _Lister:
             yield Rejected(id=shown, uri=shown, reason="outside_root", message=str(error))
         except (FileNotFoundError, PermissionError) as error:
             yield Rejected(id=shown, uri=shown, reason="unreadable", message=str(error))
-        except ValueError as error:  # a NUL, a wildcard in the wrong locate, a protocol nobody knows
-            yield Rejected(id=shown, uri=shown, reason="unreadable", message=f"{shown!r} is no path: {error}")
+        except ValueError as error:  # a NUL, a wildcard in the wrong place, an unknown protocol
+            yield Rejected(
+                id=shown, uri=shown, reason="unreadable", message=f"{shown!r} is not a path: {error}"
+            )
         else:
-            yield from found  # a table that breaks off midway is no bad path: the next try reads it whole
+            # Outside the try: reading a table may fail midway, which a retry can cure; the path is fine.
+            yield from found
 
     def named(self, path: PathLike, prefix: str | None) -> Iterator[Document | Rejected]:
-        """Check one path given by the author at once, and return what it stands for.
+        """Check one path now, and return an iterator of what it stands for.
 
-        prefix: the path as written when it stands in a list, so that ids of several don't collide.
+        Args:
+            path: as the author gave it.
+            prefix: for a path in a list, the path as written, so that the ids of several paths do not collide.
         """
         if path == "":
-            raise NoSuchDocuments("documents= is an empty path")
+            raise NoSuchDocuments("documents= is an empty path; give a file, a folder or a glob")
         where = locate(path, self.to_path)
         shown = _shown(path, where)
         if isinstance(where, str):
@@ -215,10 +227,10 @@ class _Lister:
             if glob:
                 raise NoSuchDocuments(f"no such folder: {folder!r} is a file ({shown!r})")
             return iter([file_document(real, stat, name=prefix or os.path.basename(path), uri=path)])
-        wanted, depth = glob_wanted(glob[1]) if glob else (self._wanted(), self.depth)
+        is_wanted, depth = glob_test(glob[1]) if glob else (self._wanted(), self.depth)
         below = _below(prefix, glob)
         roots = self.roots if self.restricted else Roots([real])
-        return walk_files(folder, roots=roots, wanted=wanted, depth=depth, prefix=below)
+        return walk_files(folder, roots=roots, is_wanted=is_wanted, depth=depth, prefix=below)
 
     def _remote(self, path: UPath, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
         key = path.path.rstrip("/") or path.path
@@ -234,29 +246,31 @@ class _Lister:
                 info = fs.info(key)
             except FileNotFoundError:
                 raise NoSuchDocuments(
-                    f"no such object or folder: {shown!r}. In object storage an empty folder does not exist; "
-                    "where none is fine, give a glob such as `…/*`."
+                    f"no such object or folder: {shown!r}. In object storage an empty folder does not exist. "
+                    "If there may be no documents, give a glob such as `…/*`."
                 ) from None
             if info["type"] != "directory":
                 return iter([object_document(path, info, name=prefix or key.rpartition("/")[2])])
-        wanted, depth = glob_wanted(glob[1]) if glob else (self._wanted(), self.depth)
+        is_wanted, depth = glob_test(glob[1]) if glob else (self._wanted(), self.depth)
         below = _below(prefix, glob)
         try:
-            return walk_objects(path, folder, roots=self.roots, wanted=wanted, depth=depth, prefix=below)
+            return walk_objects(
+                path, folder, roots=self.roots, is_wanted=is_wanted, depth=depth, prefix=below
+            )
         except FileNotFoundError:
             if glob:
                 return iter(())  # in object storage an empty folder does not exist
             raise
 
-    def _wanted(self) -> Wanted:
-        """Return the test for files in a folder."""
+    def _wanted(self) -> IsWanted:
+        """Return the test for the files of a folder, by `pattern=` or by suffix."""
         patterns = self.pattern
         if patterns is None:
             return lambda relative: relative.rpartition(".")[2].lower() in SUFFIXES
         return lambda relative: any(fnmatchcase(relative.rpartition("/")[2], p) for p in patterns)
 
     def _opened(self, found: Iterator[Document | Rejected]) -> Iterator[Document | Rejected]:
-        """Pass on files as they are and tables as their rows."""
+        """Yield files as they are, and the rows of tables."""
         for item in found:
             if isinstance(item, Document) and item.name.rpartition(".")[2].lower() in TABLE_SUFFIXES:
                 yield from self._rows(item)
@@ -276,12 +290,12 @@ class _Lister:
 
 
 def _shown(path: PathLike, where: str | UPath) -> str:
-    """Return the path as its author wrote it, but URLs without connection ids: those are no part of an id."""
+    """Return the path as its author wrote it; URLs without connection ids, which are not part of a document's id."""
     return as_written(path) if isinstance(where, str) else uri_of(where, where.path)
 
 
 def _below(prefix: str | None, glob: tuple[str, str] | None) -> str:
-    """Return what goes before the ids of a folder's or glob's files: nothing, unless it stands in a list."""
+    """Return what is put before the ids of the files of a folder or glob: nothing, unless it stands in a list."""
     if prefix is None:
         return ""
     if glob is None:

@@ -1,4 +1,4 @@
-"""JSONL and CSV files, and lists of rows, as documents: one document per row."""
+"""Rows as documents, one document per row: of JSONL and CSV files, and of lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import re
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
@@ -29,9 +28,14 @@ _SEPARATORS = re.compile(r"[;\t|]")
 def table_rows(
     stream: IO[bytes], document: Document, *, id_field: str, text_field: str | None, encoding: str
 ) -> Iterator[Document | Rejected]:
-    """Yield the rows of an open JSONL or CSV file; a broken row costs the others nothing.
+    """Yield one document per row of an open table; a broken row is a Rejected, and the other rows are read.
 
-    encoding: of a file without a byte order mark.
+    Args:
+        stream: the open file; it is not closed.
+        document: the file. A name that ends in `.csv` is read as CSV, any other as JSONL.
+        id_field: see `row_document`.
+        text_field: see `row_document`.
+        encoding: of a file without a byte order mark.
     """
     buffered = io.BufferedReader(_Raw(stream), 64 * 1024)
     mark, marked = byte_order_mark(buffered.peek(4))
@@ -50,7 +54,7 @@ def table_rows(
 
 
 class _Broken:
-    """A row that could not be parsed."""
+    """A row that cannot be parsed, and why."""
 
     def __init__(self, message: str, reason: Reason = "unreadable") -> None:
         self.message = message
@@ -58,7 +62,7 @@ class _Broken:
 
 
 class _Raw(io.RawIOBase):
-    """A stream that its opener closes: the buffers around it don't."""
+    """A stream that the buffers around it do not close; the one who opened it does."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -73,14 +77,14 @@ class _Raw(io.RawIOBase):
 
 
 def _text(stream: io.BufferedReader[Any], encoding: str, newline: str) -> io.TextIOWrapper:
-    # Bytes that aren't valid become lone surrogates: they spoil their own row, not the stream.
+    # Invalid bytes become lone surrogates, so that they make their own row unreadable and not the stream.
     return io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline=newline)
 
 
 def _jsonl_rows(stream: io.BufferedReader[Any], encoding: str) -> Iterator[tuple[int, Any]]:
     readline: Callable[[int], bytes] = stream.readline
     if codecs.lookup(encoding).name != "utf-8":
-        # A line's end is one byte in UTF-8, not in every encoding.
+        # Only in UTF-8 is the end of a line one byte that occurs nowhere else.
         text = _text(stream, encoding, "\n")
         readline = lambda size: text.readline(size).encode(errors="surrogateescape")  # noqa: E731
     line = 0
@@ -109,18 +113,18 @@ def _jsonl_rows(stream: io.BufferedReader[Any], encoding: str) -> Iterator[tuple
 
 
 def _csv_rows(stream: io.BufferedReader[Any], encoding: str, id_field: str) -> Iterator[tuple[int, Any]]:
-    # The limit is the process's; the default of 128 kB would refuse ordinary documents.
+    # The csv module has one limit for the process; its default of 128 kB would refuse ordinary documents.
     if csv.field_size_limit() < MAX_FILE_BYTES:
         csv.field_size_limit(MAX_FILE_BYTES)
     return _csv_cells(_Lines(_text(stream, encoding, "")), encoding, id_field)
 
 
 def _not_valid(encoding: str) -> _Broken:
-    return _Broken(f"not valid {encoding}; give `encoding=`")
+    return _Broken(f"not valid {encoding}; if the file is in another encoding, give `encoding=`")
 
 
 class _Lines:
-    """The lines of a CSV file, as many as one row may have: quotes can make all of a file one row."""
+    """The lines of a CSV file, limited in size per row: one quotation mark can make the whole file one row."""
 
     def __init__(self, text: IO[str]) -> None:
         self._text = text
@@ -173,18 +177,17 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str) -> Iterator[tuple[in
 
 
 def _wrong_header(header: list[str], id_field: str) -> str | None:
-    """Return why rows under this header would be paid for in vain."""
+    """Return why the rows under this header cannot be documents; None when they can."""
     (most, times), *_ = Counter(header).most_common(1)
     if times > 1:
-        return f"column {most[:100]!r} appears twice in the header"
+        number = header.index(most) + 1
+        return f"the header names columns {number} and {header.index(most, number) + 1} alike"
     if len(header) == 1 and (found := _SEPARATORS.search(header[0])):
-        return (
-            f"the header is one column, {header[0][:100]!r}: separated by {found[0]!r}, where CSV has commas"
-        )
+        return f"the header is one column with {found[0]!r} in it: the file is separated by {found[0]!r}, not by commas"
     if id_field in header:
         return None
-    if padded := next((name for name in header if name.strip() == id_field), None):
-        return f"column {padded!r} has blanks around its name, which `id_field=` {id_field!r} has not"
+    if any(name.strip() == id_field for name in header):
+        return f"the header has white space around the name of the column {id_field!r} (`id_field=`)"
     if id_field != DEFAULT_ID:
         return f"the header has no column {id_field!r} (`id_field=`)"
     return None
@@ -203,10 +206,14 @@ _FILE_NAME = re.compile(
 def row_document(
     row: object, *, where: str, uri: str | None, id_field: str, text_field: str | None
 ) -> Document | Rejected:
-    """Return one row as a document, or why it can't be one.
+    """Return one row as a document, or why it cannot be one.
 
-    row: a dict (its text is `text_field`, or the whole row as JSON with sorted keys) or a str (its own text).
-    where: the row's place, such as `rows.jsonl line 7`: its name in messages, and its id when it has none.
+    Args:
+        row: a dict, or a str, which is its own text.
+        where: the position of the row, such as `rows.jsonl line 7`: its name in messages, and its id where it has none.
+        uri: where it is; None for a row given in memory.
+        id_field: the field that is its id. Only the default, `id`, may be missing: the id is then a hash.
+        text_field: the field that is its text; None: the whole row as JSON with sorted keys.
     """
 
     def rejected(reason: Reason, message: str, row_id: str = where) -> Rejected:
@@ -215,25 +222,30 @@ def row_document(
     if isinstance(row, str):
         return Document(id=_hash(row), uri=uri, text=row)
     if not isinstance(row, Mapping):
-        return rejected("unreadable", f"a row is a dict or a string, this is {type(row).__name__!r}")
+        return rejected(
+            "unreadable", f"a row should be a dict or a string, and this is a {type(row).__name__!r}"
+        )
     canonical: str | None = None
     if text_field is None or id_field not in row:
         try:
             canonical = canonical_row(row)
         except (TypeError, ValueError, RecursionError) as error:
-            return rejected("unreadable", f"the row can't be written as JSON ({error})")
+            return rejected("unreadable", f"the row cannot be written as JSON ({type(error).__name__})")
     if id_field in row:
         given = row[id_field]
         if given is None or given == "" or isinstance(given, bool | Mapping | list | tuple | set | bytes):
-            shown = reprlib.repr(given)
-            return rejected("unreadable", f"its id, field {id_field!r}, is {shown}; give a text or a number")
+            kind = "an empty string" if given == "" else f"a {type(given).__name__!r}"
+            return rejected("unreadable", f"its id, field {id_field!r}, is {kind}; give a text or a number")
         row_id = str(given)
         if len(row_id) > MAX_ID_CHARACTERS:
             return rejected(
                 "unreadable", f"its id, field {id_field!r}, is over {MAX_ID_CHARACTERS} characters"
             )
         if not row_id.isascii() and not is_unicode(row_id):
-            return rejected("unreadable", f"its id, field {id_field!r}, holds a lone surrogate")
+            return rejected(
+                "unreadable",
+                f"its id, field {id_field!r}, contains a lone surrogate, which is not valid text",
+            )
     elif id_field != DEFAULT_ID:
         return rejected("unreadable", f"has no field {id_field!r} (`id_field=`)")
     else:
@@ -254,27 +266,28 @@ def row_document(
 
 
 def looks_like_a_path(text: str) -> bool:
-    """Tell whether a string given as a text is more likely the name of a file."""
+    """Tell whether a string that was given as a text is probably the name of a file."""
     if len(text) > 1024 or _FILE_NAME.match(text) is None:
         return False
     return " " not in text or text.startswith(("/", "./", "../")) or "://" in text
 
 
 def canonical_row(row: Mapping[Any, Any]) -> str:
-    """Return the row as compact JSON with sorted keys: the same text for the same row, whoever exported it.
+    """Return the row as compact JSON with sorted keys, so that equal rows have equal texts.
 
-    Raises TypeError, ValueError or RecursionError for what JSON can't hold.
+    Raises:
+        TypeError, ValueError, RecursionError: the row holds something that JSON cannot hold.
     """
     plain = row if isinstance(row, dict) else dict(row)
     try:
         return orjson.dumps(plain, default=_plain, option=_ROW_OPTIONS).decode()
     except TypeError:
-        # orjson refuses integers past 64 bits and lone surrogates; the slower standard library doesn't.
+        # orjson refuses integers above 64 bits and lone surrogates; the standard library is slower, and takes them.
         return json.dumps(plain, default=_plain, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def is_unicode(text: str) -> bool:
-    """Tell whether a string is free of lone surrogates."""
+    """Tell whether a string has no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -289,6 +302,6 @@ def _hash(text: str) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, Decimal):
         return str(value)
-    if hasattr(value, "isoformat"):  # dates, for the standard library's encoder; orjson knows them itself
+    if hasattr(value, "isoformat"):  # dates, for the standard library; orjson writes them itself
         return str(value.isoformat())
-    raise TypeError(f"{type(value).__name__!r} is no JSON value")
+    raise TypeError(f"{type(value).__name__!r} is not a JSON value")

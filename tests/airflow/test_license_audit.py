@@ -67,7 +67,7 @@ def test_a_folder_somebody_typed_must_lie_below_the_roots(
     from airflow.sdk.exceptions import AirflowFailException
 
     assert audit._search_path(None) is sys.path
-    with pytest.raises(AirflowFailException, match="lies below none of the roots"):
+    with pytest.raises(AirflowFailException, match="is outside the roots"):
         audit._search_path(str(site_packages))
     monkeypatch.setenv("AIRFLOW__LLM__ROOTS", str(site_packages.parent))
     assert audit._search_path(str(site_packages)) == [str(site_packages)]

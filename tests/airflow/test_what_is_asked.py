@@ -248,7 +248,7 @@ def test_a_folder_from_a_param_outside_the_roots_fails_at_once(deployment, folde
     )
     assert ran.state == "failed"
     assert ran.ti().try_number == 1
-    assert "lies below none of the roots" in ran.log
+    assert "is outside the roots" in ran.log
     assert deployment.server.seen == 0
 
 

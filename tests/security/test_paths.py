@@ -126,7 +126,7 @@ def test_a_link_put_in_the_place_of_a_file_after_it_was_listed_is_not_followed(t
     assert isinstance(document, Document)
     (top / "data" / "a.txt").unlink()
     (top / "data" / "a.txt").symlink_to(top / "data2" / "a.txt")
-    with pytest.raises(Unreadable, match="has become a link"):
+    with pytest.raises(Unreadable, match="replaced by a link"):
         read(document)
 
 

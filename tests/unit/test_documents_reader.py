@@ -29,7 +29,7 @@ from airflow_llm_provider.documents import pdf as pdf_module
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.html import layout_is_cheap
 from airflow_llm_provider.documents.pdf import pdf_parts
-from airflow_llm_provider.documents.reader import MAX_BASE64_BYTES, Content, Unreadable, read
+from airflow_llm_provider.documents.reader import MAX_IMAGE_BASE64_BYTES, Content, Unreadable, read
 from airflow_llm_provider.documents.sources import list_documents
 
 PNG = base64.b64decode(
@@ -94,9 +94,9 @@ def test_any_row_text_goes_through_unchanged(text):
     ("raw", "reason", "says"),
     [
         (b"", "empty", "0 bytes"),
-        (b" \r\n\t\n", "empty", "no text"),
+        (b" \r\n\t\n", "empty", "nothing but white space"),
         (b"\xef\xbb\xbf", "empty", ""),
-        (b"abc\0def", "unreadable", "NUL at position 3"),
+        (b"abc\0def", "unreadable", "NUL byte at position 3"),
         (b"\x00\x01\xff\xfe", "unreadable", "binary"),
         (b"abc \xe4 def", "unreadable", "byte 0xe4 at position 4"),
         (b"abc \xed\xa0\x80", "unreadable", "position 4"),
@@ -111,7 +111,7 @@ def test_a_bad_text_is_named(tmp_path, raw, reason, says):
 def test_a_wrong_encoding_says_the_cure_and_the_cure_works(tmp_path):
     assert "encoding='cp1252'" in refused(tmp_path, "Käse".encode("cp1252"))[1]
     assert read_bytes(tmp_path, "Käse".encode("cp1252"), encoding="cp1252").text == "Käse"
-    assert "no encoding 'klingon'" in refused(tmp_path, b"x", encoding="klingon")[1]
+    assert "encoding='klingon' is not" in refused(tmp_path, b"x", encoding="klingon")[1]
 
 
 @pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16", "utf-32"])
@@ -165,8 +165,8 @@ def test_what_happened_to_a_file_after_listing_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "folder.txt").mkdir()
     for name, says in [
-        ("gone.txt", "vanished"),
-        ("link.txt", "become a link"),
+        ("gone.txt", "deleted after it was listed"),
+        ("link.txt", "replaced by a link"),
         ("pipe.txt", "no regular file"),
         ("folder.txt", "no regular file"),
     ]:
@@ -186,7 +186,7 @@ def test_object_storage_is_read_within_limits():
             read(each, max_bytes=5)
         assert caught.value.reason == "too_large"
     path.unlink()
-    with pytest.raises(Unreadable, match="vanished"):
+    with pytest.raises(Unreadable, match="deleted after it was listed"):
         read(document)
 
 
@@ -438,7 +438,7 @@ def test_images_are_told_by_their_first_bytes(tmp_path, raw, media_type, name):
 
 
 def test_an_image_over_the_apis_limit_is_too_large_counted_as_base64(tmp_path):
-    assert MAX_BASE64_BYTES == 5_242_880
+    assert MAX_IMAGE_BASE64_BYTES == 5_242_880
     assert refused(tmp_path, PNG + bytes(4_000_000), "a.png")[0] == "too_large"
     assert read_bytes(tmp_path, PNG + bytes(3_900_000), "a.png").parts
 
