@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import datetime as dt
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from airflow_llm_provider.errors import require_kinds
-from airflow_llm_provider.hooks.people.approval import require_approval, require_people
 from airflow_llm_provider.hooks.rendered import is_template
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
@@ -149,6 +149,26 @@ _KINDS: Mapping[str, Kind] = {
     "votes": _whole(1),
 }
 _AMOUNTS = ("budget_usd", "run_budget_usd", "confirm_above_usd", "max_tool_usd")
+
+
+_OF_APPROVAL = ("response_timeout", "assigned_users", "notifiers")
+
+
+def require_approval(approval: Mapping[str, Any]) -> None:
+    """Raise ValueError, when the DAG is parsed, for an option of `approval=` that does not exist or can't be meant."""
+    if unknown := sorted(set(approval) - set(_OF_APPROVAL)):
+        raise ValueError(f"approval= knows no {unknown[0]!r}; there are {', '.join(_OF_APPROVAL)}.")
+    require_people(approval.get("assigned_users"), approval.get("response_timeout"))
+
+
+def require_people(assigned_users: Any, response_timeout: Any) -> None:
+    """Raise ValueError, when the DAG is parsed, for users that are no list and a time that has no unit."""
+    if isinstance(assigned_users, (str, Mapping)):  # letters and keys would be taken for users
+        raise ValueError(f"assigned_users={assigned_users!r}: give a list, such as ['ada'].")
+    if response_timeout is not None and not isinstance(response_timeout, dt.timedelta):
+        raise ValueError(
+            f"response_timeout={response_timeout!r}: give a timedelta, such as timedelta(hours=8)."
+        )
 
 
 def require_sound(arguments: Mapping[str, Any], *, templated: Collection[str]) -> None:

@@ -216,7 +216,7 @@ class Call:
         """Return the tools with their bounds; None where there are none."""
         if not self.tools:
             return None
-        from airflow_llm_provider.hooks.people.tools import verdicts
+        from airflow_llm_provider.approvals.tools import verdicts
 
         return Toolbox(
             tools=by_name(self.tools),

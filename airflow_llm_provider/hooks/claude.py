@@ -81,7 +81,7 @@ class ClaudeHook(BaseHook):
 
         Raises AirflowFailException for what no retry can mend; other errors are left to Airflow's retries.
         """
-        from airflow_llm_provider.hooks.people import budget
+        from airflow_llm_provider.approvals import spending
 
         async def main() -> T:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
@@ -93,7 +93,9 @@ class ClaudeHook(BaseHook):
             engine.ledger.on_warning = alarm.ring
             try:
                 if context and _can_ask(context):
-                    engine.ledger.accounts.raised = await budget.raised(engine, self.scope(context))
+                    engine.ledger.accounts.raised = await spending.approved_raises(
+                        engine, self.scope(context)
+                    )
                 return await work(engine)
             finally:
                 await engine.close()
@@ -174,14 +176,14 @@ class ClaudeHook(BaseHook):
 
         A budget that says so is asked about first: raises TaskAwaitingInput.
         """
-        from airflow_llm_provider.hooks.people import budget
+        from airflow_llm_provider.approvals import spending
 
         if not isinstance(error, LLMError):
             return error
         if isinstance(error, BudgetSkips):
             return AirflowSkipException(f"{_where(context)}{error}")
         if isinstance(error, BudgetAsks) and error.budget and context and _can_ask(context):
-            why = budget.ask(error, hook=self, context=context)
+            why = spending.ask_to_raise(error, hook=self, context=context)
             return AirflowFailException(f"{_where(context)}BudgetExceeded: {error} It is not raised: {why}")
         if isinstance(error, TerminalError):
             return AirflowFailException(f"{_where(context)}{type(error).__name__}: {error}")

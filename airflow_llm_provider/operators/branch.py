@@ -28,10 +28,10 @@ from airflow_llm_provider.tools import by_name
 if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
 
+    from airflow_llm_provider.approvals.branch import BranchReview
+    from airflow_llm_provider.approvals.review import User
     from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.hooks.choice import Decision, OnUnsure, Proposal, Rules
-    from airflow_llm_provider.hooks.people.branch import BranchReview
-    from airflow_llm_provider.hooks.people.review import User
 
 __all__ = ["Branch", "LLMBranchOperator", "use_branch_settings"]
 
@@ -134,7 +134,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
 
     def resume_review(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on with what a person chose."""
-        from airflow_llm_provider.hooks.people.review import decision
+        from airflow_llm_provider.approvals.review import decision
 
         branches = self._offered()
         record = context["ti"].xcom_pull(key=RECORD, map_indexes=context["ti"].map_index)
@@ -213,8 +213,8 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         self, decision: Decision, record: dict[str, Any], branches: Mapping[str, Branch], context: Context
     ) -> Decision:
         """Park until a person has chosen; returns what was chosen before in this going of the task."""
-        from airflow_llm_provider.hooks.people.branch import content_of
-        from airflow_llm_provider.hooks.people.review import park
+        from airflow_llm_provider.approvals.branch import content_of
+        from airflow_llm_provider.approvals.review import park
 
         descriptions = {name: branch.description for name, branch in branches.items()}
         content = content_of(
@@ -235,7 +235,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
     def _branch_review(
         self, record: Mapping[str, Any], content: Mapping[str, Any], branches: Mapping[str, Branch]
     ) -> BranchReview:
-        from airflow_llm_provider.hooks.people.branch import BranchReview
+        from airflow_llm_provider.approvals.branch import BranchReview
 
         return BranchReview(
             place=f"{self.dag_id}.{self.task_id}",

@@ -336,15 +336,15 @@ class ClaudeOperator(BaseOperator):
 
     def budget_decided(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Go on with what a person said of a budget."""
-        from airflow_llm_provider.hooks.people import budget
+        from airflow_llm_provider.approvals import spending
 
-        budget.settle(event, hook=self.hook, context=context)
+        spending.keep_raise(event, hook=self.hook, context=context)
         return self.execute(context)
 
     def _put_to_a_person(self, needed: ApprovalNeeded, context: Context) -> None:
         """Keep what was said of these calls, or park the task until something is."""
-        from airflow_llm_provider.hooks.people.review import decision, park
-        from airflow_llm_provider.hooks.people.tools import question
+        from airflow_llm_provider.approvals.review import decision, park
+        from airflow_llm_provider.approvals.tools import question
 
         review, said = question(needed, self.approval), self._said
         if said is None:

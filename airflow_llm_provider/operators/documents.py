@@ -15,7 +15,6 @@ from airflow_llm_provider.errors import TerminalError
 from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.outcome import failure_of
-from airflow_llm_provider.hooks.people.price import Gate
 from airflow_llm_provider.hooks.rendered import amount, flag, number, require_text, run_values
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
@@ -286,9 +285,9 @@ class ClaudeDocumentsOperator(BaseOperator):
 
     def budget_decided(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on with what a person said of a budget."""
-        from airflow_llm_provider.hooks.people import budget
+        from airflow_llm_provider.approvals import spending
 
-        budget.settle(event, hook=self.hook, context=context)
+        spending.keep_raise(event, hook=self.hook, context=context)
         return self.execute(context)
 
     def on_kill(self) -> None:
@@ -323,13 +322,15 @@ class ClaudeDocumentsOperator(BaseOperator):
 
     def _require_leave_to_spend(self, context: Context) -> None:
         """Return when nobody need be asked about the price, or somebody has said yes; else park the task."""
+        from airflow_llm_provider.approvals.spending import PriceCheck
+
         above = amount(self.task_id, "confirm_above_usd", self.confirm_above_usd)
         if above is None:
             return
         with self._sink(context["ti"].map_index):  # nobody is asked for what could not be written
             estimate = ClaudeDocumentsOperator.estimate(self, context)
-        gate = Gate(estimate=estimate, above_micro_usd=above, approval=self.approval)
-        gate.pass_through(hook=self.hook, context=context, resume="decided", said=self._said)
+        check = PriceCheck(estimate=estimate, above_micro_usd=above, approval=self.approval)
+        check.require_approval(hook=self.hook, context=context, resume="decided", said=self._said)
 
     def _run(self, engine: Engine, settings: Mapping[str | None, Settings], context: Context) -> Run:
         from airflow_llm_provider.documents.run import Run

@@ -15,13 +15,13 @@ from airflow_llm_provider.errors import Rejected
 from airflow_llm_provider.hooks.arguments import require_sound
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
-from airflow_llm_provider.sensors.when import Facts, When, judge, require_conditions
+from airflow_llm_provider.sensors.conditions import Facts, When, judge, require_conditions
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseNotifier, Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
-    from airflow_llm_provider.hooks.people.review import Decision, Review, User
+    from airflow_llm_provider.approvals.review import Decision, Review, User
 
 OnTimeout = Literal["deny", "approve", "fail"]
 OnChanged = Literal["fail", "frozen"]
@@ -50,7 +50,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
     output_type, validators: what an edit must be and satisfy, as with ClaudeOperator; validators are functions of
         the value. What was typed goes on.
     when: whether a person is asked at all: `always`; BelowConfidence, AboveCost, OnComplaints or RandomShare of
-        `sensors.when`; a function of the content returning whether, or the reason; or a list, of which any asks.
+        `sensors.conditions`; a function of the content returning whether, or the reason; or a list, of which any asks.
     on_reject: `skip` what is downstream, `fail`, or the id of a task or group directly downstream, which runs after
         a rejection only, and then alone.
     ignore_downstream_trigger_rules: on `skip`, skip all that is downstream, not only what comes next and leave the
@@ -151,7 +151,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, or say why nobody is asked."""
-        from airflow_llm_provider.hooks.people.review import let_pass, park
+        from airflow_llm_provider.approvals.review import let_pass, park
 
         self._require_branch()
         self._require_plain_validators()
@@ -167,7 +167,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on with what was decided."""
-        from airflow_llm_provider.hooks.people.review import decision
+        from airflow_llm_provider.approvals.review import decision
 
         decided = decision(
             self._review(self._facts(context)),
@@ -180,9 +180,9 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         return self._go_on(decided, context)
 
     def _review(self, facts: Facts, reason: str = "") -> Review:
-        from airflow_llm_provider.hooks.people import form
-        from airflow_llm_provider.hooks.people.form import APPROVE, CHANGE, REJECT
-        from airflow_llm_provider.hooks.people.review import Review
+        from airflow_llm_provider.approvals import form
+        from airflow_llm_provider.approvals.form import APPROVE, CHANGE, REJECT
+        from airflow_llm_provider.approvals.review import Review
 
         body = [
             form.titled(title, text) for title, text in (("Action", self.action), ("Risk", self.risk)) if text

@@ -30,7 +30,7 @@ from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
 from airflow_llm_provider.provider_info import get_provider_info
 from airflow_llm_provider.sensors.approval import ApprovalSensor
-from airflow_llm_provider.sensors.when import AboveCost, BelowConfidence, OnComplaints, RandomShare
+from airflow_llm_provider.sensors.conditions import AboveCost, BelowConfidence, OnComplaints, RandomShare
 from airflow_llm_provider.testing.books import Books, balance
 from airflow_llm_provider.testing.faults import Fault, FaultKind, ScriptedReply
 from airflow_llm_provider.testing.invoice import Invoice, InvoiceLine

@@ -14,8 +14,8 @@ import pytest
 import structlog
 from desk import Desk, approval, hash_of
 
-from airflow_llm_provider.hooks.people import form
-from airflow_llm_provider.sensors.when import AboveCost, BelowConfidence, OnComplaints
+from airflow_llm_provider.approvals import form
+from airflow_llm_provider.sensors.conditions import AboveCost, BelowConfidence, OnComplaints
 from airflow_llm_provider.testing.processes import free_port
 from airflow_llm_provider.validators import Judge, quotes_in_source
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import yaml
 from pages import ROOT, blocks, languages, named, section
 
+from airflow_llm_provider.approvals.review import Decision
 from airflow_llm_provider.documents.document import Reason
 from airflow_llm_provider.documents.estimate import Estimate
 from airflow_llm_provider.documents.formats import AFTER_DATA, columns
@@ -21,7 +22,6 @@ from airflow_llm_provider.documents.sources import SUFFIXES
 from airflow_llm_provider.errors import BY_KIND, AnswerError, LLMError
 from airflow_llm_provider.hooks.choice import Decision as Choice
 from airflow_llm_provider.hooks.choice import Proposal
-from airflow_llm_provider.hooks.people.review import Decision
 from airflow_llm_provider.ledger import schema
 from airflow_llm_provider.pricing import Prices
 from airflow_llm_provider.provider_info import get_provider_info

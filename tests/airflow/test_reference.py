@@ -17,13 +17,13 @@ import typer
 from airflow_llm_provider import errors, testing, tools, validators
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.provider_info import get_provider_info
-from airflow_llm_provider.sensors import when
+from airflow_llm_provider.sensors import conditions
 from airflow_llm_provider.testing import fixtures
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
-PUBLIC = [when, validators, tools, errors, testing, fixtures]
+PUBLIC = [conditions, validators, tools, errors, testing, fixtures]
 INTERNAL = {  # public by name, and called by our own code alone
-    *("judge", "require_conditions", "Condition", "Facts", "Judged", "When"),  # sensors.when
+    *("judge", "require_conditions", "Condition", "Facts", "Judged", "When"),  # sensors.conditions
     *("by_name", "record_of", "error_of", "require_kinds", "gravest", "Inputs", "Shown"),
 }
 

@@ -18,7 +18,7 @@ from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
 from airflow_llm_provider.sensors.approval import ApprovalSensor
-from airflow_llm_provider.sensors.when import BelowConfidence
+from airflow_llm_provider.sensors.conditions import BelowConfidence
 from airflow_llm_provider.tools import Tool, tool
 from airflow_llm_provider.validators import Complaint, Judge, quotes_in_source
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from airflow_llm_provider.approvals import form
 from airflow_llm_provider.engine.request import to_json
 from airflow_llm_provider.errors import InvalidOutput
-from airflow_llm_provider.hooks.people import form
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
 NASTY = [

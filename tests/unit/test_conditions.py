@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_llm_provider.sensors.when import (
+from airflow_llm_provider.sensors.conditions import (
     AboveCost,
     BelowConfidence,
     Facts,

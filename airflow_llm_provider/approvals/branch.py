@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from airflow_llm_provider.approvals.review import Review
 from airflow_llm_provider.engine.request import to_json
 from airflow_llm_provider.errors import BadRequest
 from airflow_llm_provider.hooks.choice import Decision
-from airflow_llm_provider.hooks.people.review import Review
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.hooks.people.review import Decision as Answer
-    from airflow_llm_provider.hooks.people.review import User
+    from airflow_llm_provider.approvals.review import Decision as Answer
+    from airflow_llm_provider.approvals.review import User
 
 NONE = "None of them"
 

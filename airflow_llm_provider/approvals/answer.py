@@ -6,16 +6,16 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from airflow_llm_provider.approvals import form
 from airflow_llm_provider.engine.request import to_json
 from airflow_llm_provider.engine.validate import OutputType, complaint_of
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError
-from airflow_llm_provider.hooks.people import form
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.reviews import Verdict
 from airflow_llm_provider.validators import Validator
 
 
-def verdict_of(
+def read_answer(
     content: Any,
     event: Mapping[str, Any],
     output_type: Any,

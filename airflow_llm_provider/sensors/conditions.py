@@ -140,13 +140,13 @@ def require_conditions(when: Any) -> None:
     for each in when if isinstance(when, (list, tuple)) else [when]:
         if isinstance(each, str) and each != "always":
             raise ValueError(
-                f"when={each!r}: use always, a condition of sensors.when, or a function of the content."
+                f"when={each!r}: use always, a condition of sensors.conditions, or a function of the content."
             )
         if isinstance(each, type):
             raise ValueError(f"when={each.__name__}: it takes its arguments, as in {each.__name__}(…).")
         if not (isinstance(each, str) or callable(each) or hasattr(each, "judge")):
             raise ValueError(
-                f"when={each!r} is neither a condition of sensors.when nor a function of the content."
+                f"when={each!r} is neither a condition of sensors.conditions nor a function of the content."
             )
 
 

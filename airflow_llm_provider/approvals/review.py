@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import orjson
 
+from airflow_llm_provider.approvals import form
+from airflow_llm_provider.approvals.answer import read_answer
+from airflow_llm_provider.approvals.form import APPROVE, CHANGE, REJECT
 from airflow_llm_provider.engine.request import to_json
 from airflow_llm_provider.errors import ChangedSinceShown, TerminalError
-from airflow_llm_provider.hooks.people import form
-from airflow_llm_provider.hooks.people.form import APPROVE, CHANGE, REJECT
-from airflow_llm_provider.hooks.people.verdict import verdict_of
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.reviews import AskedQuestion, StoredReview, digest
 from airflow_llm_provider.validators import Validator
@@ -233,7 +233,7 @@ def decision(
         if kept is None:
             raise _changed("The ledger knows nothing of what was shown")
         _as_shown(kept, asked, review)
-        verdict, error = verdict_of(
+        verdict, error = read_answer(
             orjson.loads(kept.asked.content),
             event,
             output_type,
@@ -265,6 +265,11 @@ def let_pass(review: Review, *, hook: ClaudeHook, context: Context) -> Decision:
         return Decision.of(_standing(kept, scope))
 
     return hook.run(keep, context=context)
+
+
+def terms(approval: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who is asked and for how long, as a Review takes them: notifiers are told by `park`."""
+    return {name: value for name, value in approval.items() if name != "notifiers"}
 
 
 def decision_url(context: Context) -> str:

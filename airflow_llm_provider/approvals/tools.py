@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from airflow_llm_provider.approvals import form
+from airflow_llm_provider.approvals.review import Review, terms
 from airflow_llm_provider.engine.tool_calls import ApprovalNeeded, ToolCall, Verdict
 from airflow_llm_provider.errors import TerminalError
-from airflow_llm_provider.hooks.people import form
-from airflow_llm_provider.hooks.people.approval import terms
-from airflow_llm_provider.hooks.people.review import Review
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
