@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-import tenacity
 
-from airflow_llm_provider.errors import LedgerUnavailable, LedgerUnusable, LLMError
+from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.accounts import Accounts, BudgetWarning, MissingAccounts
 from airflow_llm_provider.ledger.budgets import Budget, BudgetRefusal
 from airflow_llm_provider.ledger.database import Database
@@ -36,6 +34,7 @@ from airflow_llm_provider.ledger.records import (
     Sighting,
     Write,
 )
+from airflow_llm_provider.ledger.transactions import Transactions, may_pass
 from airflow_llm_provider.ledger.writes import Writes
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,6 @@ LEASE_S = 45.0  # how long an attempt of a killed process blocks its key; renewe
 BEAT_S = 10.0
 
 T = TypeVar("T")
-_PASSING = (sa.exc.OperationalError, sa.exc.InterfaceError, OSError)
 
 
 class Ledger:
@@ -76,13 +74,13 @@ class Ledger:
     ) -> None:
         policy = PayloadPolicy(payload)
         self.on_warning: Callable[[BudgetWarning], None] = _log_warning
-        self._deadline_s = deadline_s
         self.holder = uuid.uuid4().hex
         self.database = Database(url, synchronous=synchronous, patience_s=deadline_s)
+        self._transactions = Transactions(self.database, deadline_s=deadline_s)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.database.close)
-            with self._in_our_words():
-                self._retried(self.database.migrate)
+            with self._transactions.in_our_words():
+                self._transactions.retried(self.database.migrate)
             on_failure.pop_all()
         self.accounts = Accounts(self.database.dialect, budgets)
         self._writes = Writes(
@@ -142,11 +140,11 @@ class Ledger:
         For what happens now and then; the calls themselves go in batches. `work` may be run again where the
         commit went unheard.
         """
-        return await asyncio.to_thread(self._transact, self.database.write, work)
+        return await asyncio.to_thread(self._transactions.write, work)
 
     async def read(self, work: Callable[[sa.Connection, int], T]) -> T:
         """Return what `work(connection, now_ms)` reads, in a transaction that waits for no writer."""
-        return await asyncio.to_thread(self._transact, self.database.read, work)
+        return await asyncio.to_thread(self._transactions.read, work)
 
     def close(self) -> None:
         """Commit what was submitted and close the database."""
@@ -158,26 +156,14 @@ class Ledger:
         if not opened.cancelled() and not opened.exception() and isinstance(opened.result(), OpenedAttempt):
             self.record_later(_unsent(entry))
 
-    def _transact(
-        self,
-        begin: Callable[[], contextlib.AbstractContextManager[sa.Connection]],
-        work: Callable[[sa.Connection, int], T],
-    ) -> T:
-        def once() -> T:
-            with begin() as connection:
-                return work(connection, self.database.now_ms(connection))
-
-        with self._in_our_words():
-            return self._retried(once)
-
     # -- in the writer's thread ----------------------------------------------------------------------
 
     def _write(self, batch: list[Write]) -> list[Any]:
-        with self._in_our_words():
+        with self._transactions.in_our_words():
             try:
-                return self._retried(self._write_once, batch)
+                return self._transactions.retried(self._write_once, batch)
             except Exception as error:
-                if _may_pass(error):
+                if may_pass(error):
                     # Its submitters give up. Left as they are, their attempts would be renewed while this lives.
                     of_attempts = (
                         write for write in batch if isinstance(write, (NewAttempt, Settlement, Failure))
@@ -220,7 +206,7 @@ class Ledger:
     def _beat(self) -> None:
         """Renew the leases of what this engine has in flight, and write what a database that was away is owed."""
         try:
-            with self._in_our_words(), self.database.write() as connection:
+            with self._transactions.in_our_words(), self.database.write() as connection:
                 self._writes.renew(connection, self.database.now_ms(connection))
             self._warn()
             if self._owed:
@@ -238,52 +224,12 @@ class Ledger:
     # -- in the reader's thread ----------------------------------------------------------------------
 
     def _read(self, batch: list[Lookup]) -> list[SettledReply | None]:
-        with self._in_our_words():
-            return self._retried(self._read_once, batch)
+        with self._transactions.in_our_words():
+            return self._transactions.retried(self._read_once, batch)
 
     def _read_once(self, batch: list[Lookup]) -> list[SettledReply | None]:
         with self.database.read() as connection:
             return look_up(connection, batch)
-
-    # -- in both -------------------------------------------------------------------------------------
-
-    def _retried(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run `work` again while the database can't be reached, up to the deadline."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-            stop=tenacity.stop_before_delay(self._deadline_s),
-            reraise=True,
-        )
-        return retrying(work, *arguments)
-
-    @contextlib.contextmanager
-    def _in_our_words(self) -> Iterator[None]:
-        """Turn what the database raises into our errors, without a word of password or payload."""
-        try:
-            yield
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            where = f"The ledger at {self.database.shown_url}"
-            cause = (error.orig if isinstance(error, sa.exc.DBAPIError) else None) or error
-            said = " ".join(str(cause).split())
-            if _may_pass(error):
-                raise LedgerUnavailable(
-                    f"{where} can't be reached ({said}). Nothing is sent without it, so nothing is paid; "
-                    "check [llm] ledger_url and the database, then retry."
-                ) from error
-            if type(error) is sa.exc.DatabaseError:  # SQLite's word for a file it can't make sense of
-                raise LedgerUnusable(
-                    f"{where} is damaged, or no ledger at all ({said}). Restore the file from a backup, or "
-                    "move it away to begin a new one, which buys every answer anew."
-                ) from error
-            raise LedgerUnusable(f"{where} does not take this: {said}") from error
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Tell whether it may pass: no connection, a server that starts, a lock, a full disk, a folder not mounted."""
-    # A table or column that is missing is an OperationalError too, to SQLite alone; it stays missing.
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) else None
-    return isinstance(error, _PASSING) and getattr(cause, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
 
 
 def _unsent(entry: NewAttempt) -> Failure:
