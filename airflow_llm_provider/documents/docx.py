@@ -30,10 +30,16 @@ def is_docx(raw: bytes) -> bool:
 
 
 def docx_text(raw: bytes) -> str:
-    """Return a Word document's text: a paragraph a line, a table's cells separated by tabs.
+    """Return the text of a Word document: one line per paragraph, the cells of a table row separated by tabs.
 
-    Footnotes and endnotes follow at the end; headers and footers are left out. Raises Unreadable; what would
-    unpack to more than MAX_UNPACKED_BYTES is refused before anything is unpacked.
+    Footnotes and endnotes follow at the end. Page headers and footers are left out.
+
+    Args:
+        raw: the file's bytes. An archive that would unpack to more than MAX_UNPACKED_BYTES is refused before it is
+            unpacked.
+
+    Raises:
+        Unreadable: the document is broken, encrypted, too large or empty.
     """
     _check_archive(raw)
     import docx  # type: ignore[import-untyped, unused-ignore]
@@ -48,8 +54,8 @@ def docx_text(raw: bytes) -> str:
             for relation in document.part.rels.values()
             if relation.reltype in (RELATIONSHIP_TYPE.FOOTNOTES, RELATIONSHIP_TYPE.ENDNOTES)
         ]
-    except Exception as error:  # noqa: BLE001 - python-docx lets lxml's, zipfile's and KeyErrors through
-        raise Unreadable("unreadable", f"a broken Word document: {type(error).__name__}: {error}") from None
+    except Exception as error:  # noqa: BLE001 - python-docx passes on KeyErrors and errors of lxml and zipfile
+        raise Unreadable("unreadable", f"a broken Word document ({type(error).__name__})") from None
     lines: list[str] = []
     for tree in trees:
         _blocks(tree, lines)
@@ -65,8 +71,8 @@ def _check_archive(raw: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise Unreadable("unreadable", f"a broken Word document: {error}") from None
-    # What an entry declares is also the most that zipfile will unpack of it.
+        raise Unreadable("unreadable", f"a broken Word document ({type(error).__name__})") from None
+    # The declared size of an entry is also the most that zipfile unpacks of it.
     unpacked = sum(entry.file_size for entry in entries)
     xml = sum(entry.file_size for entry in entries if entry.filename.lower().endswith((".xml", ".rels")))
     ratio = unpacked / max(len(raw), 1)
@@ -82,9 +88,9 @@ def _check_archive(raw: bytes) -> None:
         )
 
 
-# python-docx's own `text` leaves out content controls, tracked insertions and text boxes, and repeats merged
-# cells as often as a file says; so the tree is walked here, each element once.
-# Recursion is bounded: lxml refuses XML more than 256 deep.
+# The tree is walked here because python-docx's own `text` leaves out content controls, tracked insertions and text
+# boxes, and repeats a merged cell for each cell that it spans.
+# The recursion is bounded, because lxml refuses XML that is nested more than 256 deep.
 
 
 def _blocks(parent: Any, lines: list[str]) -> None:

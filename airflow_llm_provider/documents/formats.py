@@ -1,4 +1,4 @@
-"""Rows and their columns, written as JSONL, CSV or Parquet."""
+"""The columns of a row, and rows written as JSONL, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AFTER_DATA: dict[str, ColumnType] = {
 
 
 class RowDoesNotFit(ValueError):
-    """A row's value can't be held by its column; the row was not taken."""
+    """A value of a row does not fit its column; the row was not taken."""
 
 
 _LONG_NUMBER = re.compile(rb"\d{19}")
@@ -41,13 +41,13 @@ _JSON_TYPES = {"text": "string", "decimal": "string"}
 
 
 def columns(list_type: bool) -> list[str]:
-    """Return the row's columns in order; `item` (from 0) only where a list lands one row an item."""
+    """Return a row's columns in order; `item`, from 0, only where an answer is a list with one row per item."""
     before = [name for name in BEFORE_DATA if list_type or name != "item"]
     return [*before, "data", *AFTER_DATA]
 
 
 def refuse_unknown(row: Mapping[str, Any], known: frozenset[str]) -> None:
-    """Raise RowDoesNotFit for a row with columns that rows don't have."""
+    """Raise RowDoesNotFit for a row with an unknown column."""
     if not known.issuperset(row):
         raise RowDoesNotFit(
             f"document {row.get('document_id')!r}: unknown columns {sorted(row.keys() - known)}"
@@ -55,7 +55,12 @@ def refuse_unknown(row: Mapping[str, Any], known: frozenset[str]) -> None:
 
 
 def row_schema(schema: Mapping[str, Any] | None, list_type: bool) -> dict[str, Any]:
-    """Return the JSON schema of one row, `schema` being that of its data (None: plain text)."""
+    """Return the JSON schema of one row.
+
+    Args:
+        schema: of the row's data; None for plain text.
+        list_type: whether an answer is a list with one row per item.
+    """
     data = dict(schema) if schema is not None else {"type": ["string", "null"]}
     definitions = data.pop("$defs", None)
     properties: dict[str, Any] = {}
@@ -74,12 +79,12 @@ def row_schema(schema: Mapping[str, Any] | None, list_type: bool) -> dict[str, A
         "required": ["document_id"],
     }
     if definitions:
-        whole["$defs"] = definitions  # references start at the document's top
+        whole["$defs"] = definitions  # references in it are resolved from the top of the whole schema
     return whole
 
 
 def data_fields(schema: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]] | None:
-    """Return the fields of the data and their schemas; None when the data is no object with named fields."""
+    """Return the fields of the data and their schemas; None when the data is not an object with named fields."""
     if schema is None:
         return None
     found = resolve(schema, schema).get("properties")
@@ -107,7 +112,7 @@ def resolve(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, A
 
 
 def scalar_type(part: Mapping[str, Any]) -> ColumnType | None:
-    """Return the column type of a resolved schema; None for objects, arrays and mixtures."""
+    """Return the column type of a resolved schema; None for objects, arrays and unions."""
     kinds = part.get("type")
     if kinds is None and ("enum" in part or "const" in part):
         values = part["enum"] if "enum" in part else [part["const"]]
@@ -125,7 +130,7 @@ def scalar_type(part: Mapping[str, Any]) -> ColumnType | None:
 
 
 def as_json(value: object) -> str:
-    """Return a value that has no column type of its own as JSON text; a text stays itself."""
+    """Return a value without a column type of its own as JSON text; a text stays as it is."""
     return value if isinstance(value, str) else to_json(value).decode()
 
 
@@ -134,27 +139,31 @@ def to_json(value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        # An answer may hold integers past 64 bits, which orjson refuses.
+        # An answer may hold integers above 64 bits, which orjson refuses.
         return json.dumps(value, separators=(",", ":")).encode()
 
 
 def from_json(raw: bytes) -> Any:
-    """Return the value that `raw` is, its integers exact; raises ValueError or RecursionError for what is no JSON."""
-    # orjson makes floats of integers past 64 bits; the slower standard library keeps them.
+    """Return the value of a JSON text, with exact integers.
+
+    Raises:
+        ValueError, RecursionError: the text is not JSON, or it is nested too deeply.
+    """
+    # orjson makes floats of integers above 64 bits; the standard library is slower, and keeps them.
     if _LONG_NUMBER.search(raw):
         return json.loads(raw, parse_constant=_refuse)
     return orjson.loads(raw)
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 FORMATS = ("jsonl", "csv", "parquet")
 
 
 class UnknownFormat(ValueError):
-    """Rows can't be written in this format."""
+    """Rows cannot be written in this format."""
 
 
 class MissingExtra(ImportError):
@@ -162,23 +171,25 @@ class MissingExtra(ImportError):
 
 
 class FormatWriter(Protocol):
-    """Writes rows, in order, to an open file, and leaves it open."""
+    """Writes rows in order to an open file, and does not close it."""
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write one row; columns it lacks are null."""
+        """Write one row; a column that it lacks is null."""
 
     def finish(self) -> None:
-        """Write what is still held back."""
+        """Write what is still in memory."""
 
 
 def check_format(name: str) -> None:
-    """Raise UnknownFormat or MissingExtra if rows can't be written in this format here.
+    """Check, before the first call is paid for, that rows can be written in a format.
 
-    Asked before the first call is paid for, not after the last.
+    Raises:
+        UnknownFormat: there is no such format.
+        MissingExtra: the format needs a package that is not installed.
     """
     if name not in FORMATS:
         raise UnknownFormat(
-            f"rows can't be written as {name!r}: end the output in .jsonl, .csv or .parquet, "
+            f"rows cannot be written as {name!r}: end the output in .jsonl, .csv or .parquet, "
             "or in a slash for a folder of JSONL parts"
         )
     if name == "parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -191,7 +202,7 @@ def check_format(name: str) -> None:
 def row_check(
     name: str, *, schema: Mapping[str, Any] | None, list_type: bool
 ) -> Callable[[Mapping[str, Any]], object]:
-    """Return what raises RowDoesNotFit for a row that the format could not hold."""
+    """Return a function that raises RowDoesNotFit for a row that does not fit the format."""
     if name != "parquet":
         known = frozenset(columns(list_type))
         return lambda row: refuse_unknown(row, known)
@@ -203,7 +214,14 @@ def row_check(
 def open_writer(
     name: str, file: IO[bytes], *, schema: Mapping[str, Any] | None, list_type: bool
 ) -> FormatWriter:
-    """Return the writer of format `name`; schema: of one row's data, None for plain text."""
+    """Return a writer of rows.
+
+    Args:
+        name: one of FORMATS.
+        file: open for writing in binary mode.
+        schema: of one row's data; None for plain text.
+        list_type: whether an answer is a list with one row per item.
+    """
     if name == "jsonl":
         return _JsonlWriter(file, list_type)
     if name == "csv":
@@ -214,7 +232,7 @@ def open_writer(
 
 
 class _JsonlWriter:
-    """One JSON object a line, with every column in the same order."""
+    """One JSON object per line, with all columns in the same order."""
 
     def __init__(self, file: IO[bytes], list_type: bool) -> None:
         self._file = file
@@ -229,14 +247,14 @@ class _JsonlWriter:
 
 
 class _CsvWriter:
-    """UTF-8 with a header; the data's fields as `data.field`, what is nested in them as JSON text.
+    """UTF-8 with a header; the fields of the data are columns `data.field`, and nested values are JSON text.
 
     Null is an empty cell; true and false are written as in JSON.
     """
 
     def __init__(self, file: IO[bytes], schema: Mapping[str, Any] | None, list_type: bool) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
-        # The ending RFC 4180 asks for; with any other, Python before 3.13 leaves a lone carriage return unquoted.
+        # The line ending of RFC 4180. With any other, Python before 3.13 does not quote a lone carriage return.
         self._writer = csv.writer(self._text, lineterminator="\r\n")
         self._columns = columns(list_type)
         self._fields = data_fields(schema)
@@ -297,7 +315,7 @@ class ParquetColumns:
         self.arrow = pa.schema(fields)
 
     def convert(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the row with its values as Arrow takes them; raise RowDoesNotFit."""
+        """Return the row with values that Arrow takes; raises RowDoesNotFit."""
         refuse_unknown(row, self._known)
         whole: dict[str, Any] = {}
         for name, value in row.items():
@@ -307,14 +325,14 @@ class ParquetColumns:
                 whole[name] = self._convert[name](value)
             except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
                 raise RowDoesNotFit(
-                    f"document {row.get('document_id')!r}: {name} {str(value)[:200]!r} does not fit its "
-                    f"Parquet column ({error}); write .jsonl, or change the schema"
+                    f"document {row.get('document_id')!r}: the value of {name}, a {type(value).__name__!r}, does not "
+                    f"fit its Parquet column ({_reason(error)}); write .jsonl, or change the schema"
                 ) from None
         return whole
 
 
 class ParquetWriter:
-    """Writes row groups of at most ROW_GROUP_ROWS rows or about ROW_GROUP_CHARACTERS of text, with zstd."""
+    """Writes row groups of at most ROW_GROUP_ROWS rows, or about ROW_GROUP_CHARACTERS of text, with zstd."""
 
     def __init__(self, file: IO[bytes], schema: Mapping[str, Any] | None, list_type: bool) -> None:
         import pyarrow as pa
@@ -327,7 +345,7 @@ class ParquetWriter:
         self._characters = 0
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Hold the row until its group is full."""
+        """Keep the row until its group is full, then write the group."""
         whole = self._columns.convert(row)
         self._rows.append(whole)
         self._characters += _weight(whole)
@@ -347,13 +365,13 @@ class ParquetWriter:
 
 
 def _typed(part: Mapping[str, Any], whole: Mapping[str, Any], depth: int) -> tuple[Any, Convert]:
-    """Return the Arrow type of a schema, and what turns a JSON value into one of it."""
+    """Return the Arrow type of a schema, and the function that converts a JSON value to it."""
     import pyarrow as pa
 
     part = resolve(part, whole)
     if (kind := scalar_type(part)) is not None:
         return _scalar(kind)
-    if depth < _MAX_DEPTH:  # deeper, or going round in circles: as JSON text
+    if depth < _MAX_DEPTH:  # deeper, or a schema that refers to itself: as JSON text
         if part.get("properties"):
             members = {name: _typed(inner, whole, depth + 1) for name, inner in part["properties"].items()}
             converts = {name: convert for name, (_, convert) in members.items()}
@@ -382,13 +400,13 @@ def _scalar(kind: ColumnType) -> tuple[Any, Convert]:
 def _integer(value: Any) -> int:
     number = int(value)
     if number != value or not -(2**63) <= number < 2**63:
-        raise ValueError("not a 64-bit integer")
+        raise _NotOfType("not a 64-bit integer")
     return number
 
 
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("neither true nor false")
+        raise _NotOfType("neither true nor false")
     return value
 
 
@@ -402,14 +420,23 @@ def _struct(converts: Mapping[str, Convert]) -> Convert:
 def _list(inner: Convert) -> Convert:
     def convert(value: Any) -> list[Any]:
         if not isinstance(value, list):
-            raise ValueError("not a list")
+            raise _NotOfType("not a list")
         return [None if item is None else inner(item) for item in value]
 
     return convert
 
 
+class _NotOfType(ValueError):
+    """A value is not of its column's type; the text is ours, and holds no value."""
+
+
+def _reason(error: Exception) -> str:
+    """Return why a value does not fit; errors of libraries may quote the value, so only their class is named."""
+    return str(error) if isinstance(error, _NotOfType) else type(error).__name__
+
+
 def _weight(value: Any) -> int:
-    """Return about how many characters a value holds."""
+    """Return about how many characters of text a value holds."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):

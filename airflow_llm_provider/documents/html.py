@@ -1,4 +1,4 @@
-"""HTML pages as readable text."""
+"""HTML pages as readable text, laid out by inscriptis unless that would cost far more than the page's size."""
 
 from __future__ import annotations
 
@@ -14,25 +14,31 @@ _HIDDEN = frozenset({"head", "link", "meta", "script", "title", "style"})
 
 
 def html_text(raw: bytes, encoding: str = "utf-8") -> str:
-    """Return what a reader of the page would see, tables kept, trailing blanks of lines dropped.
+    """Return the text that a reader of the page would see, with tables laid out.
 
-    The page's own `<meta charset>` is used where `encoding` does not fit. Of styles only `display: none`
-    counts. A page that is laid out so as to cost far more than its size is read without layout.
-    Raises Unreadable.
+    Of styles only `display: none` counts. Trailing blanks of lines are removed. A page whose layout would cost far
+    more than its size is read without layout.
+
+    Args:
+        raw: the file's bytes.
+        encoding: tried first; where it does not fit, the page's own `<meta charset>` is used.
+
+    Raises:
+        Unreadable: the page cannot be decoded or parsed, or it has no text.
     """
     from inscriptis.html_engine import Inscriptis  # type: ignore[import-untyped]
     from lxml import etree  # type: ignore[import-untyped]
     from lxml.html import HTMLParser, document_fromstring  # type: ignore[import-untyped]
 
     source = _XML_DECLARATION.sub("", _decode(raw, encoding), count=1)
-    # Without huge_tree, what is nested more than 256 deep is left out without a word.
+    # Without huge_tree, the parser drops what is nested more than 256 deep, and reports nothing.
     parser = HTMLParser(huge_tree=True)
     try:
         tree = document_fromstring(source, parser=parser)
     except (etree.ParserError, ValueError) as error:
         if "empty" in str(error).lower():
             raise Unreadable("empty", "there is no text in this HTML") from None
-        raise Unreadable("unreadable", f"HTML that can't be parsed: {error}") from None
+        raise Unreadable("unreadable", f"HTML that cannot be parsed ({type(error).__name__})") from None
     if any(entry.type == etree.ErrorTypes.ERR_RESOURCE_LIMIT for entry in parser.error_log):
         raise Unreadable("unreadable", "HTML nested too deeply")
     _keep_only_hiding(tree)
@@ -63,7 +69,7 @@ def _decode(raw: bytes, encoding: str) -> str:
 
 
 def _keep_only_hiding(tree: Any) -> None:
-    """Drop styles, whose margins and paddings a page may set to any size."""
+    """Remove all styles but `display: none`: a page may set margins and paddings to any size."""
     for element in tree.iter():
         style = element.attrib.pop("style", None) if isinstance(element.tag, str) else None
         if style is not None and _HIDING.search(style):
@@ -71,7 +77,7 @@ def _keep_only_hiding(tree: Any) -> None:
 
 
 def _without_layout(tree: Any) -> str:
-    """Return the page's text with a line for each block, and nothing aligned."""
+    """Return the page's text with one line per block and no alignment."""
     from lxml import etree
 
     pieces: list[str] = []
@@ -100,7 +106,7 @@ BLOCKS = frozenset(
         *("tfoot", "th", "thead", "tr", "ul", "xmp"),
     }
 )
-# Those of them that inscriptis starts a line for; others run on.
+# The blocks for which inscriptis starts a line.
 _LINES = BLOCKS - {"body", "dd", "dl", "dt", "hr", "html", "section", "tbody", "tfoot", "thead", "tr"}
 _PREFORMATTED = frozenset({"pre", "xmp", "listing", "plaintext"})
 _LISTS = frozenset({"ul", "ol"})
@@ -112,7 +118,7 @@ _PADDING_FREE = 1_000_000
 
 
 class _Table:
-    """The width of each column and the height of all rows so far."""
+    """An open table: the width of each column, and the height of all rows so far."""
 
     def __init__(self) -> None:
         self.widths: list[int] = []
@@ -133,9 +139,15 @@ class _Table:
 
 
 def layout_is_cheap(tree: Any, size: int) -> bool:
-    """Tell whether a page of `size` characters is laid out in about that much time and memory.
+    """Tell whether laying out a page takes time and memory in proportion to its size.
 
-    Every bound is on the safe side: a cell is at most as wide as all its text.
+    Cells are padded to the width of their column and the height of their row, and nested tables multiply: a small
+    page could fill the memory. Lists are indented on every line, and a line of text is copied for each piece that is
+    added to it. All three are bounded from above: a cell counts as wide as all its text.
+
+    Args:
+        tree: the parsed page.
+        size: of the page, in characters.
     """
     from lxml import etree
 

@@ -1,4 +1,4 @@
-"""The files of a run: rows and dead letters in input order, schema and manifest, published all or none."""
+"""The output files of a run: rows and dead letters in input order, schema and manifest, all published or none."""
 
 from __future__ import annotations
 
@@ -39,9 +39,13 @@ _STALE_S = 3600
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFiles:
-    """The folder of a run's files, and their names.
+    """Where the files of a run go: their folder and their names.
 
-    store: any path in the object store that holds `folder`; None when it is local.
+    Attributes:
+        folder: a local folder, or a key prefix in `store`.
+        stem: what the names of all files begin with.
+        format: of the rows, in lower case; also the extension of their file.
+        store: any path in the object store that holds `folder`; None when it is local.
     """
 
     folder: str
@@ -58,12 +62,19 @@ class OutputFiles:
         folder_format: str = "jsonl",
         to_path: ToPath = url_to_path,
     ) -> OutputFiles:
-        """Read the place out of `output`: a file with its extension, or a folder (a slash at the end)."""
+        """Return the files that an `output` stands for.
+
+        Args:
+            output: the rows' file, with its extension, or a folder, with a slash at its end.
+            part: the name of a mapped task instance's part, such as `part-0`.
+            folder_format: the format of the rows in a folder.
+            to_path: makes a path of a URL.
+        """
         where = locate(output, to_path)
         path = where if isinstance(where, str) else where.path
         head, _, name = path.rstrip("/").rpartition("/")
         stem, dot, extension = name.rpartition(".")
-        # Path objects drop a slash at the end, so a name without extension is a folder too.
+        # Path objects drop the slash at the end, so a name without an extension is a folder too.
         if str(output).endswith("/") or not dot or not stem:
             folder, stem, extension = path.rstrip("/"), part or "part-0", folder_format
         else:
@@ -106,13 +117,14 @@ class OutputFiles:
 
     @property
     def names(self) -> tuple[str, str, str, str]:
-        """Return all that a run may write here."""
+        """Return the names of all files that a run may write."""
         return self.output, self.schema, self.manifest, self.dead_letters
 
     def prepare(self) -> None:
-        """Make a local folder and try it; object stores have none.
+        """Make a local folder, and check that files can be written there; an object store needs neither.
 
-        Raises OSError, with its cause and cure as `strerror`, when the files could not be put there.
+        Raises:
+            OSError: the files cannot be written; its `strerror` says why and what to do.
         """
         if self.store is not None:
             return
@@ -125,16 +137,21 @@ class OutputFiles:
             trial.touch(exist_ok=False)
             trial.unlink()
         except OSError as error:
-            why = f"rows can't be written to {self.key(self.output)!r}: {error.strerror}"
-            raise OSError(error.errno, f"{why}. Give another `output=`, or make room for it.") from error
+            why = f"rows cannot be written to {self.key(self.output)!r}: {error.strerror}"
+            raise OSError(
+                error.errno, f"{why}. Give another `output=`, or remove what is in the way."
+            ) from error
 
 
 class StagedFiles:
-    """Files on their way to a OutputFiles.
+    """Files that are written under other names first, and then published together.
 
-    Local: written beside their target under a hidden name, synced, and renamed. Object stores: written to a
-    local temporary folder and uploaded whole, an object appearing when its upload ends. Whatever fails before
-    `publish` leaves the place as it was, and nothing behind.
+    Local files are written beside their target under a hidden name, synced, and renamed. Objects are written to a
+    local temporary folder and uploaded whole; an object appears when its upload ends. A failure before `publish`
+    leaves the earlier files as they were, and no temporary file.
+
+    Args:
+        target: where the files go.
     """
 
     def __init__(self, target: OutputFiles) -> None:
@@ -161,7 +178,7 @@ class StagedFiles:
 
     @contextmanager
     def file(self, name: str) -> Iterator[IO[bytes]]:
-        """Open the file that will be `name`."""
+        """Open the file that will be published as `name`."""
         path = _hidden_path(self._aside or self._target.folder, name if self._aside is None else "")
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._ready[name] = path
@@ -172,16 +189,16 @@ class StagedFiles:
                 os.fsync(file.fileno())
 
     def write(self, name: str, data: bytes) -> None:
-        """Write the whole file that will be `name`."""
+        """Write the whole file that will be published as `name`."""
         with self.file(name) as file:
             file.write(data)
 
     def remove(self, name: str) -> None:
-        """Remove an earlier run's file when this one is published."""
+        """Remove the file `name` of an earlier run when this one is published."""
         self._removed.append(name)
 
     def publish(self) -> None:
-        """Put the files in place in the order they were written."""
+        """Publish the files in the order in which they were written."""
         with _locked_folder(self._target):
             self._put()
 
@@ -199,19 +216,19 @@ class StagedFiles:
 
 
 def _hidden_path(folder: str, name: str) -> str:
-    """Return a path of nobody else's for the file that will be `name`."""
+    """Return an unused path for the file that will be published as `name`."""
     return f"{folder}/.{name}.{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager
 def _locked_folder(target: OutputFiles) -> Iterator[None]:
-    """Let nobody else publish in a local folder meanwhile: two runs' files would mix."""
+    """Lock a local folder, so that the files of two runs that publish at once do not mix."""
     if target.store is not None:
         yield
         return
     descriptor = os.open(target.folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):  # some network file systems can't
+        with suppress(OSError):  # some network file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
         with suppress(OSError):
@@ -229,7 +246,7 @@ def _remove(target: OutputFiles, name: str) -> None:
 
 
 def _remove_stale(target: OutputFiles) -> None:
-    """Remove what a killed process left an hour ago or longer; younger ones may be another run's."""
+    """Remove temporary files that a killed process left; younger than an hour, they may belong to a running one."""
     starts = tuple(f".{name}." for name in target.names)
     with os.scandir(target.folder) as entries:
         for entry in entries:
@@ -247,9 +264,15 @@ _ROW, _DEAD = b"r", b"d"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenFiles:
-    """Where a run's files are, and how many rows and dead letters they hold.
+    """The files that a run has published.
 
-    dead_letters: None when there are none; then no such file is there either.
+    Attributes:
+        output: path or URL of the rows.
+        schema: of the JSON schema of a row.
+        manifest: of what the run says of itself.
+        dead_letters: None when there are none; then there is no such file.
+        rows: how many rows were written.
+        dead: how many dead letters were written.
     """
 
     output: str
@@ -260,23 +283,31 @@ class WrittenFiles:
     dead: int
 
     def paths(self) -> dict[str, str | None]:
-        """Return the paths alone, as the manifest names them."""
+        """Return the paths as the manifest names them."""
         return {"output": self.output, "schema": self.schema, "dead_letters": self.dead_letters}
 
 
 class RowWriter:
-    """Take rows and dead letters in any order; `close` lands them in input order.
+    """Takes rows and dead letters in any order; `publish` writes them in input order.
 
-    output: a file by extension (.jsonl, .csv, .parquet; `rows.jsonl` brings `rows.schema.json`,
-        `rows.manifest.json` and, if there are any, `rows.dead_letters.jsonl`), or a folder (ends in a slash).
-    spool_dir: a local folder for what has come so far; the file in it has no name and dies with the process.
-    schema: the JSON schema of one row's data; None for plain text.
-    list_type: an answer is a list, and each of its items is a row with its number in `item`.
-    part: a mapped shard's own name, such as `part-0`: `folder/part-0.jsonl` or `rows.part-0.jsonl`.
-    folder_format: of a folder's files; a file's format is its extension.
+    Memory: 8 bytes per document. It may be used from several threads.
 
-    Raises UnknownFormat, MissingExtra and OSError (a local folder that can't be written) at once, before
-    anything is paid for. Memory: 8 bytes a document. Safe in threads.
+    Args:
+        output: a file with the extension of its format (.jsonl, .csv, .parquet), or a folder, with a slash at its
+            end. Beside `rows.jsonl` stand `rows.schema.json`, `rows.manifest.json` and, if there are any,
+            `rows.dead_letters.jsonl`.
+        spool_dir: a local folder for what has come so far; the file in it has no name and ends with the process.
+        schema: of one row's data; None for plain text.
+        list_type: whether an answer is a list, each item of which is a row with its number in `item`.
+        part: the name of a mapped task instance's part, such as `part-0`: `folder/part-0.jsonl` or
+            `rows.part-0.jsonl`.
+        folder_format: the format of the rows in a folder.
+        to_path: makes a path of a URL.
+
+    Raises:
+        UnknownFormat: rows cannot be written in this format.
+        MissingExtra: the format needs a package that is not installed.
+        OSError: the local folder cannot be written to.
     """
 
     def __init__(
@@ -290,13 +321,13 @@ class RowWriter:
         folder_format: str = "jsonl",
         to_path: ToPath = url_to_path,
     ) -> None:
-        self._place = OutputFiles.of(output, part=part, folder_format=folder_format, to_path=to_path)
-        check_format(self._place.format)
-        self._place.prepare()
+        self._target = OutputFiles.of(output, part=part, folder_format=folder_format, to_path=to_path)
+        check_format(self._target.format)
+        self._target.prepare()
         self._schema = schema
         self._list_type = list_type
-        self._check = row_check(self._place.format, schema=schema, list_type=list_type)
-        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=spool_dir)  # noqa: SIM115 - lives as long as the sink
+        self._check = row_check(self._target.format, schema=schema, list_type=list_type)
+        self._spool: IO[bytes] = tempfile.TemporaryFile(dir=spool_dir)  # noqa: SIM115 - it lives as long as the writer
         self._offsets = array("q")
         self._end = 0
         self._lock = threading.Lock()
@@ -313,13 +344,18 @@ class RowWriter:
 
     @property
     def files(self) -> list[str]:
-        """Return where the files of this run go, also those that may not come to be."""
-        return [self._place.uri(name) for name in self._place.names]
+        """Return where the files of this run go, including those that it may not need."""
+        return [self._target.uri(name) for name in self._target.names]
 
     def add(self, index: int, row: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Take the row, or the rows, of the document at `index` (from 0) of the input.
+        """Take the row, or the rows, of one document.
 
-        Raises RowDoesNotFit, having taken nothing, so that the document can be given to `dead` instead.
+        Args:
+            index: the document's position in the input, from 0.
+            row: by column; a column that is missing is null.
+
+        Raises:
+            RowDoesNotFit: a row does not fit the format. None was taken, so the document can be a dead letter instead.
         """
         rows = [row] if isinstance(row, Mapping) else list(row)
         for each in rows:
@@ -327,45 +363,51 @@ class RowWriter:
         self._put(index, _ROW, rows)
 
     def add_dead_letter(self, index: int, letter: Mapping[str, Any]) -> None:
-        """Take the dead letter of the document at `index`: document_id, uri, reason, error, message, …."""
+        """Take the dead letter of one document.
+
+        Args:
+            index: the document's position in the input, from 0.
+            letter: document_id, uri, reason, error, message and what else is known.
+        """
         self._put(index, _DEAD, [letter])
 
     def publish(self, manifest: Mapping[str, Any]) -> WrittenFiles:
-        """Write all files in input order and publish them, the manifest last; all or none.
+        """Write all files in input order, and publish all or none of them, the manifest last.
 
-        manifest: what the run says of itself; `output`, `schema`, `dead_letters` and `rows` are put in.
+        Args:
+            manifest: what the run says of itself; `output`, `schema`, `dead_letters` and `rows` are added.
         """
         try:
-            with StagedFiles(self._place) as staged:
-                place = self._place
-                with staged.file(place.output) as file:
-                    writer = open_writer(place.format, file, schema=self._schema, list_type=self._list_type)
+            with StagedFiles(self._target) as staged:
+                target = self._target
+                with staged.file(target.output) as file:
+                    writer = open_writer(target.format, file, schema=self._schema, list_type=self._list_type)
                     for row in self._read(_ROW):
                         writer.write(row)
                     writer.finish()
-                staged.write(place.schema, _pretty(row_schema(self._schema, self._list_type)))
+                staged.write(target.schema, _pretty(row_schema(self._schema, self._list_type)))
                 if self._dead:
-                    with staged.file(place.dead_letters) as file:
+                    with staged.file(target.dead_letters) as file:
                         for letter in self._read(_DEAD):
                             file.write(to_json(letter) + b"\n")
                 else:
-                    staged.remove(place.dead_letters)
+                    staged.remove(target.dead_letters)
                 written = WrittenFiles(
-                    output=place.uri(place.output),
-                    schema=place.uri(place.schema),
-                    manifest=place.uri(place.manifest),
-                    dead_letters=place.uri(place.dead_letters) if self._dead else None,
+                    output=target.uri(target.output),
+                    schema=target.uri(target.schema),
+                    manifest=target.uri(target.manifest),
+                    dead_letters=target.uri(target.dead_letters) if self._dead else None,
                     rows=self._rows,
                     dead=self._dead,
                 )
-                staged.write(place.manifest, _pretty({**manifest, **written.paths(), "rows": self._rows}))
+                staged.write(target.manifest, _pretty({**manifest, **written.paths(), "rows": self._rows}))
                 staged.publish()
                 return written
         finally:
             self.discard()
 
     def discard(self) -> None:
-        """Drop what has been taken; what was landed stays."""
+        """Forget what has been taken; published files stay."""
         self._spool.close()
 
     def _put(self, index: int, kind: bytes, items: Sequence[Mapping[str, Any]]) -> None:
@@ -374,9 +416,9 @@ class RowWriter:
             if index >= len(self._offsets):
                 self._offsets.extend([_MISSING] * (index + 1 - len(self._offsets)))
             if self._offsets[index] != _MISSING:
-                raise ValueError(f"document {index} has an outcome already; each has exactly one")
+                raise ValueError(f"document {index} already has an outcome; each document has exactly one")
             self._offsets[index] = self._end
-            line = kind + record + b"\n"  # JSON holds no raw newline
+            line = kind + record + b"\n"  # JSON has no raw newline, so one line is one document
             self._spool.write(line)
             self._end += len(line)
             if kind == _ROW:
@@ -385,13 +427,13 @@ class RowWriter:
                 self._dead += 1
 
     def _read(self, kind: bytes) -> Iterator[dict[str, Any]]:
-        """Yield what was taken of one kind, in input order."""
+        """Yield the rows, or the dead letters, that were taken, in input order."""
         self._spool.flush()
         position = self._spool.seek(0)
         for offset in self._offsets:
             if offset == _MISSING:
                 continue
-            if offset != position:  # a seek throws the buffer away; what came in order needs none
+            if offset != position:  # a seek drops the buffer, and rows that came in order need none
                 self._spool.seek(offset)
             line = self._spool.readline()
             position = offset + len(line)
@@ -409,8 +451,13 @@ _SUFFIX = ".dead_letters.jsonl"
 def read_dead_letters(path: PathLike, *, to_path: ToPath = url_to_path) -> Iterator[dict[str, Any]]:
     """Yield the dead letters of a run, or of all parts in a folder.
 
-    path: an output file, its dead-letter file, or a folder. A run without any has no such file.
-    Raises FileNotFoundError when nothing is at `path` and no dead letters are beside it.
+    Args:
+        path: the output file of a run, its file of dead letters, or a folder. A run without dead letters has no such
+            file, and yields none.
+        to_path: makes a path of a URL.
+
+    Raises:
+        FileNotFoundError: nothing is at `path`, and no dead letters are beside it.
     """
     where = locate(path, to_path)
     if isinstance(where, str):

@@ -1,4 +1,4 @@
-"""PDF through PDFium: the text layer, and pages without one as a PDF of their own."""
+"""PDF by PDFium: the text layer of pages, and a smaller PDF of the pages that have none."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ from airflow_llm_provider.documents.content import MAX_REQUEST_BYTES, Part, Unre
 PdfMode = Literal["auto", "text", "native"]
 
 MAX_NATIVE_PAGES = 100
-"""The API's limit for pages sent as a document block."""
+"""The API's limit for the pages of one document block."""
 MAX_TEXT_PAGES = 5_000
 MAX_TEXT_CHARACTERS = 32 * 1024 * 1024
 
 _CREATED = re.compile(rb"/CreationDate\(D:(\d{14})[^)]{0,10}\)/Creator\(PDFium\)")
 _FILE_ID = re.compile(rb"/ID\[<([0-9A-F]{32})><([0-9A-F]{32})>\]")
 
-_PDFIUM = threading.Lock()  # PDFium is not thread-safe, not even for different documents
+_PDFIUM = threading.Lock()  # PDFium is not thread-safe, not even with different documents
 
 
 def pdf_parts(raw: bytes, mode: PdfMode = "auto") -> tuple[tuple[Part, ...], int]:
     """Return the parts of a PDF, and how many pages it has.
 
-    mode: "text": the text layer only, Unreadable when there is none; "native": the file as it is, for the API
-        to look at; "auto": text where a page has any, and one smaller PDF of the pages that have none.
-    Text has a form feed between pages, so that a page left out still counts. Blank pages are never sent.
+    The text has a form feed between pages, so that pages keep their numbers where one has no text. Blank pages are
+    not sent.
+
+    Args:
+        raw: the file's bytes.
+        mode: `text`: the text layer alone; `native`: the file as it is, which the API reads as text and images;
+            `auto`: the text of the pages that have it, and one smaller PDF of the pages that do not.
+
+    Raises:
+        Unreadable: the PDF is broken, encrypted, too large or blank, or `mode` is `text` and it has none.
     """
     import pypdfium2  # type: ignore[import-untyped]
 
@@ -37,7 +44,9 @@ def pdf_parts(raw: bytes, mode: PdfMode = "auto") -> tuple[tuple[Part, ...], int
             pdf = pypdfium2.PdfDocument(raw)
         except pypdfium2.PdfiumError as error:
             if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
-                raise Unreadable("unreadable", "an encrypted PDF that needs a password; decrypt it") from None
+                raise Unreadable(
+                    "unreadable", "an encrypted PDF that needs a password. Decrypt it."
+                ) from None
             raise Unreadable("unreadable", f"a broken PDF: {error}") from None
         try:
             pages = len(pdf)
@@ -51,7 +60,7 @@ def pdf_parts(raw: bytes, mode: PdfMode = "auto") -> tuple[tuple[Part, ...], int
                 parts.append(Part(kind="text", data="\f".join(texts)))
             elif mode == "text":
                 raise Unreadable(
-                    "unreadable", f"none of its {pages} pages has text; use pdf='auto' or 'native'"
+                    "unreadable", f"none of its {pages} pages has text. Use pdf='auto' or 'native'."
                 )
             if mode == "auto" and unread:
                 parts.append(_native(pdf, raw, None if len(unread) == pages else unread))
@@ -65,7 +74,7 @@ def pdf_parts(raw: bytes, mode: PdfMode = "auto") -> tuple[tuple[Part, ...], int
 
 
 def _texts(pdf: Any) -> tuple[list[str], list[int]]:
-    """Return the text of every page ("" for none), and the pages that show something that is not text."""
+    """Return the text of every page, and the numbers from 0 of pages that show something and have no text."""
     import pypdfium2.raw as pdfium  # type: ignore[import-untyped]
 
     if len(pdf) > MAX_TEXT_PAGES:
@@ -92,16 +101,16 @@ def _texts(pdf: Any) -> tuple[list[str], list[int]]:
 
 
 def _native(pdf: Any, raw: bytes, pages: list[int] | None) -> Part:
-    """Return the whole file, or some of its pages, as a part that the API looks at."""
+    """Return the whole file, or some of its pages, as a part that the API reads as text and images."""
     import pypdfium2
 
     count = len(pdf) if pages is None else len(pages)
     if count > MAX_NATIVE_PAGES:
         raise Unreadable(
             "too_large",
-            f"{count} pages to be looked at; the API takes {MAX_NATIVE_PAGES}. Split it, or use pdf='text'.",
+            f"{count} pages to be sent as they are; the API takes {MAX_NATIVE_PAGES}. Split it, or use pdf='text'.",
         )
-    # The API refuses encrypted files, even those that open without a password; copied pages are plain.
+    # The API refuses encrypted files, even those that open without a password; copied pages are not encrypted.
     if pages is not None or pypdfium2.raw.FPDF_GetSecurityHandlerRevision(pdf) != -1:
         copy = pypdfium2.PdfDocument.new()
         try:
@@ -121,9 +130,9 @@ def _native(pdf: Any, raw: bytes, pages: list[int] | None) -> Part:
 
 
 def _same_every_time(pdf: bytes) -> bytes:
-    """Take the time and the random file id out of a PDF that PDFium wrote.
+    """Replace the time and the random file id in a PDF that PDFium wrote.
 
-    With them every reading would be another request, and be paid for again.
+    With them, every reading would give another request, which would be paid for again.
     """
     fixed = bytearray(pdf)
     if created := _CREATED.search(fixed):

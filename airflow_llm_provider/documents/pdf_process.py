@@ -1,4 +1,4 @@
-"""PDFs read in a process beside this one: what a file does to PDFium ends there, and not the task."""
+"""PDFs read in a child process with limits, so that a PDF that crashes PDFium does not end the task."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ from airflow_llm_provider.documents.content import Part, Unreadable
 from airflow_llm_provider.documents.pdf import PdfMode, pdf_parts
 
 MAX_MEMORY_BYTES = 1024 * 1024 * 1024
-"""Address space of the process. PDFium takes twenty times what a page unpacks to, and aborts when it gets no more."""
+"""Address space of the child process. PDFium takes twenty times what a page unpacks to, and aborts when it gets no more."""
 MAX_CPU_S = 60
-"""For one PDF."""
+"""The CPU time for one PDF."""
 
 _LENGTH = struct.Struct("!Q")
 
 
-def pdf_parts_beside(raw: bytes, mode: PdfMode) -> tuple[tuple[Part, ...], int]:
-    """Return what `pdf_parts` does; Unreadable also for a PDF that crashes PDFium or goes over the limits."""
+def pdf_parts_in_child(raw: bytes, mode: PdfMode) -> tuple[tuple[Part, ...], int]:
+    """Return what `pdf_parts` returns, read in the child process.
+
+    Raises:
+        Unreadable: as `pdf_parts`, and for a PDF that crashes PDFium or exceeds the limits.
+    """
     return _reader.read(raw, mode)
 
 
 class _Reader:
-    """One process, started at the first PDF and again after one that it did not survive; one PDF at a time."""
+    """The child process: it is started at the first PDF and after each crash, and reads one PDF at a time."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
 
     def read(self, raw: bytes, mode: PdfMode) -> tuple[tuple[Part, ...], int]:
-        with self._turn:
+        with self._lock:
             process = self._running()
             assert process.stdin is not None
             assert process.stdout is not None
@@ -52,28 +56,28 @@ class _Reader:
                 self.close()
                 raise Unreadable(
                     "unreadable",
-                    f"PDFium did not survive this PDF (status {process.returncode}): it is broken, or needs over "
+                    f"PDFium crashed on this PDF (exit status {process.returncode}): it is broken, or needs more than "
                     f"{MAX_MEMORY_BYTES >> 20:,} MiB or {MAX_CPU_S} s of CPU",
                 ) from None
-        # JSON, which can do nothing here whatever has become of the other side.
-        told = json.loads(reply)
-        if "reason" in told:
-            raise Unreadable(told["reason"], told["message"])
-        return tuple(Part(**part) for part in told["parts"]), told["pages"]
+        # JSON and not pickle: a PDF may have taken over the child process, and JSON runs no code here.
+        answer = json.loads(reply)
+        if "reason" in answer:
+            raise Unreadable(answer["reason"], answer["message"])
+        return tuple(Part(**part) for part in answer["parts"]), answer["pages"]
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._owner != os.getpid():
-            self._process = None  # the parent's: we were forked from it
+            self._process = None  # it belongs to the process that this one was forked from
         if self._process is None or self._process.poll() is not None:
             self.close()
-            # -P: a file of the working folder must not stand in for a module.
+            # -P: a file in the working folder must not replace a module.
             command = [sys.executable, "-P", "-m", __name__]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._owner = os.getpid()
         return self._process
 
     def close(self) -> None:
-        """End the process, if there is one of ours."""
+        """End the child process, if this process has started one."""
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return
@@ -81,31 +85,31 @@ class _Reader:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):  # what was still to be written
+            with contextlib.suppress(BrokenPipeError):  # the child ended before it read everything
                 pipe.close()
 
 
-def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
-    """Read PDFs until nobody asks any more, which is also when the asking process has been killed."""
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Read PDFs until the parent process closes the pipe, which also happens when it is killed."""
     _limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
     _limit(resource.RLIMIT_CORE, 0)
     while True:
         try:
-            mode, raw = _read(source).decode(), _read(source)
+            mode, raw = _read(requests).decode(), _read(requests)
         except EOFError:
             return
         _limit(resource.RLIMIT_CPU, int(time.process_time()) + MAX_CPU_S)
-        told: dict[str, object]
+        answer: dict[str, object]
         try:
-            parts, pages = pdf_parts(raw, mode)  # type: ignore[arg-type]  # checked where it was asked for
-            told = {"parts": [dataclasses.asdict(part) for part in parts], "pages": pages}
+            parts, pages = pdf_parts(raw, mode)  # type: ignore[arg-type]  # the parent has checked the mode
+            answer = {"parts": [dataclasses.asdict(part) for part in parts], "pages": pages}
         except Unreadable as error:
-            told = {"reason": error.reason, "message": str(error)}
-        _write(sink, json.dumps(told).encode())
+            answer = {"reason": error.reason, "message": str(error)}
+        _write(answers, json.dumps(answer).encode())
 
 
 def _limit(kind: int, value: int) -> None:
-    with contextlib.suppress(ValueError, OSError):  # macOS has no limit of memory
+    with contextlib.suppress(ValueError, OSError):  # macOS has no limit on memory
         most = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 

@@ -22,7 +22,7 @@ from airflow_llm_provider.documents.content import (
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.files import open_regular
 from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES, PdfMode
-from airflow_llm_provider.documents.pdf_process import pdf_parts_beside
+from airflow_llm_provider.documents.pdf_process import pdf_parts_in_child
 from airflow_llm_provider.options import MAX_FILE_BYTES
 
 __all__ = ["Content", "Part", "PdfMode", "Unreadable", "read"]
@@ -126,7 +126,7 @@ def _format(raw: bytes, suffix: str) -> str:
 
 def _parse(raw: bytes, kind: str, pdf: PdfMode, encoding: str) -> tuple[tuple[Part, ...], int]:
     if kind == "pdf":
-        return pdf_parts_beside(raw, pdf)
+        return pdf_parts_in_child(raw, pdf)
     if kind == "image":
         return (image_part(raw),), 0
     if kind == "docx":
@@ -199,6 +199,6 @@ def ceiling_of_blocks(value: Any) -> int:
 
 def _pages(data: Any) -> int:
     try:
-        return pdf_parts_beside(base64.b64decode(data), "native")[1]
+        return pdf_parts_in_child(base64.b64decode(data), "native")[1]
     except (Unreadable, TypeError, ValueError):
         return MAX_NATIVE_PAGES

@@ -12,16 +12,16 @@ import pytest
 from test_malicious_files import pdf
 
 from airflow_llm_provider.documents.content import Unreadable
-from airflow_llm_provider.documents.pdf_process import pdf_parts_beside
+from airflow_llm_provider.documents.pdf_process import pdf_parts_in_child
 from airflow_llm_provider.testing.processes import wait_until
 
 # Twenty times what a page unpacks to is what PDFium takes.
 BOMB = pdf(b"BT /F1 12 Tf (x) Tj ET\n" * 3_500_000, layers=2)
 FORKED = """
 import os, sys
-from airflow_llm_provider.documents.pdf_process import _reader, pdf_parts_beside
+from airflow_llm_provider.documents.pdf_process import _reader, pdf_parts_in_child
 raw = sys.stdin.buffer.read()
-text = lambda: pdf_parts_beside(raw, "auto")[0][0].data
+text = lambda: pdf_parts_in_child(raw, "auto")[0][0].data
 print(text(), _reader._process.pid, flush=True)
 if os.fork() == 0:
     print(text(), _reader._process.pid, flush=True)
@@ -47,7 +47,7 @@ def fine(text: str) -> bytes:
 def test_what_kills_the_reader_is_one_dead_letter_among_the_others() -> None:
     def text(raw: bytes) -> str:
         try:
-            return pdf_parts_beside(raw, "auto")[0][0].data
+            return pdf_parts_in_child(raw, "auto")[0][0].data
         except Unreadable as error:
             return error.reason
 
@@ -56,10 +56,10 @@ def test_what_kills_the_reader_is_one_dead_letter_among_the_others() -> None:
     assert texts == ["one", "unreadable", "two", "three", "unreadable", "four"]
 
 
-def test_a_pdf_it_does_not_survive_is_named_with_the_limits() -> None:
+def test_a_pdf_that_crashes_the_child_process_is_named_with_the_limits() -> None:
     assert len(BOMB) < 3_000
-    with pytest.raises(Unreadable, match=r"did not survive this PDF \(status -\d+\).* 1,024 MiB or 60 s"):
-        pdf_parts_beside(BOMB, "text")
+    with pytest.raises(Unreadable, match=r"crashed on this PDF \(exit status -\d+\).* 1,024 MiB or 60 s"):
+        pdf_parts_in_child(BOMB, "text")
 
 
 def test_a_fork_gets_a_reader_of_its_own_and_none_outlives_a_killed_process(tmp_path: Path) -> None:
@@ -87,6 +87,6 @@ def test_a_module_in_the_working_folder_is_not_taken_for_one_of_pythons(
     (tmp_path / "json.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Unreadable):
-        pdf_parts_beside(BOMB, "auto")  # so that the next one starts anew, here
-    assert pdf_parts_beside(fine("read"), "auto")[0][0].data == "read"
+        pdf_parts_in_child(BOMB, "auto")  # so that the next one starts anew, here
+    assert pdf_parts_in_child(fine("read"), "auto")[0][0].data == "read"
     assert not (tmp_path / "ran").exists()

@@ -167,8 +167,8 @@ def test_what_happened_to_a_file_after_listing_is_named(tmp_path):
     for name, says in [
         ("gone.txt", "deleted after it was listed"),
         ("link.txt", "replaced by a link"),
-        ("pipe.txt", "no regular file"),
-        ("folder.txt", "no regular file"),
+        ("pipe.txt", "not a regular file"),
+        ("folder.txt", "not a regular file"),
     ]:
         with pytest.raises(Unreadable, match=says) as caught:
             read(documents[name])
