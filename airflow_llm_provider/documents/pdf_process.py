@@ -19,7 +19,7 @@ from airflow_llm_provider.documents.content import Part, Unreadable
 from airflow_llm_provider.documents.pdf import PdfMode, pdf_parts
 
 MAX_MEMORY_BYTES = 1024 * 1024 * 1024
-"""Address space of the child process. PDFium takes twenty times what a page unpacks to, and aborts when it gets no more."""
+"""Address space of the child process. PDFium takes twenty times the size of an unpacked page, and aborts without it."""
 MAX_CPU_S = 60
 """The CPU time for one PDF."""
 

@@ -1,4 +1,4 @@
-"""The process that reads PDFs: what it does not survive costs one document, and it outlives nobody."""
+"""The process that reads PDFs: a crash costs one document, and the process ends with its parent."""
 
 from __future__ import annotations
 
