@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from airflow_llm_provider.testing.postgres import LocalPostgres
 
@@ -49,7 +49,7 @@ PERMITS, WAITING = 6_000, 256
 
 def load(command: list[str], url: str, seconds: float, *, fault_at_s: float | None = None) -> dict[str, Any]:
     """Run the processes of one side and return what they and the stand-in say."""
-    control = httpx.Client(base_url=url, timeout=60)
+    control = httpx2.Client(base_url=url, timeout=60)
 
     def counted() -> dict[str, int]:
         told: dict[str, int] = control.get("/stand-in/invoice").json()
@@ -136,7 +136,7 @@ def tokens_part(database: str, seconds: float) -> dict[str, Any]:
     arguments = ("--rpm", "60000", "--burst", "10000", "--itpm", str(ITPM))
     with stand_in(latency_s=LATENCY_S, arguments=arguments) as url, ledger_url(database) as ledger:
         told = load(ours(ledger, url, seconds, itpm=ITPM, words=200), url, seconds)
-        lines = httpx.get(f"{url}/stand-in/invoice?lines=1", timeout=60).json()["lines"]
+        lines = httpx2.get(f"{url}/stand-in/invoice?lines=1", timeout=60).json()["lines"]
     tokens = sum(line["input_tokens"] for line in lines)
     told["used"] = round(tokens / (ITPM / 6 + ITPM / 60 * told["took_s"]), 3)
     return told

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil  # type: ignore[import-untyped]  # no stubs among our dependencies
 import sqlalchemy as sa
 
@@ -230,7 +230,7 @@ class Bench:
 
     def _invoice(self, **params: int) -> dict[str, Any]:
         # It prices its lines when asked, 0.2 ms each: outside of what is measured.
-        told: dict[str, Any] = httpx.get(
+        told: dict[str, Any] = httpx2.get(
             f"{self.stand_in_url}/stand-in/invoice", params=params, timeout=600, trust_env=False
         ).json()
         return told

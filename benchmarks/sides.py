@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 from machine import peak_pss_mb
 
 from airflow_llm_provider.testing.airflow import LocalAirflow
@@ -187,7 +187,7 @@ def idle_cpu_per_s(airflow: LocalAirflow, seconds: float = 10.0) -> float:
 
 def ask(url: str, what: str, **params: Any) -> dict[str, Any]:
     """Ask the stand-in about itself."""
-    told: dict[str, Any] = httpx.get(
+    told: dict[str, Any] = httpx2.get(
         f"{url}/stand-in/{what}", params=params, timeout=120, trust_env=False
     ).json()
     return told
@@ -195,7 +195,7 @@ def ask(url: str, what: str, **params: Any) -> dict[str, Any]:
 
 def order(url: str, what: str, body: Mapping[str, Any] | None = None) -> None:
     """Tell the stand-in how to behave."""
-    httpx.post(f"{url}/stand-in/{what}", json=body or {}, timeout=30, trust_env=False).raise_for_status()
+    httpx2.post(f"{url}/stand-in/{what}", json=body or {}, timeout=30, trust_env=False).raise_for_status()
 
 
 def _answered(

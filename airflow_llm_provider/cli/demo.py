@@ -52,7 +52,7 @@ def demo(
         fail("The demo runs an example DAG of the source tree: run it from a clone (`make demo`).")
     if tier not in ("fast", "balanced", "strong"):
         fail(f"--tier {tier}: the tiers are fast, balanced and strong.")
-    import httpx
+    import httpx2
 
     from airflow_llm_provider.cli.demo_endpoint import EndpointFailed
     from airflow_llm_provider.testing.airflow import ComponentFailed
@@ -62,7 +62,7 @@ def demo(
     except (KeyboardInterrupt, typer.Abort):  # the latter from a question that was asked
         typer.echo("Stopped; nothing is left running. What was paid for is kept.", err=True)
         raise typer.Exit(130) from None
-    except (DemoFailed, EndpointFailed, ComponentFailed, httpx.HTTPError, RuntimeError, OSError) as error:
+    except (DemoFailed, EndpointFailed, ComponentFailed, httpx2.HTTPError, RuntimeError, OSError) as error:
         fail(error)
     typer.echo(json.dumps(told))
 

@@ -114,13 +114,13 @@ def _own_stand_in(home: Path, open_things: ExitStack) -> Endpoint:
 
 
 def _other(base_url: str, api_key: str) -> Endpoint:
-    import httpx
+    import httpx2
 
     if not base_url.startswith(("http://", "https://")):
         raise EndpointFailed(f"--base-url {base_url}: give a URL, such as http://127.0.0.1:8765")
     try:
         answer = _get(f"{base_url}/stand-in")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise EndpointFailed(f"Nothing answers at {base_url}: {error}") from error
     note = "Another address is another endpoint: no answer from elsewhere is reused."
     if answer.is_success and "stand-in" in answer.text:
@@ -137,8 +137,8 @@ def _other(base_url: str, api_key: str) -> Endpoint:
 
 
 def _get(url: str) -> Any:
-    import httpx
+    import httpx2
 
     # A proxy has no business between us and loopback.
     is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return httpx.get(url, timeout=10.0, trust_env=not is_local)
+    return httpx2.get(url, timeout=10.0, trust_env=not is_local)

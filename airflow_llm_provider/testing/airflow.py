@@ -300,14 +300,14 @@ class LocalAirflow(RunningAirflow):
         return {child.pid for child in self._started}
 
     def _wait_healthy(self, names: Collection[str]) -> None:
-        import httpx
+        import httpx2
 
         deadline = time.monotonic() + self.start_timeout_s
         waiting = list(names)
         while waiting and time.monotonic() < deadline:
             time.sleep(0.2)
             self.check()
-            with suppress(httpx.TransportError, httpx.HTTPStatusError):
+            with suppress(httpx2.TransportError, httpx2.HTTPStatusError):
                 health = self.get("monitor/health")
                 waiting = [name for name in names if not self._is_healthy(name, health)]
         if waiting:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 _FINAL = ("success", "failed")
 _TRIES = 4
@@ -32,7 +32,7 @@ class RunningAirflow:
         self.url = url
 
     def get(self, path: str, **params: Any) -> Any:
-        """Return what `GET /api/v2/<path>` answers; httpx.HTTPStatusError when it refuses."""
+        """Return what `GET /api/v2/<path>` answers; httpx2.HTTPStatusError when it refuses."""
         return self._ask("GET", path, params=params)
 
     def unpause(self, dag_id: str) -> None:
@@ -51,7 +51,7 @@ class RunningAirflow:
 
         Waits up to `timeout_s` for the file to be parsed; TimeoutError with the import errors after that.
         """
-        import httpx
+        import httpx2
 
         if self._wait_parsed(dag_id, timeout_s)["is_paused"]:
             self.unpause(dag_id)
@@ -61,8 +61,8 @@ class RunningAirflow:
         body = {"dag_run_id": run_id, "conf": conf or {}, "logical_date": date}
         try:
             self._ask("POST", f"dags/{_quoted(dag_id)}/dagRuns", json=body)
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != httpx.codes.CONFLICT or run_id not in self._run_ids(dag_id):
+        except httpx2.HTTPStatusError as error:
+            if error.response.status_code != httpx2.codes.CONFLICT or run_id not in self._run_ids(dag_id):
                 raise
         return run_id
 
@@ -80,12 +80,12 @@ class RunningAirflow:
         on_progress: called after every look with the run's state.
         Raises TimeoutError naming the states of its tasks. An API server that is away is waited for.
         """
-        import httpx
+        import httpx2
 
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             self.check()
-            with suppress(httpx.TransportError):
+            with suppress(httpx2.TransportError):
                 state = str(self.get(_run(dag_id, run_id))["state"])
                 if on_progress is not None:
                     on_progress(state)
@@ -114,13 +114,13 @@ class RunningAirflow:
         self, dag_id: str, run_id: str, task_id: str, key: str = "return_value", map_index: int = -1
     ) -> Any:
         """Return the XCom's value; LookupError when the task has pushed none."""
-        import httpx
+        import httpx2
 
         path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/xcomEntries/{_quoted(key)}"
         try:
             return self.get(path, map_index=map_index)["value"]
-        except httpx.HTTPStatusError as error:
-            if error.response.status_code != httpx.codes.NOT_FOUND:
+        except httpx2.HTTPStatusError as error:
+            if error.response.status_code != httpx2.codes.NOT_FOUND:
                 raise
             raise LookupError(f"{dag_id}.{task_id}[{map_index}], run {run_id}: no XCom {key!r}.") from None
 
@@ -167,7 +167,7 @@ class RunningAirflow:
         return {run["dag_run_id"] for run in runs}
 
     def _wait_parsed(self, dag_id: str, timeout_s: float) -> dict[str, Any]:
-        import httpx
+        import httpx2
 
         deadline, asked_at = time.monotonic() + timeout_s, time.time()
         while True:
@@ -176,10 +176,10 @@ class RunningAirflow:
                 dag: dict[str, Any] = self.get(f"dags/{_quoted(dag_id)}")
                 if _parsed_since_change(dag, asked_at):
                     return dag
-            except httpx.HTTPStatusError as error:
-                if error.response.status_code != httpx.codes.NOT_FOUND:
+            except httpx2.HTTPStatusError as error:
+                if error.response.status_code != httpx2.codes.NOT_FOUND:
                     raise
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 pass
             if time.monotonic() > deadline:
                 errors = [f"{e['filename']}:\n{e['stack_trace']}" for e in self._import_errors()]
@@ -207,9 +207,9 @@ class RunningAirflow:
             else:
                 break
         if response.is_error:
-            import httpx
+            import httpx2
 
-            raise httpx.HTTPStatusError(
+            raise httpx2.HTTPStatusError(
                 f"{method} {path}: {response.status_code} {response.text[:2000]}",
                 request=response.request,
                 response=response,
@@ -221,11 +221,11 @@ class RunningAirflow:
         self._http.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
 
     @cached_property
-    def _http(self) -> httpx.Client:
-        import httpx
+    def _http(self) -> httpx2.Client:
+        import httpx2
 
         # trust_env: a proxy has no business between us and loopback.
-        return httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
+        return httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False)
 
 
 def _quoted(part: str) -> str:

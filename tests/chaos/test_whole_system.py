@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from cluster import LOCAL_QUEUE, Cluster
 from disks import Disk
@@ -37,7 +37,7 @@ IMPATIENCE = {
 }
 # A run that takes so much longer than the calm one has not survived; one that takes so long hangs.
 SLOWER, HANGS_S = 3.0, 900.0
-_AWAY = (httpx.TransportError, httpx.HTTPStatusError, OSError)
+_AWAY = (httpx2.TransportError, httpx2.HTTPStatusError, OSError)
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + SEEDS), ids=lambda seed: f"seed-{seed}")

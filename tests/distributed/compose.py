@@ -191,7 +191,7 @@ class Compose(RunningAirflow):
             except OSError:
                 continue
             except Exception as error:  # the server is starting
-                if "httpx" not in type(error).__module__:
+                if "httpx2" not in type(error).__module__:
                     raise
                 continue
             if all(health[part]["status"] == "healthy" for part in parts) and self._workers_answer():

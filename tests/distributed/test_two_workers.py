@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import sqlalchemy as sa
 from compose import Compose
@@ -72,11 +72,11 @@ def test_a_worker_is_killed_and_the_other_finishes_its_documents(
 
 
 def steer(cluster: Compose, **settings: Any) -> None:
-    httpx.post(f"{cluster.stand_in_url}/stand-in/settings", json=settings).raise_for_status()
+    httpx2.post(f"{cluster.stand_in_url}/stand-in/settings", json=settings).raise_for_status()
 
 
 def counted(cluster: Compose) -> dict[str, int]:
-    return dict(httpx.get(f"{cluster.stand_in_url}/stand-in/invoice").json())
+    return dict(httpx2.get(f"{cluster.stand_in_url}/stand-in/invoice").json())
 
 
 def tasks_done(cluster: Compose) -> list[int]:
@@ -102,7 +102,7 @@ def attempts(cluster: Compose, state: str) -> list[Any]:
 
 
 def invoice(cluster: Compose) -> list[InvoiceLine]:
-    answer = httpx.get(f"{cluster.stand_in_url}/stand-in/invoice", params={"lines": 1}).json()
+    answer = httpx2.get(f"{cluster.stand_in_url}/stand-in/invoice", params={"lines": 1}).json()
     names = {field.name for field in dataclasses.fields(InvoiceLine)}
     return [InvoiceLine(**{k: v for k, v in line.items() if k in names}) for line in answer["lines"]]
 

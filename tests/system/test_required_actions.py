@@ -11,7 +11,7 @@ from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from airflow_llm_provider.testing.airflow import LocalAirflow
@@ -34,7 +34,7 @@ class StaffedAirflow(LocalAirflow):
         self._http.headers["Authorization"] = f"Bearer {self.token('admin')}"
 
     def token(self, user: str) -> str:
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{self.url}/auth/token", json={"username": user, "password": password(user)}, trust_env=False
         )
         return str(answer.raise_for_status().json()["access_token"])
@@ -42,7 +42,7 @@ class StaffedAirflow(LocalAirflow):
     def try_to_answer(self, user: str | None, dag_id: str, run_id: str, choice: str = "Approve") -> int:
         """Answer through the REST API as `user`, or without a token; return the status."""
         headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
-        return httpx.patch(
+        return httpx2.patch(
             f"{self.url}/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/approval/-1/hitlDetails",
             json={"chosen_options": [choice], "params_input": {}},
             headers=headers,
