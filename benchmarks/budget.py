@@ -1,4 +1,4 @@
-"""What budgets cost: CPU a call with three of them against none, and whether any of it grows with the history.
+"""What budgets cost: CPU per call with three of them against none, and whether any of it grows with the history.
 
 Both sides ask the same questions of the same stand-in, 256 in flight at 0.2 s latency over plain HTTP, with a
 durable SQLite ledger, each in a process of its own, in turn. CPU is the client process's, user and system. The

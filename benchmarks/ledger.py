@@ -1,4 +1,4 @@
-"""What the ledger costs: durable settles, looked up keys and waits for the write lock, against the naive way.
+"""What the ledger costs: durable settles, lookups and waits for the write lock, against the naive way.
 
 The naive way is the same tables and the same durability with one commit a row and one query a key. Settling
 has 256 waiting; looking up is `Ledger.find_reply` by 10,000 coroutines at once; eight processes on one SQLite

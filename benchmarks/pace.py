@@ -1,4 +1,4 @@
-"""How much of a rate limit eight processes of two DAGs use together, what is refused, and what a permit costs.
+"""How much of a rate limit eight processes of two DAGs use together, what is refused, and the CPU time of a permit.
 
 The stand-in enforces 600 requests a minute with a burst of 100; each process keeps 32 calls in flight. Ours share
 one ledger. The peer is the official provider's way without its Airflow: the anthropic SDK as it comes (two retries

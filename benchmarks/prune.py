@@ -1,4 +1,4 @@
-"""How long writers wait while a million old rows are pruned, and how long for one DELETE: `make bench NAME=prune`."""
+"""How long writers wait while a million old rows are pruned, and how long with one DELETE."""
 
 from __future__ import annotations
 

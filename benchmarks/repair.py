@@ -1,4 +1,4 @@
-"""What repairs cost: only what a complaint needs against everything again, on answers of scripted quality.
+"""What repairs cost: sending only what a complaint needs, against sending everything; answers of scripted quality.
 
 The stand-in plays a model that gets 12 % of a thousand invoices wrong at first, and 1 % for ever: values in the wrong
 form, JSON among prose, fields left out, quotes that are in no document. It puts right what can be put right from what

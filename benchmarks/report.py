@@ -34,7 +34,7 @@ REFUSED = Column("refused", "errors received")
 DUPLICATES = Column("duplicates", "paid twice")
 ANSWERED = Column("answered_share", "answered", ".1%", more_is_better=True)
 MEMORY = Column("peak_task_mb", "tasks' memory (MB)")
-USD = Column("usd_a_thousand", "USD a 1,000 answers", ".3f")
+USD = Column("usd_a_thousand", "USD per 1,000 answers", ".3f")
 TABLES: Mapping[str, Sequence[Column]] = {
     "unlimited": (DOCUMENTS_A_CPU_S, DOCUMENTS_A_S, ANSWERED, REQUESTS, DUPLICATES, USD, MEMORY),
     "small": (DOCUMENTS_A_CPU_S, DOCUMENTS_A_S, MEMORY),
@@ -47,7 +47,7 @@ TABLES: Mapping[str, Sequence[Column]] = {
         DOCUMENTS_A_CPU_S,
     ),
     "questions": (
-        Column("cpu_s_a_document", "CPU-s an answer", ".3f"),
+        Column("cpu_s_a_document", "CPU-s per answer", ".3f"),
         Column("documents_per_s", "answers/s", ".2f", more_is_better=True),
         ANSWERED,
         REQUESTS,
@@ -63,41 +63,45 @@ TABLES: Mapping[str, Sequence[Column]] = {
 }
 WORDS = {
     "unlimited": """
-Mapped sides are one task a document, {parallelism} at a time, and pay for a process and its imports each time; they do
-{few} documents. "Preloaded" has the imports in the process that tasks are forked from, which no default Airflow does.
-Ours, the hook and the threads are one task, which asks about 256 documents at once; the hook and the threads are
-programs of some thirty lines that keep no ledger and no pace, and whose retry pays for everything again.""",
+Mapped sides run one task per document, {parallelism} at a time, and each task pays for a process and its imports. They
+do {few} documents. "Preloaded" has the imports in the process that tasks are forked from; no default Airflow has that.
+Ours, the hook and the threads are one task with 256 documents in flight. The hook and the threads are programs of about
+thirty lines, without a ledger and without rate limits; their retry pays for everything again.""",
     "small": """
-The same over {few} documents on every side. The fewer documents, the more a task's own price counts, which is one
-task's on our side too.""",
+The same with {few} documents on every side. With fewer documents, the cost of the task itself weighs more; ours is one
+task too.""",
     "limited": """
-The stand-in lets 600 requests a minute through, 100 at once. Nobody tells our side; it learns the limit from the first
-replies. Threads without a pace have to be as many as the limit and the latency allow, which changes with both: 8 are,
-256 are not. The mapped sides are not in the table: on this machine they stay below the limit. Used is what was paid
-after the burst, over the time from the first to the last answer.""",
+The stand-in accepts 600 requests per minute, 100 at once. Our side is not told; it learns the limit from the first
+replies. Threads without a rate limiter must be as many as the limit and the latency allow, which changes with both: 8
+fit, 256 do not. The mapped sides are not in the table: on this machine they stay below the limit. "Used" is what was
+paid after the burst, over the time from the first to the last answer.""",
     "questions": """
-Each question is a mapped task. Ours are deferrable: they start and end in the triggerer and hold no worker slot; the
-others hold one of {parallelism}, and do {few} questions. The SDK is loaded once in ours.""",
+Each question is a mapped task. Ours are deferrable: they start and end in the triggerer and hold no worker slot. The
+others hold one of {parallelism} slots, and do {few} questions. On our side the SDK is loaded once.""",
     "invalid": """
-To the first request about every twentieth document comes, in turn, JSON of another shape, JSON cut off, and JSON in a
-fence between sentences. Ours reads the last as it is, and asks for the rest again; "paid twice" counts these requests.
-The threads keep what is valid and have nothing for the rest. The mapped side does 60 documents.""",
+The first request for about every twentieth document gets, in turn, JSON of another shape, truncated JSON, or JSON in a
+code fence between sentences. Ours reads the last as it is, and sends the others again; "paid twice" counts these
+requests. The threads keep the valid answers and have none for the others. The mapped side does 60 documents.""",
     "transient": """
-To the first request about every thirty-third document comes, in turn, a 529, a 500, a connection dropped in mid-body,
-a 429. The dropped answer was charged: whoever asks again has paid twice. After a 429 our side goes at half its pace for
-a while, for all tasks; the others wait with that one request. The mapped side does 132 documents.""",
+The first request for about every thirty-third document gets, in turn, a 529, a 500, a connection that breaks within the
+body, or a 429. The answer on the broken connection was charged, so a retry pays twice. After a 429 our side halves its
+rate for a while, for all tasks; the others delay that one request. The mapped side does 132 documents.""",
     "parse": """
-What running the file with the DAG adds to a Python that has loaded `airflow.sdk` and pydantic, the median of seven.
-Every task process pays it; the DAG processor does at every look, but for modules of official providers, which it keeps
-loaded.""",
+What running the DAG file adds to a Python that has loaded `airflow.sdk` and pydantic, the median of seven. Every task
+process pays it. The DAG processor pays it at every parse, except for official providers, which stay loaded.""",
 }
 
 
 def keep(result: Mapping[str, Any], *, is_part: bool) -> dict[str, Any]:
-    """Add what was measured of a side to what was measured alike; write the page once it is all there.
+    """Add the figures of a side to those measured under the same circumstances; write the page once it is complete.
 
-    Returns all that was measured alike. is_part: other sides or works are not measured now; where what is known of
-    them was measured otherwise, nothing is kept.
+    Args:
+        result: what was measured now.
+        is_part: other sides or works are not measured now. Where their figures were measured under other
+            circumstances, nothing is kept.
+
+    Returns:
+        All figures that were measured under the same circumstances.
     """
     path = RESULTS / "rivals.json"
     result = {**result, "date": datetime.now(UTC).date().isoformat()}
@@ -125,13 +129,13 @@ def keep(result: Mapping[str, Any], *, is_part: bool) -> dict[str, Any]:
 
 
 def _circumstances(result: Mapping[str, Any]) -> list[Any]:
-    """Return what must be the same for figures to stand side by side."""
+    """Return what must be the same for figures to be compared."""
     machine = {name: value for name, value in result["machine"].items() if name != "fsync_ms"}
     return [machine, *(result.get(name) for name in ("date", "versions", "few", "parallelism"))]
 
 
 def _headline(works: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return documents a CPU-second of this package and of the mapped official operator, and their ratio."""
+    """Return documents per CPU-second of this package and of the mapped official operator, and their ratio."""
     sides = works.get("unlimited", {})
     if not {"ours", "common_ai"} <= sides.keys():
         return {}
@@ -146,7 +150,7 @@ def _headline(works: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def page() -> str:
-    """Return the page, from what the results say now."""
+    """Return the page, from the stored results."""
     told = json.loads((RESULTS / "rivals.json").read_text())
     return "\n".join(_lines(told)) + "\n"
 
@@ -161,27 +165,27 @@ def _lines(told: Mapping[str, Any]) -> Iterator[str]:
         f"Measured on {told['date']} on one machine ({machine['cpu']}, {machine['cores']} cores, Python "
         f"{machine['python']}, an fsync takes {machine['fsync_ms']:.1f} ms), with "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ". `make bench` measures everything anew and writes this page; nothing in it is typed by hand."
+        + ". `make bench` measures everything again and writes this page; nothing in it is typed by hand."
     )
     yield ""
     yield (
         "Every side runs in a real Airflow (api-server, scheduler with LocalExecutor, dag-processor, triggerer; "
-        "SQLite) and asks the same stand-in: a test double of the API on the same machine, which answers after a set "
-        "time and writes an invoice. Nothing here says anything about a model. CPU is user and system of all "
-        "processes of that Airflow, the scheduler's and API server's too; while nothing runs they use "
-        f"{min(idle):.2f} to {max(idle):.2f} CPU-seconds a second, which is in the figures. Memory is that of all "
+        "SQLite) and asks the same stand-in: a test double of the API on the same machine, which answers after a fixed "
+        "time and writes an invoice. The figures say nothing about a model. CPU is user and system time of all "
+        "processes of that Airflow, scheduler and API server included; while nothing runs they use "
+        f"{min(idle):.2f} to {max(idle):.2f} CPU-seconds per second, which is in the figures. Memory is that of all "
         "tasks at once. The DAGs, reduced to what is measured, are in `benchmarks/dags`; all tasks have three retries. "
-        f"Airflow has {told['parallelism']} slots, no cap on a DAG's tasks, and is asked for the run's state once a "
-        "second. The stand-in counts four characters a token. Each figure is one run: repeated runs differed by up to "
-        "a tenth in CPU, and by more in time."
+        f"Airflow has {told['parallelism']} slots, no limit on the tasks of a DAG, and is asked for the state of the "
+        "run once per second. The stand-in counts one token per four characters. Each figure is one run: repeated runs "
+        "differed by up to a tenth in CPU, and by more in time."
     )
     yield ""
     yield (
-        f"Over 2,000 documents, a CPU-second yields {_times(told, 'common_ai')} as many answers with this package as "
+        f"With 2,000 documents, a CPU-second yields {_times(told, 'common_ai')} as many answers with this package as "
         f"with the official provider's mapped operator, {_times(told, 'common_ai_preloaded')} as many as with the same "
         f"preloaded, {_times(told, 'task_mapped')} as many as with the SDK in a mapped `@task`; "
-        f"{_times(told, 'common_ai_hook')} as many as with the official provider's hook and a loop of one's own in one "
-        f"task, and {_times(told, 'task_threads')} as many as with the SDK in threads. Over {told['few']} documents it "
+        f"{_times(told, 'common_ai_hook')} as many as with the official provider's hook and a loop of your own in one "
+        f"task, and {_times(told, 'task_threads')} as many as with the SDK in threads. With {told['few']} documents it "
         f"is {_times(told, 'common_ai', 'small')} the mapped operator's, and "
         f"{_times(told, 'common_ai_preloaded', 'small')} the preloaded one's."
     )
@@ -199,8 +203,8 @@ def _lines(told: Mapping[str, Any]) -> Iterator[str]:
 
 _NOT_MEASURED = """\
 The official provider's `LLMBatchOperator` sends documents through the vendor's batch API: at half the price, with
-answers within a day. This package has no such lane. It also speaks to many vendors' models; this package to Claude
-only. More in [the comparison](explanation/comparison.md)."""
+answers within a day. This package does not use it yet. The official provider also supports models of many vendors; this
+package supports Claude only. More in [the comparison](explanation/comparison.md)."""
 
 
 def _with_shares(sides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -229,11 +233,11 @@ def _table(
 
 
 def _again(sides: Mapping[str, Mapping[str, Any]], told: Mapping[str, Any]) -> Iterator[str]:
-    """Tell what the same documents cost when they come again."""
+    """Yield the section on the same documents in further runs."""
     yield from ("", f"## {_sentence(told['titles']['rerun'])}", "")
     yield (
-        "The same DAG runs three times: over new documents, over the same, and over the same after every hundredth "
-        "was changed. Requests are those on the invoice."
+        "The same DAG runs three times: over new documents, over the same documents, and over the same documents "
+        "after every hundredth was changed. Requests are those on the invoice."
     )
     yield from (
         "",
@@ -250,15 +254,15 @@ def _again(sides: Mapping[str, Mapping[str, Any]], told: Mapping[str, Any]) -> I
 
 
 def _scale(told: Mapping[str, Any]) -> Iterator[str]:
-    """Tell how one task of ours grows."""
+    """Yield the section on how one task of ours scales."""
     yield "## 100,000 documents in one task of ours"
     yield ""
     yield (
-        f"Measured on {told['date']}; the stand-in answers at once, so that documents a second are what our CPU "
-        "allows, with the stand-in on the same cores. CPU is that of the whole Airflow. What follows for a day's work "
+        f"Measured on {told['date']}; the stand-in answers immediately, so documents per second show what our CPU "
+        "allows, with the stand-in on the same cores. CPU is that of the whole Airflow. What this means per day "
         "is in [sizing](explanation/sizing.md)."
     )
-    heads = "documents/s | CPU-ms a document | task's peak memory (MB) | ledger (bytes a document)"
+    heads = "documents/s | CPU-ms per document | task's peak memory (MB) | ledger (bytes per document)"
     yield from ("", f"| ledger | documents | {heads} |", "|---|" + "---:|" * 5)
     for ledger in ("sqlite", "postgresql"):
         for run in told[ledger]["runs"]:
@@ -283,7 +287,7 @@ def where_rivals_are_better(
         ours = sides["ours"][column.figure]
         for side, told in sides.items():
             theirs = told[column.figure]
-            # Of fewer answers, all is less.
+            # With fewer answers, every count is lower.
             if column.figure in COUNTS:
                 ours, theirs = (
                     sides[name][column.figure] / max(1, sides[name]["answered"]) for name in ("ours", side)

@@ -73,26 +73,26 @@ MAPPED = ("common_ai", "common_ai_preloaded", "task_mapped")
 WORKS = (
     Work(
         name="unlimited",
-        title="2,000 documents, 0.8 s an answer",
+        title="2,000 documents, 0.8 s per answer",
         all=("ours", "common_ai_hook", "task_threads"),
         few=MAPPED,
     ),
     Work(
         name="small",
-        title="a few documents, 0.8 s an answer",
+        title="a few documents, 0.8 s per answer",
         all=(),
         few=("ours", "common_ai_hook", "task_threads", *MAPPED),
     ),
     Work(
         name="limited",
-        title="2,000 documents under 600 requests a minute",
+        title="2,000 documents under 600 requests per minute",
         all=("ours", "task_threads", "task_few_threads"),
         few=(),
         limits=LIMITS,
     ),
     Work(
         name="questions",
-        title="300 single questions, 5 s an answer",
+        title="300 single questions, 5 s per answer",
         all=("ours",),
         few=MAPPED,
         questions=True,

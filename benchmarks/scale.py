@@ -1,4 +1,4 @@
-"""Documents a second, CPU, memory and ledger of one task over 1,000, 10,000 and 100,000 documents: ours alone.
+"""Documents per second, CPU, memory and ledger of one task over 1,000, 10,000 and 100,000 documents: ours alone.
 
 A real Airflow (api-server, scheduler with LocalExecutor, dag-processor, triggerer; SQLite) runs one
 ClaudeDocumentsOperator over folders of files of about 1.2 kB, one folder after the other, no two documents alike; then

@@ -15,13 +15,13 @@ PAGE = HERE.parent / "docs" / "explanation" / "sizing.md"
 
 LEDGERS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 DOCUMENTS_A_DAY = (1_000, 10_000, 100_000, 1_000_000)
-# What a reader replaces by their own.
+# Assumptions that a reader replaces.
 TOKENS_IN, TOKENS_OUT = 1_500, 150
 LATENCY_S = 3
 NIGHT_H = 8
 IN_FLIGHT = 256  # the operator's default
-SHARD = 100_000  # the most documents a task is measured with
-ACCOUNT = {"requests": 4_000, "input tokens": 4_000_000, "output tokens": 800_000}  # a minute
+SHARD = 100_000  # the most documents that one task was measured with
+ACCOUNT = {"requests": 4_000, "input tokens": 4_000_000, "output tokens": 800_000}  # per minute
 RETENTION_DAYS = 90
 Row = tuple[str, str, Callable[[int], str]]
 
@@ -29,11 +29,11 @@ _MEASURED = (
     "ledger",
     "documents",
     "documents/s",
-    "CPU a document: task",
+    "CPU per document: task",
     "all of Airflow",
     "stand-in",
     "memory of the task",
-    "ledger a document",
+    "ledger per document",
 )
 _BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -81,15 +81,15 @@ def _measured(result: Mapping[str, Any]) -> Iterator[str]:
     again = {title: result[name]["again"] for name, title in LEDGERS.items()}
     yield ""
     yield (
-        "The largest once more, with nothing changed: "
+        "The largest run again, with no document changed: "
         + "; ".join(
             f"{title}, {run['requests']} requests, {run['seconds']:.0f} s ({run['documents_per_s']:,.0f} documents/s), "
             f"{run['peak_rss_mb']:.0f} MB"
             for title, run in again.items()
         )
-        + ". A further document takes "
+        + ". Each further document takes "
         + " and ".join(f"{result[name]['linear']['rss_bytes_a_document']:,}" for name in LEDGERS)
-        + f" bytes of the task's memory. PostgreSQL's own CPU is {_server_cpu_ms(result):.2f} ms a document."
+        + f" bytes of the task's memory. PostgreSQL's own CPU is {_server_cpu_ms(result):.2f} ms per document."
     )
 
 
@@ -99,7 +99,7 @@ def _server_cpu_ms(result: Mapping[str, Any]) -> float:
 
 
 def _arithmetic(result: Mapping[str, Any]) -> Iterator[str]:
-    """Reckon what so many documents a day take, from the dearer of the two ledgers' largest runs."""
+    """Compute what a number of documents per day needs, from the more expensive of the two ledgers' largest runs."""
     runs = [run for name in LEDGERS for run in result[name]["runs"]]
     minutes = NIGHT_H * 60
 
@@ -116,20 +116,20 @@ def _arithmetic(result: Mapping[str, Any]) -> Iterator[str]:
     stored = dearest("ledger_bytes_a_document")
     written = dearest("ledger_rows_written") / SHARD
     needs: Sequence[Row] = (
-        ("requests a minute", f"documents / {minutes} min", lambda n: _count(n / minutes)),
-        ("input tokens a minute", f"x {TOKENS_IN:,}", lambda n: _count(n / minutes * TOKENS_IN)),
-        ("output tokens a minute", f"x {TOKENS_OUT:,}", lambda n: _count(n / minutes * TOKENS_OUT)),
-        ("calls in flight", f"a second's x {LATENCY_S} s", lambda n: _count(n / minutes / 60 * LATENCY_S)),
-        ("memory, all in one task", "measured; and its growth", lambda n: f"{in_one_task_mb(n):,.0f} MB"),
-        ("tasks, and worker slots", f"one for {SHARD:,}", lambda n: _count(n / SHARD)),
+        ("requests per minute", f"documents / {minutes} min", lambda n: _count(n / minutes)),
+        ("input tokens per minute", f"x {TOKENS_IN:,}", lambda n: _count(n / minutes * TOKENS_IN)),
+        ("output tokens per minute", f"x {TOKENS_OUT:,}", lambda n: _count(n / minutes * TOKENS_OUT)),
+        ("calls in flight", f"per second x {LATENCY_S} s", lambda n: _count(n / minutes / 60 * LATENCY_S)),
+        ("memory, all in one task", "measured, with its growth", lambda n: f"{in_one_task_mb(n):,.0f} MB"),
+        ("tasks, and worker slots", f"one per {SHARD:,}", lambda n: _count(n / SHARD)),
         ("CPU of the tasks", "measured; ten tasks", lambda n: _time(in_tasks("task_cpu_s", n))),
         (
-            "ledger rows written a second",
-            f"a second's x {written:.1f}",
+            "ledger rows written per second",
+            f"per second x {written:.1f}",
             lambda n: _count(n / minutes / 60 * written),
         ),
-        ("ledger, a day", f"documents x {stored:,} bytes", lambda n: _size(n * stored)),
-        ("ledger, a year (by default all is kept)", "x 365", lambda n: _size(n * stored * 365)),
+        ("ledger, per day", f"documents x {stored:,} bytes", lambda n: _size(n * stored)),
+        ("ledger, per year (by default all is kept)", "x 365", lambda n: _size(n * stored * 365)),
         (
             f"ledger, `retention_days = {RETENTION_DAYS}`",
             f"x {RETENTION_DAYS}",
@@ -140,19 +140,19 @@ def _arithmetic(result: Mapping[str, Any]) -> Iterator[str]:
         ACCOUNT["requests"], ACCOUNT["input tokens"] / TOKENS_IN, ACCOUNT["output tokens"] / TOKENS_OUT
     )
     times: Sequence[Row] = (
-        ("such an account", f"documents / {by_account:,.0f} a minute", lambda n: _time(n / by_account * 60)),
+        ("this account", f"documents / {by_account:,.0f} per minute", lambda n: _time(n / by_account * 60)),
         (
             f"{IN_FLIGHT} in flight",
             f"documents x {LATENCY_S} s / {IN_FLIGHT}",
             lambda n: _time(n * LATENCY_S / IN_FLIGHT),
         ),
-        ("one process", "measured; ten in turn", lambda n: _time(in_tasks("seconds", n))),
+        ("one process", "measured; ten in sequence", lambda n: _time(in_tasks("seconds", n))),
     )
-    yield from _table(("documents a day", "", *(f"{n:,}" for n in DOCUMENTS_A_DAY)), _reckoned(needs))
+    yield from _table(("documents per day", "", *(f"{n:,}" for n in DOCUMENTS_A_DAY)), _reckoned(needs))
     yield ""
     yield (
-        f"In a hurry, with an account of {ACCOUNT['requests']:,} requests, {ACCOUNT['input tokens']:,} input and "
-        f"{ACCOUNT['output tokens']:,} output tokens a minute, a run takes the longest of these:"
+        f"When time is short: with an account of {ACCOUNT['requests']:,} requests, {ACCOUNT['input tokens']:,} input "
+        f"and {ACCOUNT['output tokens']:,} output tokens per minute, a run takes the longest of these:"
     )
     yield ""
     yield from _table(("documents", "", *(f"{n:,}" for n in DOCUMENTS_A_DAY)), _reckoned(times))

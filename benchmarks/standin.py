@@ -1,4 +1,4 @@
-"""How many requests a second the stand-in answers at zero latency, and what one costs it in CPU.
+"""How many requests per second the stand-in answers at zero latency, and the CPU time of one.
 
 The stand-in runs in a process of its own; a plain aiohttp client in this one drives it. There is no
 peer to compare with: the floor is the 1,000 requests/s of issue 2, so that the stand-in is never what a

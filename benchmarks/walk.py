@@ -158,7 +158,7 @@ def _run(dag: Any) -> None:
         raise RuntimeError(f"DAG {dag.dag_id} ended as {state}.")
 
 
-def main() -> None:
+def follow() -> None:
     """Print both walks of the package on PYTHONPATH as one JSON object, or the walk that is named."""
     if len(sys.argv) > 1:
         print(json.dumps(walk(sys.argv[1])))
@@ -191,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    follow()
