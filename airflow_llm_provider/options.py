@@ -389,6 +389,8 @@ class Reviewers:
                 f"reviewers.timeout={self.timeout!r}: give a timedelta, such as timedelta(hours=8)."
             )
         require_choice("reviewers.on_timeout", self.on_timeout, ("reject", "approve", "fail"))
+        if self.on_timeout != "reject" and self.timeout is None:
+            raise ValueError(f"reviewers.on_timeout={self.on_timeout!r} goes with a timeout: give one.")
 
     @classmethod
     def of(cls, value: Reviewers | Sequence[User] | str | None) -> Reviewers:

@@ -51,18 +51,18 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "task-decorators": [
-            {"name": "claude", "class-name": "airflow_llm_provider.decorators.claude.claude_task"},
+            {"name": "claude", "class-name": "airflow_llm_provider.decorators.claude_task"},
             {
                 "name": "claude_branch",
-                "class-name": "airflow_llm_provider.decorators.branch.claude_branch_task",
+                "class-name": "airflow_llm_provider.decorators.claude_branch_task",
             },
             {
                 "name": "claude_documents",
-                "class-name": "airflow_llm_provider.decorators.documents.claude_documents_task",
+                "class-name": "airflow_llm_provider.decorators.claude_documents_task",
             },
             {
                 "name": "claude_repair",
-                "class-name": "airflow_llm_provider.decorators.repair.claude_repair_task",
+                "class-name": "airflow_llm_provider.decorators.claude_repair_task",
             },
         ],
         "config": {

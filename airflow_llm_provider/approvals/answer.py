@@ -1,4 +1,4 @@
-"""What an answer from Airflow's form comes to: the verdict, and whether an edit may go on."""
+"""The answer of a person, read from Airflow's form: the verdict, and whether an edit may go on."""
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ def read_answer(
 ) -> tuple[Verdict, TerminalError | None]:
     """Return what was decided on `content`, and the error when nothing may go on.
 
-    event: what Airflow resumes the task with.
-    output_type, validators: what an edit must be and satisfy. What was typed goes on, not what they make of it.
-    is_editable: whether changes were offered; Airflow's API takes any.
+    Args:
+        content: what was shown.
+        event: what Airflow resumes the task with.
+        output_type: what an edit must be. The text that was typed goes on, not the value parsed from it.
+        validators: what an edit must satisfy.
+        is_editable: whether changes were offered; Airflow's API accepts them in any case.
     """
     given = event.get("params_input") or {}
     choice = next(iter(event.get("chosen_options") or ()), None)
-    decided, error = content, None
+    decided: Any = content
+    error: TerminalError | None = None
     if choice is None:
         status = reviews.TIMED_OUT
         error = TerminalError(
-            "Nobody decided in time, and nothing is to be taken then. Clear the task to ask again."
+            "Nobody answered in time, and nothing is chosen then. Clear the task to ask again."
         )
     elif event.get("timedout"):
         status = reviews.TIMED_OUT
@@ -44,7 +48,7 @@ def read_answer(
     else:
         status = reviews.APPROVED
         try:
-            # Whichever button it was: what stood in the form is what was decided on.
+            # With either button of approval: what stood in the form is what was decided on.
             decided = form.edited(content, given)
             if decided is not content:
                 if not is_editable:
@@ -53,7 +57,7 @@ def read_answer(
         except AnswerError as complaint:
             status, decided = reviews.INVALID, given.get(form.CONTENT)
             error = InvalidOutput(
-                f"The edit may not go on: {complaint}\nIt is kept in the ledger; clear the task to be asked again."
+                f"The edit is not valid: {complaint}\nThe ledger keeps the edit; clear the task to ask again."
             )
     user = event.get("responded_by_user")
     at = event.get("responded_at") or dt.datetime.now(dt.UTC)
@@ -69,10 +73,10 @@ def read_answer(
 
 
 def _checked(edit: Any, output_type: Any, validators: Sequence[Validator]) -> Any:
-    """Return the edit if it is what the type and the validators want; raises AnswerError."""
+    """Return the edit if it satisfies the type and the validators; raises AnswerError."""
     output, value = OutputType(output_type), edit
     if not output.is_text:
-        # Text that was no valid answer can be made one.
+        # Text that was not a valid answer can be edited into one.
         edit = form.read_json(edit) if isinstance(edit, str) and not _is_string(output) else edit
         value = output.parse(to_json(output.wrap(edit)).decode())
     elif isinstance(edit, str):

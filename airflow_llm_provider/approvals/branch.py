@@ -1,48 +1,51 @@
-"""A choice among branches, as it is put to a person."""
+"""The choice among branches, as a person is asked to make it."""
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.approvals.review import Review
 from airflow_llm_provider.engine.request import to_json
 from airflow_llm_provider.errors import BadRequest
-from airflow_llm_provider.hooks.choice import Decision
+from airflow_llm_provider.hooks.branching import Decision
+from airflow_llm_provider.options import Reviewers
 
 if TYPE_CHECKING:
     from airflow_llm_provider.approvals.review import Decision as Answer
-    from airflow_llm_provider.approvals.review import User
 
 NONE = "None of them"
 
-_LARGEST_INPUT_BYTES = 10_000  # beside five more of them in a form
+_LARGEST_INPUT_BYTES = 10_000  # so that six inputs fit into a form
 
 
 @dataclass(frozen=True, kw_only=True)
 class BranchReview:
-    """The question which branch to take.
+    """The question which branch a task takes.
 
-    place: the task that asks. content: what is shown, as `content_of` makes it.
-    branches: ids that can be chosen one by one. proposed: what the model proposed, which can be chosen as it is.
-    default: taken when nobody answers within `response_timeout`; None: the task fails then.
-    multiple: whether none of them may be chosen.
+    Attributes:
+        task: the id of the task that asks, with its DAG.
+        content: what is shown, made by `content_of`.
+        branches: ids that can be chosen one by one.
+        proposed: what the model proposed, which can be chosen as it is.
+        default: the branches of last resort; None: there are none.
+        multiple: whether none of them may be chosen.
+        reviewers: who is asked. Nobody answered in time: with `on_timeout="reject"` the default is taken, and the task
+            fails where there is none; with `approve` the proposal is taken; with `fail` the task fails.
     """
 
-    place: str
+    task: str
     content: Mapping[str, Any]
     branches: Sequence[str]
     proposed: tuple[str, ...] = ()
     default: tuple[str, ...] | None = None
     multiple: bool = False
-    response_timeout: dt.timedelta | None = None
-    assigned_users: Sequence[str | User] = ()
+    reviewers: Reviewers = field(default_factory=Reviewers)
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """What can be chosen, by what the button says."""
+        """What can be chosen, by the text of its button."""
         default = self.default or ()
         several = [choice for choice in (self.proposed, default) if len(choice) > 1]
         singles = [(name,) for name in (*self.branches, *default)]
@@ -50,25 +53,30 @@ class BranchReview:
         return {_label(choice): choice for choice in (*several, *singles, *nothing)}
 
     def review(self) -> Review:
-        """Return the question as it is parked."""
+        """Return the question to ask."""
+        default = None if self.default is None else _label(self.default)
+        proposed = _label(self.proposed)
         return Review(
-            subject=f"Which branch should {self.place} take?",
+            subject=f"Which branch should {self.task} take?",
             content=self.content,
             options=list(self.choices),
-            on_timeout=None if self.default is None else _label(self.default),
-            response_timeout=self.response_timeout,
-            assigned_users=self.assigned_users,
+            reviewers=self.reviewers,
+            choices_on_timeout={
+                "reject": default,
+                "approve": proposed if proposed in self.choices else default,
+                "fail": None,
+            },
             why=self.content["asked because"],
         )
 
     def decided(self, answer: Answer) -> Decision:
-        """Return what is done after the answer."""
+        """Return the decision that an answer stands for."""
         why = self.content["asked because"]
         taken = self.choices[str(answer.choice)]
         if answer.decided_by is None:
-            return Decision(outcome="default", why=f"{why}; nobody chose in time", taken=taken)
-        said = f": {answer.feedback}" if answer.feedback else ""
-        return Decision(outcome="reviewed", why=f"{why}; {answer.decided_by} chose{said}", taken=taken)
+            return Decision(outcome="default", why=f"{why}; nobody answered in time", taken=taken)
+        feedback = f": {answer.feedback}" if answer.feedback else ""
+        return Decision(outcome="reviewed", why=f"{why}; {answer.decided_by} chose{feedback}", taken=taken)
 
 
 def content_of(
@@ -81,8 +89,12 @@ def content_of(
 ) -> dict[str, Any]:
     """Return what a person needs to see to choose, as plain data.
 
-    record: the proposal, where there is one. inputs: what is decided on; what a form has no room for is named.
-    branches: descriptions by id.
+    Args:
+        decision: why a person is asked.
+        record: the proposal of the model, where there is one.
+        question: the prompt.
+        inputs: the data that is decided on. An input that is too large for a form is named with its size.
+        branches: the descriptions by id.
     """
     return {
         "question": question,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,22 @@ CONTENT, FEEDBACK = "content", "feedback"  # the fields' names
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _LONGEST_CELL, _MOST_COLUMNS, _MOST_ROWS = 200, 8, 100
+_MOST_KINDS = 20  # of characters that draw nothing, listed one by one
+_WITHOUT_GLYPH = frozenset(
+    chr(code)
+    for code in (
+        0x034F,  # combining grapheme joiner
+        *(0x115F, 0x1160, 0x3164, 0xFFA0),  # Hangul fillers
+        *(0x17B4, 0x17B5),  # Khmer inherent vowels
+        *range(0x180B, 0x1810),  # Mongolian variation selectors and vowel separator
+        0x2800,  # blank braille pattern
+        *range(0xFE00, 0xFE10),  # variation selectors
+        *(0x13441, 0x13442),  # Egyptian hieroglyph blanks
+        0x16FE4,  # Khitan filler
+        0x1D159,  # musical null notehead
+        *range(0xE0100, 0xE01F0),  # more variation selectors
+    )
+)
 _LARGEST_INTEGER = 2**53 - 1  # that a browser's numbers hold exactly
 
 
@@ -44,10 +61,9 @@ def frame(value: Any) -> str:
     """Return text, or data as JSON, in a fence that nothing within it can end."""
     kind, text = ("text", value) if isinstance(value, str) else ("json", _written(value))
     text = text.replace("\r\n", "\n")
-    unseen = {character for character in text if _is_unseen(character)}
-    note = "*Characters that can't be seen are written as \\\\u and their number.*\n\n" if unseen else ""
-    for character in unseen:
-        text = text.replace(character, f"\\u{ord(character):04x}")
+    unseen = Counter(character for character in text if _is_unseen(character))
+    note = f"*{_count_of(unseen)}*\n\n" if unseen else ""
+    text = visible(text)
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{note}{ticks}{kind}\n{text}\n{ticks}"
 
@@ -59,8 +75,12 @@ def titled(title: str, text: str) -> str:
 
 def line(text: str) -> str:
     """Return text as one line of a paragraph, as it is: nothing in it is Markdown."""
-    seen = "".join(f"\\u{ord(c):04x}" if _is_unseen(c) else c for c in " ".join(text.split()))
-    return _PUNCTUATION.sub(r"\\\1", seen)
+    return _PUNCTUATION.sub(r"\\\1", visible(" ".join(text.split())))
+
+
+def visible(text: str) -> str:
+    """Return the text with each character that draws nothing written as its code, such as `\\u200b`."""
+    return "".join(_code_of(character) if _is_unseen(character) else character for character in text)
 
 
 def fields(content: Any, *, editable: bool) -> dict[str, dict[str, Any]]:
@@ -167,8 +187,34 @@ def _fits(value: Any) -> bool:
 
 
 def _is_unseen(character: str) -> bool:
-    """Tell what a reader can't see, and what could make text look like another: controls, marks of direction."""
-    return character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Zl", "Zp")
+    """Tell a character that draws nothing, or that could make text look like another text.
+
+    These are controls, marks of direction, joiners and tags by their category, and by their number the letters, marks
+    and symbols that have no glyph.
+    """
+    if character in "\n\t":
+        return False
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp") or character in _WITHOUT_GLYPH
+
+
+def _code_of(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _count_of(unseen: Counter[str]) -> str:
+    """Return how many characters of which kind draw nothing, as one sentence of Markdown."""
+    kinds = [
+        f"{count:,} × U+{ord(character):04X} {unicodedata.name(character, '(no name)')}"
+        for character, count in unseen.most_common(_MOST_KINDS)
+    ]
+    if more := len(unseen) - len(kinds):
+        kinds.append(f"{more:,} other kinds")
+    total = unseen.total()
+    subject = "1 character draws" if total == 1 else f"{total:,} characters draw"
+    listed = _PUNCTUATION.sub(r"\\\1", ", ".join(kinds))
+    return f"{subject} nothing and is written as its code: {listed}."
 
 
 def _written(value: Any) -> str:

@@ -1,11 +1,12 @@
-"""Questions to a person: parked on Airflow's required actions, and read when the answer comes."""
+"""Reviews: questions that a person answers in Airflow's required actions, and the decisions."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from urllib.parse import quote
 
 import orjson
@@ -14,46 +15,64 @@ from airflow_llm_provider.approvals import form
 from airflow_llm_provider.approvals.answer import read_answer
 from airflow_llm_provider.approvals.form import APPROVE, CHANGE, REJECT
 from airflow_llm_provider.engine.request import to_json
-from airflow_llm_provider.errors import ChangedSinceShown, TerminalError
+from airflow_llm_provider.errors import ChangedSinceShown, LLMError, TerminalError
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.reviews import AskedQuestion, StoredReview, digest
+from airflow_llm_provider.ledger.transactions import open_transactions
+from airflow_llm_provider.options import Reviewers
 from airflow_llm_provider.validators import Validator
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseNotifier, Context
+    from airflow.sdk import Context
 
-    from airflow_llm_provider.engine.run import Engine
-    from airflow_llm_provider.hooks.claude import ClaudeHook
     from airflow_llm_provider.ledger.records import CallScope
 
-# Shown whole or not at all: MySQL's text columns end at 65,535 bytes, and so does a reader's patience.
-MAX_SHOWN_BYTES = 60_000
+MAX_FORM_BYTES = 60_000
+"""A longer text is not shown: MySQL's text columns end at 65,535 bytes."""
+
+_CHOICES_ON_TIMEOUT: Mapping[str, str | None] = {"reject": REJECT, "approve": APPROVE, "fail": None}
 
 
-class User(TypedDict):
-    """A user of Airflow, as its auth manager knows them."""
+class Connection(Protocol):
+    """The part of a connection that reviews need."""
 
-    id: str
-    name: str
+    @property
+    def ledger_url(self) -> str:
+        """The URL of the ledger that keeps the reviews."""
+
+
+class Hook(Protocol):
+    """The part of ClaudeHook that reviews need; its module imports this package, so this one does not import it."""
+
+    @property
+    def connection(self) -> Connection:
+        """The connection."""
+
+    def scope(self, context: Context) -> CallScope:
+        """Return the task instance as the ledger writes it down."""
+
+    def for_airflow(self, error: BaseException, context: Context | None) -> BaseException:
+        """Return the error as Airflow should see it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
     """A question to a person, and the content that is decided on.
 
-    content: text or data that JSON can hold; shown whole, and what goes on.
-    subject: the form's headline. body: Markdown above the content: what others wrote goes through `form.line`
-        or `form.frame`. aside: Markdown below it that may change without the question being another, such as
-        what the content cost.
-    options: what can be chosen; with CHANGE among them the content can be edited in the form. REJECT rejects,
-        every other option approves; Airflow shows up to four as buttons, more as a list.
-    on_timeout: the option that is taken after `response_timeout`; None: the task fails.
-    assigned_users: who may decide, as ids or with names; empty: whoever may answer for the DAG.
-    on_changed: what happens when the question is no longer what was first shown, which Airflow keeps showing
-        through retries and clears: `fail`, or `frozen`: what was first shown is decided on, and goes on.
-    key: tells apart the reviews that a task instance keeps. Airflow itself shows *one* question a task
-        instance, ever: a second one fails with ChangedSinceShown.
-    why: why a person is asked, or is not; kept, and part of the decision.
+    Attributes:
+        subject: the headline of the form.
+        content: text or data that JSON can hold. It is shown whole, and it is what goes on.
+        body: Markdown above the content. Text of others goes through `form.line` or `form.frame`.
+        aside: Markdown below the content that may change without making it another question, such as a price.
+        options: what can be chosen. With CHANGE among them, the content can be edited in the form. REJECT rejects,
+            every other option approves. Airflow shows up to four options as buttons, more as a list.
+        reviewers: who may decide, and for how long.
+        choices_on_timeout: the option that each value of `reviewers.on_timeout` chooses; None: the task fails.
+        on_changed: what happens when the question is no longer what was first shown, which Airflow keeps showing through
+            retries and clears: `fail`; or `frozen`: what was first shown is decided on, and goes on.
+        key: tells apart the reviews that a task instance keeps. Airflow itself shows one question per task
+            instance; a second one fails with ChangedSinceShown.
+        why: why a person is asked, or is not; part of the decision.
     """
 
     subject: str
@@ -61,49 +80,53 @@ class Review:
     body: str = ""
     aside: str = ""
     options: Sequence[str] = (APPROVE, REJECT)
-    response_timeout: dt.timedelta | None = None
-    on_timeout: str | None = REJECT
-    assigned_users: Sequence[str | User] = ()
+    reviewers: Reviewers = field(default_factory=Reviewers)
+    choices_on_timeout: Mapping[str, str | None] = field(default_factory=lambda: _CHOICES_ON_TIMEOUT)
     on_changed: Literal["fail", "frozen"] = "fail"
     key: str = ""
     why: str = ""
 
     @property
     def content_json(self) -> bytes:
-        """The content's bytes, which its hash is of."""
+        """The content as JSON; its hash is the hash of these bytes."""
         from pydantic_core import to_jsonable_python
 
         return to_json(to_jsonable_python(self.content, by_alias=True))
 
     @property
-    def _users(self) -> list[User]:
+    def _choice_on_timeout(self) -> str | None:
+        return self.choices_on_timeout[self.reviewers.on_timeout]
+
+    @property
+    def _users(self) -> list[dict[str, str]]:
         return [
             {"id": user, "name": user} if isinstance(user, str) else {"id": user["id"], "name": user["name"]}
-            for user in self.assigned_users
+            for user in self.reviewers.users
         ]
 
     def form(self) -> dict[str, Any]:
         """Return what Airflow is given to show; raises TerminalError when it is too long to be shown whole."""
         content = orjson.loads(self.content_json)
         body = "\n\n".join(part for part in (self.body, form.show(content), self.aside) if part)
-        if (size := len(body.encode())) > MAX_SHOWN_BYTES:
+        if (size := len(body.encode())) > MAX_FORM_BYTES:
             raise TerminalError(
-                f"The text to be decided on has {size:,} bytes, and a form shows up to {MAX_SHOWN_BYTES:,}. None of it "
-                "is cut, since nobody can approve what they have not seen: ask about a part, or about a summary "
-                "with the place where all of it can be read."
+                f"The text to be decided on has {size:,} bytes, and a form shows up to {MAX_FORM_BYTES:,}. The text is "
+                "not cut, because nobody can approve what they have not seen. Ask about a part of it, or about a "
+                "summary that says where the whole text can be read."
             )
+        choice = self._choice_on_timeout if self.reviewers.timeout else None
         return {
             "subject": self.subject,
             "body": body,
             "options": list(self.options),
-            "defaults": [self.on_timeout] if self.response_timeout and self.on_timeout else None,
+            "defaults": [choice] if choice else None,
             "params": form.fields(content, editable=CHANGE in self.options),
             "assigned_users": self._users,
         }
 
     def asked(self, *, is_shown: bool = True) -> AskedQuestion:
         """Return the question as the ledger keeps it."""
-        parts = (self.subject, self.body, list(self.options), self.on_timeout, self._users)
+        parts = (self.subject, self.body, list(self.options), self._choice_on_timeout, self._users)
         content = self.content_json
         return AskedQuestion(
             asked_hash=digest(to_json([*parts, digest(content)], sort_keys=True)),
@@ -117,11 +140,17 @@ class Review:
 class Decision:
     """What was decided, by whom, and the content that goes on.
 
-    status: `approved`, `modified` (approved with changes), `rejected`, `timed_out`, or `passed`: nobody was
-        asked, for the reason in `why`.
-    choice: the option taken; None when nobody was asked. content: plain data, as edited where it was.
-    content_hash: sha256 of its JSON. decided_by: the user's id; None when nobody was.
-    took_s: from the first showing to the decision.
+    Attributes:
+        status: `approved`, `modified` (approved with changes), `rejected`, `timed_out`, or `passed`: nobody was asked,
+            for the reason in `why`.
+        choice: the chosen option; None when nobody was asked.
+        content: plain data, as edited where it was edited.
+        content_hash: the sha256 of its JSON, in hex.
+        feedback: what the person wrote.
+        decided_by: the id of the user; None when nobody decided.
+        decided_at: an ISO 8601 time in UTC.
+        took_s: seconds from the first showing to the decision.
+        why: why a person was asked, or was not.
     """
 
     status: str
@@ -135,10 +164,10 @@ class Decision:
     why: str
 
     @classmethod
-    def of(cls, kept: StoredReview) -> Self:
-        """Return the decision on a question that has one."""
-        assert kept.verdict is not None
-        verdict = kept.verdict
+    def of(cls, stored: StoredReview) -> Self:
+        """Return the decision on a question that has been decided."""
+        assert stored.verdict is not None
+        verdict = stored.verdict
         return cls(
             status=verdict.status,
             choice=verdict.choice,
@@ -147,8 +176,8 @@ class Decision:
             feedback=verdict.feedback,
             decided_by=verdict.decided_by,
             decided_at=dt.datetime.fromtimestamp(verdict.decided_ms / 1000, dt.UTC).isoformat(),
-            took_s=max(0, verdict.decided_ms - kept.shown_ms) / 1000,
-            why=kept.asked.why,
+            took_s=max(0, verdict.decided_ms - stored.shown_ms) / 1000,
+            why=stored.asked.why,
         )
 
     @property
@@ -157,9 +186,11 @@ class Decision:
         return self.choice == REJECT
 
     @property
-    def refusal(self) -> str:
-        """Who said no, and why."""
-        who = f"{self.decided_by} said no" if self.decided_by else "Nobody decided in time, which means no"
+    def rejection(self) -> str:
+        """Who rejected it, and why, as a sentence."""
+        who = (
+            f"{self.decided_by} rejected it" if self.decided_by else "Nobody answered in time, which rejects"
+        )
         return f"{who}: {self.feedback}" if self.feedback else f"{who}."
 
     def record(self) -> dict[str, Any]:
@@ -167,113 +198,133 @@ class Decision:
         return asdict(self)
 
 
-def park(
-    review: Review,
-    *,
-    hook: ClaudeHook,
-    context: Context,
-    resume: str,
-    notifiers: BaseNotifier | Sequence[BaseNotifier] = (),
-) -> Decision:
-    """Ask a person: park the task, without worker or trigger, and go on in its method `resume` with the answer.
+def ask(review: Review, *, hook: Hook, context: Context, resume: str) -> Decision:
+    """Ask a person: park the task, without a worker or a trigger; it goes on in its method `resume`.
 
-    Returns at once what was decided before in this going of the task: a retry asks nobody again, a clear
-    does. What is shown is kept in the ledger before it is shown, and Airflow's word for what it really shows
-    is compared with it. Notifiers find `review_url` and `review_subject` among their template variables.
+    Returns at once when this has been decided since the task was last cleared: a retry asks nobody again, a clear does.
+    The ledger keeps what is shown before it is shown, and compares it with what Airflow says it really shows.
+    Notifiers find `review_url` and `review_subject` among their template variables.
 
-    resume: method of the operator, called as `method(context, event)`; it calls `decision`.
-    Raises TaskAwaitingInput, which nobody should catch, and AirflowFailException.
+    Args:
+        review: the question.
+        hook: of the connection whose ledger keeps the review.
+        context: of the task instance that asks.
+        resume: the name of a method of the operator, called as `method(context, event)`; it calls `take_answer`.
+
+    Raises:
+        TaskAwaitingInput: the task is parked; nobody should catch it.
+        AirflowFailException: the question cannot be asked.
     """
     from airflow.sdk.exceptions import TaskAwaitingInput
 
-    scope, is_frozen = hook.scope(context), review.on_changed == "frozen"
-
-    async def keep(engine: Engine) -> tuple[StoredReview, dict[str, Any]]:
+    scope = hook.scope(context)
+    try:
         asked = review.asked()
-        kept = await engine.ledger.write(
-            lambda connection, now_ms: reviews.store_question(
-                connection, now_ms, scope, review.key, asked, frozen=is_frozen
+        with open_transactions(hook.connection.ledger_url) as ledger:
+            stored = ledger.write(
+                lambda connection, now_ms: reviews.store_question(
+                    connection, now_ms, scope, review.key, asked, frozen=review.on_changed == "frozen"
+                )
             )
-        )
-        return _standing(kept, scope), _as_shown(kept, asked, review)
-
-    kept, shown = hook.run(keep, context=context)
-    if kept.verdict and kept.first_try == scope.first_try:
-        return Decision.of(kept)
-    if _put_to_airflow(context, shown) != shown:
-        raise hook.for_airflow(_changed("Airflow holds another text than should be shown"), context)
-    variables: Any = {"review_url": decision_url(context), "review_subject": review.subject}
+        _require_usable(stored, scope)
+        shown = _as_shown(stored, asked, review)
+        if stored.verdict and stored.first_try == scope.first_try:
+            return Decision.of(stored)
+        if _put_to_airflow(context, shown) != shown:
+            raise _changed("Airflow shows another text than it should")
+    except LLMError as error:
+        raise hook.for_airflow(error, context) from None
+    variables: Any = {"review_url": review_url(context), "review_subject": review.subject}
+    notifiers = review.reviewers.notifiers
     for notifier in [notifiers] if callable(notifiers) else notifiers:
         notifier({**context, **variables})
-    raise TaskAwaitingInput(method_name=resume, timeout=review.response_timeout)
+    raise TaskAwaitingInput(method_name=resume, timeout=review.reviewers.timeout)
 
 
-def decision(
+def take_answer(
     review: Review,
     event: Mapping[str, Any],
     *,
-    hook: ClaudeHook,
+    hook: Hook,
     context: Context,
     output_type: Any = None,
     validators: Sequence[Validator] = (),
 ) -> Decision:
-    """Return what was decided, and keep it; call it first in the method that `park` named.
+    """Keep the answer in the ledger and return the decision; call it first in the method that `ask` named.
 
-    review: the same as was parked, made anew from what the task is given now.
-    output_type, validators: what an edit must be and satisfy.
+    Args:
+        review: the same question, made again from what the task is given now.
+        event: what Airflow resumes the task with.
+        hook: of the connection whose ledger keeps the review.
+        context: of the task instance that asked.
+        output_type: what an edit must be.
+        validators: what an edit must satisfy.
 
-    Raises AirflowFailException when the question is no longer what was shown, when nobody answered in time
-    and no option was to be taken, and for an edit that is not valid; the edit is kept.
+    Raises:
+        AirflowFailException: the question is no longer what was shown; nobody answered in time and nothing is chosen
+            then; or an edit is not valid. An invalid edit is kept.
     """
     scope = hook.scope(context)
-
-    async def settle(engine: Engine) -> Decision:
+    try:
         asked = review.asked()
-        kept = await engine.ledger.read(lambda connection, _: reviews.find(connection, scope, review.key))
-        if kept is None:
-            raise _changed("The ledger knows nothing of what was shown")
-        _as_shown(kept, asked, review)
-        verdict, error = read_answer(
-            orjson.loads(kept.asked.content),
-            event,
-            output_type,
-            validators,
-            is_editable=CHANGE in review.options,
-        )
-        await engine.ledger.write(
-            lambda connection, _: reviews.store_verdict(connection, scope, review.key, verdict)
-        )
+        with open_transactions(hook.connection.ledger_url) as ledger:
+            stored = ledger.read(lambda connection, _: reviews.find(connection, scope, review.key))
+            if stored is None:
+                raise _changed("The ledger does not know what was shown")
+            _as_shown(stored, asked, review)
+            verdict, error = read_answer(
+                orjson.loads(stored.asked.content),
+                event,
+                output_type,
+                validators,
+                is_editable=CHANGE in review.options,
+            )
+            ledger.write(lambda connection, _: reviews.store_verdict(connection, scope, review.key, verdict))
         if error:
             raise error
-        return Decision.of(replace(kept, verdict=verdict))
+    except LLMError as error:
+        raise hook.for_airflow(error, context) from None
+    return Decision.of(replace(stored, verdict=verdict))
 
-    return hook.run(settle, context=context)
 
+def pass_without_asking(review: Review, *, hook: Hook, context: Context) -> Decision:
+    """Return the decision that nobody needs to be asked, for the reason in `review.why`, and keep it.
 
-def let_pass(review: Review, *, hook: ClaudeHook, context: Context) -> Decision:
-    """Return the decision that nobody needed to be asked, for the reason in `review.why`, and keep it.
-
-    What a person decided before in this going of the task is returned instead.
+    What a person has decided since the task was last cleared is returned instead.
     """
     scope = hook.scope(context)
-
-    async def keep(engine: Engine) -> Decision:
+    try:
         asked = review.asked(is_shown=False)
-        kept = await engine.ledger.write(
-            lambda connection, now_ms: reviews.store_not_asked(connection, now_ms, scope, review.key, asked)
-        )
-        return Decision.of(_standing(kept, scope))
+        with open_transactions(hook.connection.ledger_url) as ledger:
+            stored = ledger.write(
+                lambda connection, now_ms: reviews.store_not_asked(
+                    connection, now_ms, scope, review.key, asked
+                )
+            )
+        _require_usable(stored, scope)
+    except LLMError as error:
+        raise hook.for_airflow(error, context) from None
+    return Decision.of(stored)
 
-    return hook.run(keep, context=context)
+
+def find_review(key: str, *, hook: Hook, context: Context) -> StoredReview | None:
+    """Return what the ledger keeps of the task instance's question `key`; None when it was never asked."""
+    try:
+        with open_transactions(hook.connection.ledger_url) as ledger:
+            return ledger.read(partial(_find, scope=hook.scope(context), key=key))
+    except LLMError as error:
+        raise hook.for_airflow(error, context) from None
 
 
-def terms(approval: Mapping[str, Any]) -> dict[str, Any]:
-    """Return who is asked and for how long, as a Review takes them: notifiers are told by `park`."""
-    return {name: value for name, value in approval.items() if name != "notifiers"}
+def is_approved(stored: StoredReview | None, scope: CallScope) -> bool:
+    """Tell whether a question has been approved since the task was last cleared."""
+    if stored is None or stored.verdict is None or stored.first_try != scope.first_try:
+        return False
+    return stored.verdict.is_final and stored.verdict.choice not in (None, REJECT)
 
 
-def decision_url(context: Context) -> str:
-    """Return the address of the page where this task's question is decided."""
+def review_url(context: Context) -> str:
+    """Return the address of the page where this task's question is answered."""
     from airflow.sdk.configuration import conf
 
     ti = context["ti"]
@@ -283,20 +334,22 @@ def decision_url(context: Context) -> str:
     return f"{conf.get('api', 'base_url', fallback='').rstrip('/')}/{path}{mapped}/required_actions"
 
 
-def _standing(kept: StoredReview, scope: CallScope) -> StoredReview:
-    """Return a question; raises TerminalError where a try was killed before it could fail for what was decided."""
-    if kept.first_try == scope.first_try and kept.verdict and not kept.verdict.is_final:
+def _find(connection: Any, _: int, *, scope: CallScope, key: str) -> StoredReview | None:
+    return reviews.find(connection, scope, key)
+
+
+def _require_usable(stored: StoredReview, scope: CallScope) -> None:
+    """Raise TerminalError when an attempt was killed before it could fail for what was decided."""
+    if stored.first_try == scope.first_try and stored.verdict and not stored.verdict.is_final:
         raise TerminalError(
-            f"What was decided ({kept.verdict.status}) may not go on. It is kept in the ledger; clear the task to be "
-            "asked again."
+            f"The answer ({stored.verdict.status}) cannot be used. The ledger keeps it; clear the task to ask again."
         )
-    return kept
 
 
-def _as_shown(kept: StoredReview, asked: AskedQuestion, review: Review) -> dict[str, Any]:
-    """Return the form as it was first shown; raises ChangedSinceShown when another is asked, or others are."""
-    shown: dict[str, Any] = orjson.loads(kept.asked.shown or b"{}")
-    if kept.asked.asked_hash == asked.asked_hash:
+def _as_shown(stored: StoredReview, asked: AskedQuestion, review: Review) -> dict[str, Any]:
+    """Return the form as it was first shown; raises ChangedSinceShown when the question or the users have changed."""
+    shown: dict[str, Any] = orjson.loads(stored.asked.shown or b"{}")
+    if stored.asked.asked_hash == asked.asked_hash:
         return shown
     now = orjson.loads(asked.shown or b"{}")
     if any(shown.get(part) != now[part] for part in ("assigned_users", "options", "defaults")):
@@ -308,17 +361,17 @@ def _as_shown(kept: StoredReview, asked: AskedQuestion, review: Review) -> dict[
 
 def _changed(what: str) -> ChangedSinceShown:
     return ChangedSinceShown(
-        f"{what}, and Airflow shows a task instance's first text for ever. Nobody has approved this one, so nothing "
-        "goes on: start a new run."
+        f"{what}. Airflow always shows the first text of a task instance, so nobody has approved this one and nothing "
+        "goes on. Start a new run."
     )
 
 
 def _put_to_airflow(context: Context, shown: Mapping[str, Any]) -> dict[str, Any]:
-    """Give Airflow the form; return the one that it will show, which is the first it was given."""
+    """Give Airflow the form; return the form that it will show, which is the first one it was given."""
     from airflow.sdk.execution_time.comms import CreateHITLDetailPayload, HITLDetailRequestResult
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-    # As airflow.sdk's upsert_hitl_detail() does, which keeps the reply to itself.
+    # As airflow.sdk's upsert_hitl_detail() does, which does not return the reply.
     reply = SUPERVISOR_COMMS.send(CreateHITLDetailPayload(ti_id=context["ti"].id, **shown))
     assert isinstance(reply, HITLDetailRequestResult), reply
     held = reply.model_dump(mode="json", include=set(shown))

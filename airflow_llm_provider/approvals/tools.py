@@ -1,77 +1,77 @@
-"""Tool calls that a person approves: the question that is put, and what was said to it."""
+"""Tool calls that a person approves: the question, and what was answered."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.approvals import form
-from airflow_llm_provider.approvals.review import Review, terms
+from airflow_llm_provider.approvals.review import Review, is_approved
 from airflow_llm_provider.engine.tool_calls import ApprovalNeeded, ToolCall, Verdict
 from airflow_llm_provider.errors import TerminalError
 from airflow_llm_provider.ledger import reviews
-from airflow_llm_provider.ledger.ledger import Ledger
-from airflow_llm_provider.ledger.records import CallScope
 
-_KEY = "tools"  # one question a task instance: Airflow shows no more
+if TYPE_CHECKING:
+    from airflow_llm_provider.ledger.ledger import Ledger
+    from airflow_llm_provider.ledger.records import CallScope
+    from airflow_llm_provider.options import Reviewers
+
+_KEY = "tools"  # one question per task instance: Airflow does not show more
 
 
-def question(needed: ApprovalNeeded, approval: Mapping[str, Any]) -> Review:
-    """Return what a person is asked: whether these tools may be called with these arguments."""
+def review_of(needed: ApprovalNeeded, reviewers: Reviewers) -> Review:
+    """Return the question whether these tools may be called with these arguments."""
     names = ", ".join(call.tool.name for call in needed.calls)
     written = [{"tool": call.tool.name, "arguments": _arguments(call)} for call in needed.calls]
     return Review(
         key=_KEY,
         subject=f"May the model call {names}?",
-        body="\n\n".join(_told(call) for call in needed.calls) + f"\n\n*Call {needed.key[:16]}*",
+        body="\n\n".join(_description(call) for call in needed.calls) + f"\n\n*Call {needed.key[:16]}*",
         content=written[0]["arguments"] if len(written) == 1 else written,
         why="the tool needs approval",
-        **terms(approval),
+        reviewers=reviewers,
     )
 
 
 def verdicts(
-    ledger: Ledger, scope: CallScope, approval: Mapping[str, Any]
+    ledger: Ledger, scope: CallScope, reviewers: Reviewers
 ) -> Callable[[ApprovalNeeded], Awaitable[Verdict | None]]:
-    """Return what looks up what was said of calls since the task was last cleared; None while nothing was.
+    """Return a function that finds what was decided about calls since the task was last cleared.
 
-    It raises TerminalError for a second question in one going of the task.
+    The function returns None while nothing is decided. It raises TerminalError where other calls have been asked about
+    since then.
     """
 
-    async def said(needed: ApprovalNeeded) -> Verdict | None:
-        kept = await ledger.read(partial(_find, scope=scope))
-        if kept is None or kept.verdict is None or kept.first_try != scope.first_try:
+    async def find_verdict(needed: ApprovalNeeded) -> Verdict | None:
+        stored = await ledger.read(lambda connection, _: reviews.find(connection, scope, _KEY))
+        if stored is None or stored.verdict is None or stored.first_try != scope.first_try:
             return None
-        if kept.asked.asked_hash != question(needed, approval).asked(is_shown=False).asked_hash:
+        if stored.asked.asked_hash != review_of(needed, reviewers).asked(is_shown=False).asked_hash:
             raise TerminalError(
-                f"{needed} A person has been asked about other calls of this task, and Airflow shows one question a "
-                "task instance, so nothing was done. Let the model make these calls in one reply, or give each its "
-                "own task."
+                f"{needed} A person has been asked about other calls of this task, and Airflow shows one question per "
+                "task instance. Nothing was done. Let the model make these calls in one reply, or give each its own "
+                "task."
             )
-        nobody = "Nobody decided in time." if kept.verdict.status == reviews.TIMED_OUT else ""
+        nobody = "Nobody answered in time." if stored.verdict.status == reviews.TIMED_OUT else ""
         return Verdict(
-            is_approved=kept.verdict.status == reviews.APPROVED, reason=kept.verdict.feedback or nobody
+            is_approved=is_approved(stored, scope),
+            reason=stored.verdict.feedback or nobody,
         )
 
-    return said
+    return find_verdict
 
 
-def _find(connection: Any, _: int, *, scope: CallScope) -> reviews.StoredReview | None:
-    return reviews.find(connection, scope, _KEY)
-
-
-def _told(call: ToolCall) -> str:
+def _description(call: ToolCall) -> str:
     """Return what a tool does, as its author describes it."""
-    told = [form.titled(call.tool.name, str(call.tool.definition.get("description", "")))]
+    parts = [form.titled(call.tool.name, str(call.tool.definition.get("description", "")))]
     if call.tool.irreversible:
-        told.append("It can't be undone, and runs once.")
-    return "\n\n".join(told)
+        parts.append("It can't be undone, and runs once.")
+    return "\n\n".join(parts)
 
 
 def _arguments(call: ToolCall) -> dict[str, Any]:
-    """Return the arguments as they would be called with: those the model gave, and the plain defaults of others."""
+    """Return the arguments of the call: those that the model gave, and the plain defaults of the others."""
     given = json.loads(call.intent.arguments)
     parameters = call.tool.definition["input_schema"]["properties"]
     return {

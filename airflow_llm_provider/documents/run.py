@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_llm_provider.documents.content import Content, Unreadable
 from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.formats import RowDoesNotFit
-from airflow_llm_provider.documents.question import Question
+from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.reader import read
-from airflow_llm_provider.engine.flow import calm_collector, for_each
-from airflow_llm_provider.engine.long import LongInput, ask_about
+from airflow_llm_provider.engine.concurrency import calm_collector, for_each
+from airflow_llm_provider.engine.long import ask_about, surely_fits
+from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import (
     AnswerError,
     AuthenticationFailed,
@@ -42,16 +44,17 @@ from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
     from airflow_llm_provider.documents.output import RowWriter
+    from airflow_llm_provider.engine.engine import Engine
     from airflow_llm_provider.engine.reply import Reply
-    from airflow_llm_provider.engine.run import Engine
-    from airflow_llm_provider.ledger.records import CallScope, Reuse
+    from airflow_llm_provider.ledger.records import CallScope
+    from airflow_llm_provider.validators import Judge, Validator
 
 OUTCOMES = ("answered", "reused", "repaired", "dead_letter", "pending")
 
-_A_LONG_RUN = 100  # documents from which calming the garbage collector pays
+_A_LONG_RUN = 100  # documents; from here, a calmer garbage collector is worth its one full pass
 
-# What fails one document here would fail them all, so the run stops and keeps what it has.
-_HOPELESS = (
+# These would fail every document alike, so the run ends and keeps what it has.
+_FATAL = (
     AuthenticationFailed,
     SpendLimitReached,
     UnknownModel,
@@ -72,21 +75,24 @@ _REASONS: dict[type[LLMError], str] = {
 class Run:
     """One task's work over its documents.
 
-    retry_dead: ask dead letters of earlier runs anew.
-    limit: ask about so many documents at most; the rest are `pending`.
-    long: what to do with a text that can't be read at once.
-    terms: further terms of the engine's: `validators`, `max_repairs`, `policies`, `route`.
+    Attributes:
+        engine: asks.
+        scope: the task instance; calls are booked on it.
+        prompt: what is asked, and how.
+        validators: what the answers must satisfy.
+        retry_dead: ask again about the dead letters of earlier runs.
+        max_in_flight: how many documents are asked about at once.
+        limit: ask about so many documents at most; the others are `pending`.
+        log: gets a line of progress every `log_every_s` seconds.
     """
 
     engine: Engine
     scope: CallScope
-    question: Question
-    reuse: Reuse = "always"
+    prompt: DocumentPrompt
+    validators: Sequence[Validator | Judge] = ()
     retry_dead: bool = False
     max_in_flight: int = 256
     limit: int | None = None
-    long: LongInput = field(default_factory=LongInput)
-    terms: Mapping[str, Any] = field(default_factory=dict)
     log: Any = field(default_factory=lambda: logging.getLogger(__name__))
     log_every_s: float = 5.0
 
@@ -95,26 +101,24 @@ class Run:
         self.reasons: collections.Counter[str] = collections.Counter()
         self.saved_micro_usd = 0
         self.routed_micro_usd = 0
-        self.may_heal: Exception | None = None  # why some dead letter may come to life by itself
-        self.over_budget: LLMError | None = None  # why some document was not asked about
+        self.retryable: Exception | None = None  # an error after which a retry may still answer a dead letter
+        self.over_budget: LLMError | None = None  # why a document was not asked about
         self.found = 0
         self._listed_all = False
         self._failures_in_a_row = 0
         self._started = time.monotonic()
-        self._terms: dict[str, Any] = {
-            "scope": self.scope,
-            "reuse": self.reuse,
-            "output": self.question.output,
-            "framing": self.question.framing,
-            **self.terms,
-        }
-        route = self.terms.get("route")
-        # What the ledger holds of a dead document is final where nothing else would be asked.
+        options = self.prompt.options
+        self.terms = Terms(
+            scope=self.scope,
+            options=options,
+            output=self.prompt.output,
+            validators=self.validators,
+            framing=self.prompt.reading.framing,
+            retry_dead=self.retry_dead,
+        )
+        # Where nothing else would be asked, what the ledger holds of a dead letter is final.
         self._is_final = not (
-            self.retry_dead
-            or self.terms.get("max_repairs")
-            or self.terms.get("policies")
-            or (route and route.escalate)
+            self.retry_dead or options.on_invalid.max_repairs or options.route.retry or options.models[1:]
         )
         self.cascade: collections.Counter[str] = collections.Counter()
 
@@ -130,8 +134,8 @@ class Run:
             progress.cancel()
         saved = Saving(
             scope=self.scope,
-            model=self.question.model,
-            version=self.question.version,
+            model=self.prompt.model,
+            version=self.prompt.options.version,
             reused=self.outcomes["reused"],
             reused_micro_usd=self.saved_micro_usd,
             routed_micro_usd=self.routed_micro_usd,
@@ -147,10 +151,10 @@ class Run:
         return self.counts()
 
     async def _read(self, document: Document) -> Content:
-        question = self.question
+        reading = self.prompt.reading
         try:
             return await asyncio.to_thread(
-                read, document, pdf=question.pdf, max_bytes=question.max_bytes, encoding=question.encoding
+                read, document, pdf=reading.pdf, max_bytes=reading.max_bytes, encoding=reading.encoding
             )
         except (Unreadable, OSError):
             raise
@@ -164,7 +168,7 @@ class Run:
             "documents": self.found,
             "outcomes": dict(self.outcomes),
             "dead_letter_reasons": dict(self.reasons.most_common(20)),
-            "model": self.question.model,
+            "model": self.prompt.model,
             "requests_paid": tally.requests,
             "input_tokens": tally.input_tokens,
             "output_tokens": tally.output_tokens,
@@ -207,50 +211,49 @@ class Run:
                 raise Unreadable("unreadable", "its name is not UTF-8: rename it")
             reply = await self._answer(document)
         except Unreadable as error:
-            self._bury(sink, index, document, error.reason, error)
+            self._add_dead_letter(sink, index, document, error.reason, error)
         except OSError as error:
-            self._bury(sink, index, document, "unreadable", error)
+            self._add_dead_letter(sink, index, document, "unreadable", error)
         except (BudgetExceeded, BudgetWaits) as error:
             # The others go on: what is paid is landed, and a smaller one may fit still.
             self.outcomes["pending"] += 1
             self.over_budget = self.over_budget or error
         except LLMError as error:
-            self._give_up_if_hopeless(error)
-            self._bury(sink, index, document, reason_of(error), error)
+            self._end_if_fatal(error)
+            self._add_dead_letter(sink, index, document, reason_of(error), error)
         else:
             self._failures_in_a_row = 0
             try:
-                self._land(sink, index, document, reply)
+                self._add_row(sink, index, document, reply)
             except (RowDoesNotFit, InvalidOutput) as error:
-                self._bury(sink, index, document, "invalid_output", error)
+                self._add_dead_letter(sink, index, document, "invalid_output", error)
 
     async def _answer(self, document: Document) -> Reply:
-        question = self.question
-        sighting = question.sighting(document)
+        sighting = self.prompt.sighting(document)
         if sighting is not None:
-            known = await self.engine.recall(sighting, final=self._is_final, **self._terms)
+            known = await self.engine.recall(sighting, self.terms, final=self._is_final)
             if known is not None:
                 return known
         content = await self._read(document)
-        request = question.request(content)
+        request = self.prompt.request(content)
         if sighting is not None:
             self.engine.sight(sighting, request)
-        # Without all of its text there is nothing to check a quote against.
+        # A quote cannot be checked unless all of the document is text.
         source = content.text if all(part.kind == "text" for part in content.parts) else None
-        terms = {**self._terms, "item_id": document.id, "retry_dead": self.retry_dead}
-        # One text can be cut or read in parts; pages and images go as they are.
+        terms = dataclasses.replace(self.terms, source=source, item_id=document.id)
+        # One text can be cut or read in parts; pages and images are sent as they are.
         text = content.text if len(content.parts) == 1 else None
-        if text is None or self.long.surely_fits(request):
-            return await self.engine.ask(request, source=source, **terms)
+        if text is None or surely_fits(request, self.prompt.options.long_input):
+            return await self.engine.ask(request, terms)
         return await ask_about(
-            self.engine, text, lambda part: question.request(content.with_text(part)), long=self.long, **terms
+            self.engine, text, lambda part: self.prompt.request(content.with_text(part)), terms
         )
 
-    def _land(self, sink: RowWriter, index: int, document: Document, reply: Reply) -> None:
+    def _add_row(self, sink: RowWriter, index: int, document: Document, reply: Reply) -> None:
         outcome = "reused" if reply.reused else "repaired" if reply.repairs else "answered"
-        data = self.question.output.dump(reply.value)
+        data = self.prompt.output.dump(reply.value)
         row = {"document_id": document.id, "outcome": outcome, "data": data, **reply.usage_record()}
-        if self.question.output.is_list:
+        if self.prompt.output.is_list:
             sink.add(index, [{**row, "item": number, "data": item} for number, item in enumerate(data)])
         else:
             sink.add(index, row)
@@ -267,13 +270,13 @@ class Run:
         if self.outcomes.total() == _A_LONG_RUN:
             calm_collector()
 
-    def _bury(
+    def _add_dead_letter(
         self, sink: RowWriter, index: int, document: Document | Rejected, reason: str, error: Exception
     ) -> None:
         self.outcomes["dead_letter"] += 1
         self.reasons[reason] += 1
         if isinstance(error, (RetryableError, OSError)):
-            self.may_heal = _later(self.may_heal, error)
+            self.retryable = _longer_wait(self.retryable, error)
         letter: dict[str, Any] = {
             "document_id": _as_text(document.id),
             "uri": _as_text(document.uri) if document.uri else None,
@@ -289,12 +292,12 @@ class Run:
             }
         sink.add_dead_letter(index, letter)
 
-    def _give_up_if_hopeless(self, error: LLMError) -> None:
+    def _end_if_fatal(self, error: LLMError) -> None:
         """Raise `error` when the documents that follow would fail alike."""
-        if isinstance(error, _HOPELESS):
+        if isinstance(error, _FATAL):
             raise error
-        # A server that is down, or takes no request of this kind, fails every document: as many in a row as are
-        # in flight, with not one success between them, and the rest is better left alone.
+        # A server that is down, or does not take this kind of request, fails every document: after as many failures in
+        # a row as are in flight, without one success between them, the others are not tried.
         is_general = isinstance(error, (RetryableError, BadRequest))
         self._failures_in_a_row = self._failures_in_a_row + 1 if is_general else 0
         if self._failures_in_a_row >= max(self.max_in_flight, 8):
@@ -327,7 +330,7 @@ def _as_text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _later(one: Exception | None, other: Exception) -> Exception:
+def _longer_wait(one: Exception | None, other: Exception) -> Exception:
     """Return the error that asks for the longer wait."""
     return one if one is not None and _asked_wait_s(one) >= _asked_wait_s(other) else other
 

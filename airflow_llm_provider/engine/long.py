@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError, TooLong
+from airflow_llm_provider.options import LongInput, OnInvalid
 from airflow_llm_provider.pricing import context_window
-from airflow_llm_provider.validators import Judge
-
-TooLongMode = Literal["fail", "truncate", "map_reduce"]
 
 _CHARACTERS_A_TOKEN = 3  # of English it is four; tables and other languages need more tokens
 _USUAL_WINDOW = 200_000  # of a model that genai-prices does not know
@@ -27,54 +25,50 @@ _REDUCE = """The document was too long to be read at once, so it was read in par
 about its parts, in order. Merge them into one answer about the whole document. Leave out what is said twice."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LongInput:
-    """What to do with a text that is too long.
-
-    too_long: `fail` says so before anything is sent; `truncate` reads the beginning; `map_reduce` asks about
-        each part, split where the text has its sections, and merges the answers.
-    max_input_tokens: how much may be read at once; None: the model's context window. A lower bound may be
-        cheaper: some models charge long prompts at a higher rate.
-    """
-
-    too_long: TooLongMode = "fail"
-    max_input_tokens: int | None = None
-
-    def surely_fits(self, request: Request) -> bool:
-        """Tell whether a request can be read at once even if every byte were a token."""
-        window = context_window(request.model) or _USUAL_WINDOW
-        limit = min(window - request.max_tokens, self.max_input_tokens or window)
-        return request.input_ceiling_tokens < limit
+def surely_fits(request: Request, long_input: LongInput) -> bool:
+    """Tell whether a request can be read at once even if every byte were a token."""
+    window = context_window(request.model) or _USUAL_WINDOW
+    limit = min(window - request.max_tokens, long_input.max_input_tokens or window)
+    return request.input_ceiling_tokens < limit
 
 
 async def ask_about(
     engine: Engine,
     text: str,
     request: Callable[[str], Request],
+    terms: Terms,
     *,
     source: Callable[[str], str | None] = str,
-    long: LongInput,
-    **terms: Any,
 ) -> Reply:
     """Return the answer about `text`, which is read whole, in part or in parts.
 
-    request: makes the request about a text; source: what its answer is checked against, by default that text.
-    terms: as for Engine.ask.
-    Parts are requests like any other: in the ledger, and not asked again by a retry. Raises TooLong.
+    Parts are requests like any other: they are in the ledger, and a retry does not ask them again.
+
+    Args:
+        engine: asks.
+        text: what is asked about.
+        request: makes the request about a text.
+        terms: of the answer; `terms.options.long_input` says what happens with a long text.
+        source: what the answer about a text is checked against; by default that text.
+
+    Raises:
+        TooLong: the text cannot be read at once and `too_long` is `fail`; nothing was sent.
+        LLMError: as Engine.ask.
     """
-    room = _room(request(""), long)
+    long_input = terms.options.long_input
+    room = _room(request(""), long_input)
     if room >= estimated_tokens(text):
-        return await engine.ask(request(text), source=source(text), **terms)
-    if long.too_long == "fail" or room <= 0:
+        return await engine.ask(request(text), dataclasses.replace(terms, source=source(text)))
+    if long_input.too_long == "fail" or room <= 0:
         raise TooLong(
             f"The text has about {estimated_tokens(text)} tokens, and {max(room, 0)} can be read at once. "
-            "Set too_long='map_reduce' to read it in parts, too_long='truncate' to read its beginning, or raise "
-            "max_input_tokens where the model can read more."
+            "Set long_input='map_reduce' to read it in parts, long_input='truncate' to read its beginning, or raise "
+            "LongInput(max_input_tokens=…) where the model can read more."
         )
-    if long.too_long == "truncate":
+    if long_input.too_long == "truncate":
         beginning = text[: room * _CHARACTERS_A_TOKEN]
-        return await engine.ask(request(beginning), source=source(beginning), **terms)
-    return await _map_reduce(engine, text, split(text, room), request, source, long, terms)
+        return await engine.ask(request(beginning), dataclasses.replace(terms, source=source(beginning)))
+    return await _map_reduce(engine, text, split(text, room), request, terms, source)
 
 
 def split(text: str, tokens: int) -> list[str]:
@@ -96,35 +90,48 @@ async def _map_reduce(
     text: str,
     parts: Sequence[str],
     request: Callable[[str], Request],
+    terms: Terms,
     source: Callable[[str], str | None],
-    long: LongInput,
-    terms: dict[str, Any],
 ) -> Reply:
-    # Each to its end: what is in flight when one fails is paid for all the same.
+    # All are awaited to their end: when one fails, the others in flight are paid for all the same.
     asked = await asyncio.gather(
-        *(engine.ask(request(part), source=source(part), **terms) for part in parts), return_exceptions=True
+        *(
+            engine.ask(request(part), dataclasses.replace(terms, source=source(part)))
+            for part in parts
+        ),
+        return_exceptions=True,
     )
     if failed := [each for each in asked if isinstance(each, BaseException)]:
         raise _of_whole(next((error for error in failed if isinstance(error, TerminalError)), failed[0]))
     replies = [each for each in asked if isinstance(each, Reply)]
-    output: OutputType = terms.get("output") or OutputType()
-    answers = [output.dump(reply.value) for reply in replies]
+    answers = [terms.output.dump(reply.value) for reply in replies]
     if (joined := _joined(answers)) is not None:
-        functions = [each for each in terms.get("validators", ()) if not isinstance(each, Judge)]
-        once = {**terms, "validators": functions, "max_repairs": 0}
-        whole = orjson.dumps(output.wrap(joined)).decode()
-        # What every part has passed, all of them together may not: then it takes judgement.
+        whole = orjson.dumps(terms.output.wrap(joined)).decode()
+        # Each part is valid, but together they may not be: merging them then takes the model's judgement.
         with contextlib.suppress(InvalidOutput):
-            checked = await engine.ask(request(""), given=whole, source=source(text), **once)
+            checked = await engine.ask(request(""), _checking(terms, whole, source(text)))
             return Reply.of_parts(replies, checked.value)
     summary = orjson.dumps(answers, option=orjson.OPT_INDENT_2).decode()
 
     def merging(text: str) -> Request:
         return request(text).with_block({"type": "text", "text": _REDUCE})
 
-    # What the parts quote is in the whole.
-    reduced = await ask_about(engine, summary, merging, source=lambda _: source(text), long=long, **terms)
+    # Quotes from the parts stand in the whole text.
+    reduced = await ask_about(engine, summary, merging, terms, source=lambda _: source(text))
     return Reply.of_parts([*replies, reduced], reduced.value)
+
+
+def _checking(terms: Terms, answer: str, source: str | None) -> Terms:
+    """Return terms that check an answer by what costs nothing: no judge, no repair."""
+    retry = {kind: policy for kind, policy in terms.options.route.retry.items() if kind != "invalid_output"}
+    options = dataclasses.replace(
+        terms.options,
+        on_invalid=OnInvalid(max_repairs=0),
+        route=dataclasses.replace(terms.options.route, retry=retry),
+    )
+    return dataclasses.replace(
+        terms, options=options, validators=terms.functions, given=answer, source=source
+    )
 
 
 def _of_whole(error: BaseException) -> BaseException:
@@ -153,8 +160,8 @@ def _without_repeats(items: Any) -> list[Any]:
     return [orjson.loads(item) for item in dict.fromkeys(orjson.dumps(item) for item in items)]
 
 
-def _room(empty: Request, long: LongInput) -> int:
+def _room(empty: Request, long_input: LongInput) -> int:
     """Return how many tokens of text fit beside the rest of a request."""
     window = context_window(empty.model) or _USUAL_WINDOW
-    limit = min(window - empty.max_tokens, long.max_input_tokens or window)
+    limit = min(window - empty.max_tokens, long_input.max_input_tokens or window)
     return limit - -(-empty.text_bytes // _CHARACTERS_A_TOKEN)  # base64 is no text

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from airflow_llm_provider.engine.calls import Call
 from airflow_llm_provider.engine.framing import Framing, text_block
 from airflow_llm_provider.engine.mend import is_cut_off, members, replaced
-from airflow_llm_provider.engine.purchase import Purchase
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import InvalidOutput
@@ -135,7 +135,7 @@ class SourceRepairs:
     documents: int = 0
     repairs: int = 0
 
-    def count(self, bought: Purchase, fix: Repair | None) -> None:
+    def count(self, bought: Call, fix: Repair | None) -> None:
         """Count what was bought just now."""
         if bought.sends and bought.purpose == "answer":
             self.documents += 1

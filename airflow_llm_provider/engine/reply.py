@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import orjson
+from typing_extensions import TypeVar
 
 from airflow_llm_provider.errors import AnswerError, NetworkError, Refused, Truncated
 from airflow_llm_provider.pricing import Usage, usd
@@ -64,8 +65,11 @@ class Message:
                 raise TypeError("it calls a tool without an id, a name or an input")
 
 
+T = TypeVar("T", default=Any)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
+class Reply(Generic[T]):
     """An answer that passed its checks, and what it took.
 
     value: the text, or the data validated against the output type.
@@ -79,7 +83,7 @@ class Reply:
         call's tokens at its rates; None without a route, or without a price.
     """
 
-    value: Any
+    value: T
     text: str
     model: str
     stop_reason: str
@@ -96,7 +100,7 @@ class Reply:
     strong_alone_micro_usd: int | None = None
 
     @classmethod
-    def of_parts(cls, parts: Sequence[Reply], value: Any) -> Reply:
+    def of_parts(cls, parts: Sequence[Reply], value: Any) -> Reply[Any]:
         """Return the answer that several replies add up to."""
         costs = [part.cost_micro_usd for part in parts]
         known = [cost for cost in costs if cost is not None]

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_llm_provider.engine.purchase import Purchase
+from airflow_llm_provider.engine.calls import Call
 from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.tool_calls import APPROVED, ApprovalNeeded, Caller, ToolCall, Verdict
@@ -20,7 +20,7 @@ from airflow_llm_provider.pricing import Prices, usd
 from airflow_llm_provider.tools import Tool
 
 Block = Mapping[str, Any]
-Buy = Callable[[Request], Awaitable[Purchase]]
+Buy = Callable[[Request], Awaitable[Call]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class Toolbox:
         item_id: str | None,
         sleep: Callable[[float], Awaitable[None]],
         buy: Buy,
-        spent: Sequence[Purchase],
+        spent: Sequence[Call],
         prices: Prices,
     ) -> Conversation:
         """Begin a conversation; its time runs from here.
@@ -82,11 +82,11 @@ class Conversation:
     toolbox: Toolbox
     caller: Caller
     buy: Buy
-    spent: Sequence[Purchase]
+    spent: Sequence[Call]
     prices: Prices
     turns: int = 0
 
-    async def finish(self, request: Request, bought: Purchase) -> tuple[Request, Purchase]:
+    async def finish(self, request: Request, bought: Call) -> tuple[Request, Call]:
         """Run what replies call and tell the model, until a reply calls nothing; return it with its request.
 
         Every turn is a request like any other and every tool call is in the ledger, so that a retry goes through

@@ -20,13 +20,12 @@ log = logging.getLogger(__name__)
 class BudgetAlarm:
     """Tells of the warnings that the ledger gives while a task runs; make it in the task's event loop.
 
-    The task's `budget_notifiers` are called as Airflow calls a callback, with the context and in it
+    The notifiers are called as Airflow calls a callback, with the context and in it
     `budget_warning`: a dict of `message`, `budget`, `of`, `percent`, `spent_usd` and `cap_usd`.
     """
 
-    def __init__(self, context: Context | None) -> None:
-        self._context: Any = context
-        notifiers = getattr(context["task"], "budget_notifiers", ()) if context else ()
+    def __init__(self, context: Context | None, notifiers: Any = ()) -> None:
+        self._context: Any = context or {}
         self._notifiers = [notifiers] if callable(notifiers) else notifiers
         self._loop = asyncio.get_running_loop()
         self._telling: list[asyncio.Future[None]] = []

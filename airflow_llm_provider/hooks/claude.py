@@ -1,12 +1,16 @@
-"""The hook: an Airflow connection in, an engine out."""
+"""The hook: an Airflow connection in, answers out."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import datetime as dt
-from collections.abc import Awaitable, Callable
+import queue
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from airflow.sdk.bases.hook import BaseHook
 from airflow.sdk.exceptions import (
@@ -16,30 +20,47 @@ from airflow.sdk.exceptions import (
     AirflowSkipException,
 )
 
-from airflow_llm_provider.errors import BudgetAsks, BudgetSkips, LLMError, TerminalError
+from airflow_llm_provider.errors import AnswerError, BudgetAsks, BudgetSkips, LLMError, TerminalError
 from airflow_llm_provider.hooks.alarm import BudgetAlarm
-from airflow_llm_provider.hooks.connection import missing
-from airflow_llm_provider.hooks.scope import scope_of
-from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION, Settings
+from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION, Connection, missing
+from airflow_llm_provider.hooks.scope import ad_hoc_run_id, ad_hoc_scope, scope_of
+from airflow_llm_provider.options import Options, Route
 
 if TYPE_CHECKING:
+    import anthropic
     from airflow.sdk import Context
 
     from airflow_llm_provider.engine.client import AnthropicClient
-    from airflow_llm_provider.engine.run import Engine
-    from airflow_llm_provider.hooks.routing import Routing
+    from airflow_llm_provider.engine.endpoint import Endpoint
+    from airflow_llm_provider.engine.engine import Engine
+    from airflow_llm_provider.engine.reply import Reply
+    from airflow_llm_provider.hooks.question import Question
+    from airflow_llm_provider.hooks.session import AskOptions, Claude
     from airflow_llm_provider.ledger.records import CallScope
 
 T = TypeVar("T")
 
 _RETIRES_SOON = dt.timedelta(days=90)
+_DEFAULTS = Options()
+
+
+class BudgetNeedsPerson(AirflowFailException):
+    """A call does not fit into a budget with `on_exceeded="ask"`; the operators ask a person, others fail."""
+
+    def __init__(self, message: str, refused: BudgetAsks) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 class ClaudeHook(BaseHook):
-    """Runs work on an engine that is set up from an Airflow connection.
+    """Asks Claude through an Airflow connection; answers are kept in the ledger and paid for once.
 
-    claude_conn_id: a connection of type `claude`: API key as password, base URL as host; the tiers, limits and
-        time-outs are fields of its form. One of type `anthropic`, `http` or `generic` will do, with these in its extra.
+    In a task, calls belong to the task instance, as an operator's do. Elsewhere (a test, a notebook) they belong to a
+    run of the hook's own, which shares no answers with DAG runs.
+
+    Args:
+        claude_conn_id: a connection of type `claude`: API key as password, base URL as host; tiers, limits and timeouts
+            are fields of its form. One of type `anthropic`, `http` or `generic` works too, with these in its extra.
     """
 
     conn_name_attr = "claude_conn_id"
@@ -50,99 +71,322 @@ class ClaudeHook(BaseHook):
     def __init__(self, claude_conn_id: str = DEFAULT_CONNECTION, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.claude_conn_id = claude_conn_id
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Any] | None = None
+        self._ad_hoc_run_id = ad_hoc_run_id()
+        self._running: set[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = set()
         self._is_cancelled = False
         self._stray: BaseException | None = None
 
-    def get_conn(self) -> AnthropicClient:
-        """Return the client of the connection."""
-        return self.settings.client
+    # -- questions -----------------------------------------------------------------------------------
 
-    @cached_property
-    def settings(self) -> Settings:
-        """The connection, read; raises AirflowFailException naming the field that is wrong.
+    @overload
+    def ask(
+        self,
+        prompt: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        output_type: None = None,
+        **options: Unpack[AskOptions],
+    ) -> Reply[str]: ...
+    @overload
+    def ask(
+        self,
+        prompt: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        output_type: type[T],
+        **options: Unpack[AskOptions],
+    ) -> Reply[T]: ...
+    @overload
+    def ask(
+        self,
+        prompt: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        output_type: object,
+        **options: Unpack[AskOptions],
+    ) -> Reply[Any]: ...
+    def ask(
+        self,
+        prompt: str,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        output_type: Any = None,
+        **options: Unpack[AskOptions],
+    ) -> Reply[Any]:
+        """Return the valid answer to one question.
 
-        Raises AirflowNotFoundException, which is tried again, where there is none: a secrets backend may be away.
+        It also works where an event loop runs, as in a notebook: the call then gets a thread of its own.
+
+        Args:
+            prompt: the instruction.
+            inputs: data by name, sent as data before the prompt.
+            output_type: what the answer must be: a pydantic model or any type pydantic knows, or a JSON schema as a
+                dict; None: text.
+            **options: as ClaudeOperator takes them: `model`, `route`, `budget`, `reuse` …
+
+        Raises:
+            AirflowFailException: no retry of the task can help.
+            LLMError: a retry of the task may help.
         """
+        from airflow_llm_provider.hooks.question import Question
+
+        question = Question.of({**options, "prompt": prompt, "inputs": inputs, "output_type": output_type})
+        return self.answer(question, Options.of(options), current_context())
+
+    @overload
+    def map(
+        self,
+        rows: Iterable[Any],
+        prompt: str,
+        *,
+        output_type: None = None,
+        max_in_flight: int = 256,
+        **options: Unpack[AskOptions],
+    ) -> Iterator[Reply[str] | LLMError]: ...
+    @overload
+    def map(
+        self,
+        rows: Iterable[Any],
+        prompt: str,
+        *,
+        output_type: type[T],
+        max_in_flight: int = 256,
+        **options: Unpack[AskOptions],
+    ) -> Iterator[Reply[T] | LLMError]: ...
+    @overload
+    def map(
+        self,
+        rows: Iterable[Any],
+        prompt: str,
+        *,
+        output_type: object,
+        max_in_flight: int = 256,
+        **options: Unpack[AskOptions],
+    ) -> Iterator[Reply[Any] | LLMError]: ...
+    def map(
+        self,
+        rows: Iterable[Any],
+        prompt: str,
+        *,
+        output_type: Any = None,
+        max_in_flight: int = 256,
+        **options: Unpack[AskOptions],
+    ) -> Iterator[Reply[Any] | LLMError]:
+        """Ask the same about many rows, and yield the outcomes in the order of the rows.
+
+        An error is yielded in the place of the answer; it costs the other rows nothing. Leaving the loop early cancels
+        what is in flight.
+
+        Args:
+            rows: texts, or anything JSON can hold; each is sent as data.
+            prompt: the instruction.
+            output_type: what each answer must be; None: text.
+            max_in_flight: how many are asked at once.
+            **options: as for `ask`.
+        """
+        outcomes: queue.Queue[Reply[Any] | LLMError | _End] = queue.Queue(maxsize=max_in_flight)
+        is_wanted = threading.Event()
+        is_wanted.set()
+
+        async def work() -> None:
+            async with self.session() as claude:
+                async for outcome in claude.map(
+                    rows, prompt, output_type=output_type, max_in_flight=max_in_flight, **options
+                ):
+                    await asyncio.to_thread(outcomes.put, outcome)
+                    if not is_wanted.is_set():
+                        return
+
+        def run() -> None:
+            error: BaseException | None = None
+            try:
+                self._run(work(), current_context())
+            except BaseException as raised:  # noqa: BLE001  # it is raised again where the rows are consumed
+                error = raised
+            outcomes.put(_End(error))
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(run,), name="claude-map", daemon=True)
+        thread.start()
         try:
-            connection = self.get_connection(self.claude_conn_id)
-        except AirflowNotFoundException:
-            raise AirflowNotFoundException(missing(self.claude_conn_id)) from None
-        return Settings.of(connection, self.claude_conn_id)
+            while not isinstance(outcome := outcomes.get(), _End):
+                yield outcome
+            if outcome.error is not None:
+                raise outcome.error
+        finally:
+            is_wanted.clear()
+            while thread.is_alive():  # make room, so that the thread can see that nobody waits
+                try:
+                    outcomes.get(timeout=0.05)
+                except queue.Empty:
+                    continue
 
-    def all_settings(self, routing: Routing) -> dict[str | None, Settings]:
-        """Return the settings of this connection under None, and of others that are fallbacks under their ids."""
-        others = routing.connections(self.settings)
-        return {None: self.settings} | {name: ClaudeHook(name).settings for name in others}
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Claude]:
+        """Give a session on the running event loop; its errors are LLMErrors.
 
-    def run(self, work: Callable[[Engine], Awaitable[T]], *, context: Context | None = None) -> T:
-        """Run `work` on an engine of its own, in a new event loop, until it ends or is cancelled.
-
-        Raises AirflowFailException for what no retry can mend; other errors are left to Airflow's retries.
+        `async with hook.session() as claude: reply = await claude.ask(…)`
         """
-        from airflow_llm_provider.approvals import spending
+        from airflow_llm_provider.hooks.session import Claude
 
-        async def main() -> T:
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-            self._loop.set_exception_handler(self._heard)
-            if self._is_cancelled:
+        context = current_context()
+        async with self.open_engine(_DEFAULTS, context) as engine:
+            yield Claude(engine, lambda options: self._scope(options, context))
+
+    def get_conn(self) -> anthropic.Anthropic:
+        """Return the SDK's own client, with the key, host, proxy and CA bundle of the connection.
+
+        Its calls are not in the ledger, and no budget or rate limit of this package holds them.
+        """
+        return self.client.sdk_client()
+
+    # -- the operators' side -------------------------------------------------------------------------
+
+    def answer(self, question: Question, options: Options, context: Context | None) -> Reply[Any]:
+        """Return the answer to a question, with its cost logged and its savings kept.
+
+        Raises:
+            AnswerError: what was paid for is not a valid answer. It is left to the caller.
+            AirflowFailException: no retry of the task can help.
+            LLMError: a retry of the task may help.
+        """
+        return self._run(self._answer(question, options, context), context)
+
+    async def _answer(self, question: Question, options: Options, context: Context | None) -> Reply[Any]:
+        from airflow_llm_provider.hooks.answers import close_account
+
+        async with self.open_engine(options, context, own_loop=True) as engine:
+            scope = self._scope(options, context)
+            try:
+                reply = await question.ask(engine, options, scope)
+            except AnswerError as error:
+                await close_account(engine, scope, error, options)
+                raise
+            await close_account(engine, scope, reply, options)
+            return reply
+
+    def run(self, work: Coroutine[Any, Any, T], context: Context | None) -> T:
+        """Run a coroutine that opens an engine, in an event loop of its own; errors are raised as Airflow takes them."""
+        return self._run(work, context)
+
+    @asynccontextmanager
+    async def open_engine(
+        self, options: Options, context: Context | None, *, own_loop: bool = False
+    ) -> AsyncIterator[Engine]:
+        """Give an engine on the running event loop, with the endpoints that the options name; then close it.
+
+        Args:
+            options: their route names other connections, their budget the notifiers.
+            context: of the task that asks, if there is one.
+            own_loop: whether the loop runs for this work alone: then `cancel` ends it, and signals that strike in one
+                of its callbacks are raised in the work.
+        """
+        entry: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        if own_loop and task is not None:
+            entry = (loop, task)
+            self._running.add(entry)
+            loop.set_exception_handler(self._on_loop_error)
+            if self._is_cancelled:  # before the loop had started
                 raise asyncio.CancelledError
-            engine = await asyncio.to_thread(self.settings.engine)
-            alarm = BudgetAlarm(context)
+        try:
+            engine = await asyncio.to_thread(self.connection.engine)
+            alarm = BudgetAlarm(context, options.budget.notifiers)
             engine.ledger.on_warning = alarm.ring
             try:
-                if context and _can_ask(context):
-                    engine.ledger.accounts.raised = await spending.approved_raises(
-                        engine, self.scope(context)
-                    )
-                return await work(engine)
+                for endpoint in self._other_endpoints(options.route):
+                    engine.connect(endpoint)
+                if context is not None and options.budget.on_exceeded == "ask":
+
+                    engine.ledger.accounts.raised = X
+                yield engine
             finally:
                 await engine.close()
                 await alarm.told()
+        finally:
+            if entry:
+                self._running.discard(entry)
 
+    def _run(self, work: Coroutine[Any, Any, T], context: Context | None) -> T:
+        """Run `work` in an event loop of its own, until it ends or is cancelled."""
         try:
-            return asyncio.run(main())
+            if _is_loop_running():
+                return _in_a_thread(work)
+            return asyncio.run(work)
         except BaseExceptionGroup as group:
             error = gravest(group)
             raise self.for_airflow(error, context) from (None if isinstance(error, LLMError) else group)
+        except AnswerError as error:
+            raise error from None
         except LLMError as error:
-            # Its message says it all; the hundred lines of how it came through the loop would bury it.
+            # Its message says everything; a traceback of a hundred lines through the event loop would hide it.
             raise self.for_airflow(error, context) from None
         except asyncio.CancelledError:
             if self._stray:
                 raise self._stray from None
             raise AirflowException(
-                f"{_where(context)}stopped before it was done. What is paid is in the ledger; the next try "
+                f"{_where(context)}stopped before it was done. What is paid is in the ledger; the next attempt "
                 "continues from it."
             ) from None
         finally:
-            self._loop = self._task = self._stray = None
-            self._forget()
+            self._is_cancelled, self._stray = False, None
+            self._forget_connection()
 
     def cancel(self) -> None:
-        """Cancel what `run` is doing, from another thread or a signal handler; calls in flight are dropped."""
+        """Cancel what runs in a loop of its own, from another thread or a signal handler; calls in flight are dropped."""
         self._is_cancelled = True  # also where the loop has yet to start
-        if self._loop and self._task:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+        for loop, task in tuple(self._running):
+            loop.call_soon_threadsafe(task.cancel)
 
-    def _heard(self, loop: asyncio.AbstractEventLoop, happened: dict[str, Any]) -> None:
-        """Take an error that struck in one of the loop's callbacks, where nobody else would see it.
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, happened: dict[str, Any]) -> None:
+        """Take an error that was raised in one of the loop's callbacks, where nothing else would see it.
 
-        Airflow's task timeout is raised by a signal handler, wherever the code happens to be just then; asyncio
-        would log it there, and the task would run on.
+        Airflow's task timeout is raised by a signal handler, in whatever code runs at that moment. asyncio would log it
+        there, and the task would go on.
         """
         error = happened.get("exception")
         if error is None or isinstance(error, Exception):
             loop.default_exception_handler(happened)
             return
         self._stray = error
-        if self._task:
-            self._task.cancel()
+        for _, task in tuple(self._running):
+            task.cancel()
 
-    def scope(self, context: Context, tags: tuple[str, ...] = ()) -> CallScope:
+    # -- the connection ------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> AnthropicClient:
+        """The client that requests of this connection are sent with."""
+        return self.connection.endpoint.client  # type: ignore[return-value]  # a connection makes no other
+
+    @cached_property
+    def connection(self) -> Connection:
+        """The connection, read.
+
+        Raises:
+            AirflowFailException: names the field that is wrong.
+            AirflowNotFoundException: there is no such connection. It is retried: a secrets backend may be away.
+        """
+        try:
+            found = self.get_connection(self.claude_conn_id)
+        except AirflowNotFoundException:
+            raise AirflowNotFoundException(missing(self.claude_conn_id)) from None
+        return Connection.of(found, self.claude_conn_id)
+
+    def _other_endpoints(self, route: Route) -> list[Endpoint]:
+        from airflow_llm_provider.engine.engine import other_connections
+
+        others = other_connections(route, self.connection.endpoint)
+        return [ClaudeHook(name).connection.endpoint for name in others]
+
+    def scope(self, context: Context, options: Options = _DEFAULTS) -> CallScope:
         """Return who asks: the task instance of `context`, with the trace id of its run."""
-        return scope_of(context["ti"], context["task"], self.claude_conn_id, tags)
+        return scope_of(context, options, self.claude_conn_id)
+
+    def _scope(self, options: Options, context: Context | None) -> CallScope:
+        if context is None:
+            return ad_hoc_scope(options, self.claude_conn_id, self._ad_hoc_run_id)
+        return self.scope(context, options)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for the list of models, which costs nothing, and say which tiers the key can use."""
@@ -151,55 +395,79 @@ class ClaudeHook(BaseHook):
         except (LLMError, AirflowException) as error:  # AirflowNotFoundException, too
             return False, str(error)
         lines = []
-        for tier, model in self.settings.tiers.items():
-            lines.append(f"{tier}: {model} {'ok' if _listed(model, models) else 'NOT available to this key'}")
+        tiers = self.connection.endpoint.tiers
+        for tier, model in tiers.items():
+            lines.append(f"{tier}: {model} {'ok' if _is_listed(model, models) else 'NOT available to this key'}")
             retires_at = getattr(models.get(model), "retires_at", None)
             if retires_at and retires_at - dt.datetime.now(dt.UTC) < _RETIRES_SOON:
                 lines.append(f"{model} retires on {retires_at:%Y-%m-%d}: choose another for {tier}")
-        usable = all(_listed(model, models) for model in self.settings.tiers.values())
-        return usable, "; ".join(lines)
+        return all(_is_listed(model, models) for model in tiers.values()), "; ".join(lines)
 
     async def _list_models(self) -> list[Any]:
-        client = self.settings.client
+        client = self.client
         try:
             return await client.models()
         finally:
             await client.close()
-            self._forget()
+            self._forget_connection()
 
-    def _forget(self) -> None:
-        """Let the next use read the connection anew: the client's sockets belonged to a loop that has ended."""
-        self.__dict__.pop("settings", None)
+    def _forget_connection(self) -> None:
+        """Let the next use read the connection again: the client's sockets belonged to a loop that has ended."""
+        self.__dict__.pop("connection", None)
 
     def for_airflow(self, error: BaseException, context: Context | None) -> BaseException:
-        """Return the error as Airflow should see it: what no retry can mend as AirflowFailException.
-
-        A budget that says so is asked about first: raises TaskAwaitingInput.
-        """
-        from airflow_llm_provider.approvals import spending
-
+        """Return an error as Airflow should see it: what no retry can help as AirflowFailException."""
+        where = _where(context)
         if not isinstance(error, LLMError):
             return error
         if isinstance(error, BudgetSkips):
-            return AirflowSkipException(f"{_where(context)}{error}")
-        if isinstance(error, BudgetAsks) and error.budget and context and _can_ask(context):
-            why = spending.ask_to_raise(error, hook=self, context=context)
-            return AirflowFailException(f"{_where(context)}BudgetExceeded: {error} It is not raised: {why}")
+            return AirflowSkipException(f"{where}{error}")
+        if isinstance(error, BudgetAsks):
+            return BudgetNeedsPerson(f"{where}BudgetExceeded: {error}", error)
         if isinstance(error, TerminalError):
-            return AirflowFailException(f"{_where(context)}{type(error).__name__}: {error}")
-        error.args = (f"{_where(context)}{error}",)
+            return AirflowFailException(f"{where}{type(error).__name__}: {error}")
+        error.args = (f"{where}{error}",)
         return error
 
 
-def _can_ask(context: Context) -> bool:
-    return hasattr(context["task"], "budget_decided")
+class _End:
+    """Ends the outcomes of `map`; with the error that ended it, if one did."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+def current_context() -> Context | None:
+    """Return Airflow's context of the task that runs here; None outside of a task."""
+    from airflow.sdk import get_current_context
+
+    try:
+        return get_current_context()
+    except RuntimeError:
+        return None
+
+
+def _is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _in_a_thread(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in a thread with an event loop of its own."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="claude-ask") as pool:
+        return pool.submit(contextvars.copy_context().run, asyncio.run, work).result()
 
 
 def _where(context: Context | None) -> str:
     return f"{context['ti'].dag_id}.{context['ti'].task_id}: " if context else ""
 
 
-def _listed(model: str, models: dict[str, Any]) -> bool:
+def _is_listed(model: str, models: dict[str, Any]) -> bool:
     """Tell whether the API lists a model, by its id or by the alias of a dated one."""
     return any(listed == model or listed.startswith(f"{model}-2") for listed in models)
 

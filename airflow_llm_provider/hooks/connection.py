@@ -1,4 +1,4 @@
-"""What an Airflow connection holds: its key, its URLs and the fields of its extra, each read as what it should be."""
+"""An Airflow connection: its fields, each checked when it is read, and the engine that they make."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import SplitResult, urlsplit
 
 from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_llm_provider.hooks import configuration
+
+if TYPE_CHECKING:
+    from airflow_llm_provider.engine.endpoint import Endpoint
+    from airflow_llm_provider.engine.engine import Engine
+
+DEFAULT_CONNECTION = "claude_default"
+TIERS = {"fast": "claude-haiku-5-5", "balanced": "claude-sonnet-5-5", "strong": "claude-opus-5-5"}
 
 # Others hold the key and the address of something else; a type may be missing in the environment's JSON.
 _TYPES = ("claude", "anthropic", "http", "https", "generic", "", None)
@@ -112,6 +121,77 @@ class Fields:
     def wrong(self, what: str) -> AirflowFailException:
         """Return the error that says what is wrong, of which connection."""
         return _wrong(self.conn_id, what)
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """What a connection leads to.
+
+    Attributes:
+        endpoint: where calls go.
+        ledger_url: where they are written down. It may hold a password.
+    """
+
+    endpoint: Endpoint
+    ledger_url: str = field(repr=False)
+
+    @classmethod
+    def of(cls, connection: Any, conn_id: str) -> Self:
+        """Read an Airflow connection; raises AirflowFailException that names the wrong field."""
+        from airflow_llm_provider.engine.client import DEFAULT_BASE_URL, AnthropicClient
+        from airflow_llm_provider.engine.endpoint import Endpoint
+        from airflow_llm_provider.ledger.rate_limits import Limits
+        from airflow_llm_provider.pricing import Prices
+
+        fields = Fields.of(connection, conn_id)
+        try:
+            prices = Prices.of(fields.extra.get("prices"), fields.extra.get("discount_percent"))
+        except ValueError as error:
+            raise fields.wrong(str(error)) from None
+        per_minute = {name: fields.number(name, least=1) for name in ("rpm", "itpm", "otpm")}
+        client = AnthropicClient(
+            api_key=fields.key(),
+            base_url=fields.base_url() or DEFAULT_BASE_URL,
+            proxy=fields.proxy(),
+            ca_bundle=fields.text("ca_bundle") or None,
+        )
+        endpoint = Endpoint(
+            client=client,
+            address=client.endpoint,
+            connection_id=conn_id,
+            limits=Limits(
+                **{name: None if most is None else int(most) for name, most in per_minute.items()},
+                burst_s=fields.number("burst_s") or Limits().burst_s,
+            ),
+            prices=prices,
+            tiers={tier: fields.text(tier) or model for tier, model in TIERS.items()},
+            default_tier=fields.text("default_tier") or "balanced",
+            fallbacks=fields.names("fallbacks"),
+            timeout_s=fields.number("timeout_s") or 300.0,
+            deadline_s=fields.number("deadline_s") or 900.0,
+        )
+        return cls(
+            endpoint=endpoint, ledger_url=fields.text("ledger_url") or configuration.default_ledger_url()
+        )
+
+    def engine(self) -> Engine:
+        """Return a new engine; make it in the process and event loop that use it."""
+        from airflow.sdk.configuration import conf
+
+        from airflow_llm_provider.engine.engine import Engine
+        from airflow_llm_provider.ledger.ledger import Ledger
+
+        # The SDK's transport logs every request at INFO, which is Airflow's level: one line per document.
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        lease_s = configuration.lease_s()
+        ledger = Ledger(
+            self.ledger_url,
+            payload=conf.get("llm", "payload", fallback="errors"),
+            synchronous=configuration.synchronous(),
+            lease_s=lease_s,
+            beat_s=lease_s / 4.5,  # three renewals may fail or come late
+            budgets=configuration.configured_budgets(),
+        )
+        return Engine(endpoint=self.endpoint, ledger=ledger)
 
 
 def missing(conn_id: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider.hooks.arguments import require_data
 from airflow_llm_provider.hooks.storage import object_storage
 
 
@@ -34,8 +35,10 @@ def with_files_read(
     roots: where files may be read; None: [llm] roots, and where there are none, only what the author `typed`.
     Raises AirflowFailException for a file that can't be read, and why.
     """
-    if not isinstance(inputs, Mapping) or not all(isinstance(name, str) for name in inputs):
-        raise AirflowFailException(f"inputs= is {inputs!r:.80}, and should be a dict of data by name.")
+    try:
+        require_data("inputs", inputs)
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None
     allowed = named_roots(roots)
     read = dict(inputs)
     for name, value in inputs.items():

@@ -1,41 +1,40 @@
-"""Who asks: a task instance, as the ledger writes it down."""
+"""The scope of calls: which task instance asks, as the ledger writes it down."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING
 
 from airflow_llm_provider.hooks.rendered import amount
+from airflow_llm_provider.options import Options
 
 if TYPE_CHECKING:
+    from airflow.sdk import Context
+
     from airflow_llm_provider.ledger.records import CallScope
 
+NO_DAG = "(no DAG)"
+"""The `dag_id` of calls that were made outside of Airflow's tasks."""
 
-CAPS = ("budget_usd", "run_budget_usd")
 
-
-def scope_of(
-    ti: Any,
-    task: Any,
-    conn_id: str,
-    tags: Sequence[str] = (),
-    *,
-    arguments: Mapping[str, Any] | None = None,
-) -> CallScope:
+def scope_of(context: Context, options: Options, connection_id: str) -> CallScope:
     """Return the scope of a task instance's calls, with the trace id of its run.
 
-    tags: of the task; those of its DAG are added.
-    arguments: of the task, where its attributes are not rendered yet; its budgets are among them.
-    """
-    from airflow.sdk.configuration import conf
+    Args:
+        context: Airflow's context of the task instance.
+        options: their tags are added to those of the DAG; their budget must be rendered.
+        connection_id: of the endpoint that calls go to.
 
+    Raises:
+        AirflowFailException: a template left something that is not an amount in US dollars.
+    """
     from airflow_llm_provider.ledger.records import CallScope
 
-    deployment = conf.get("llm", "deployment", fallback="airflow")
-    caps = {name: amount(task.task_id, name, _argument(task, name, arguments)) for name in CAPS}
-    all_tags = sorted({*tags, *(getattr(task.dag, "tags", None) or ())})
+    ti, task = context["ti"], context["task"]
+    tags = sorted({*options.tags, *(getattr(task.dag, "tags", None) or ())})
+    budget = options.budget
     return CallScope(
         dag_id=ti.dag_id,
         run_id=ti.run_id,
@@ -44,20 +43,52 @@ def scope_of(
         try_number=ti.try_number,
         # Airflow raises max_tries by the retries when a task is cleared, so this counts the clears too.
         first_try=max(1, ti.max_tries - (task.retries or 0) + 1),
-        connection_id=conn_id,
+        connection_id=connection_id,
         owner=task.owner,
-        tags=json.dumps(all_tags) if all_tags else None,
-        trace_id=trace_id(deployment, ti.dag_id, ti.run_id),
-        budget_micro_usd=caps["budget_usd"],
-        run_budget_micro_usd=caps["run_budget_usd"],
-        on_exceeded=_argument(task, "on_exceeded", arguments) or "fail",
+        tags=json.dumps(tags) if tags else None,
+        trace_id=trace_id(_deployment(), ti.dag_id, ti.run_id),
+        budget_micro_usd=amount(task.task_id, "budget.task_usd", budget.task_usd),
+        run_budget_micro_usd=amount(task.task_id, "budget.run_usd", budget.run_usd),
+        on_exceeded=budget.on_exceeded,
     )
 
 
-def _argument(task: Any, name: str, arguments: Mapping[str, Any] | None) -> Any:
-    return getattr(task, name, None) if arguments is None else arguments.get(name)
+def ad_hoc_scope(options: Options, connection_id: str, run_id: str) -> CallScope:
+    """Return the scope of calls outside of a task: a run of its own, so that no DAG run takes its answers by accident.
+
+    Args:
+        options: their tags and budget count.
+        connection_id: of the endpoint that calls go to.
+        run_id: as `ad_hoc_run_id` makes it.
+    """
+    from airflow_llm_provider.ledger.records import CallScope
+
+    budget = options.budget
+    return CallScope(
+        dag_id=NO_DAG,
+        run_id=run_id,
+        task_id="python",
+        connection_id=connection_id,
+        tags=json.dumps(sorted({*options.tags})) if options.tags else None,
+        trace_id=trace_id(_deployment(), NO_DAG, run_id),
+        budget_micro_usd=amount("python", "budget.task_usd", budget.task_usd),
+        run_budget_micro_usd=amount("python", "budget.run_usd", budget.run_usd),
+        # Outside of a task, nothing can be skipped and no form can be shown.
+        on_exceeded="fail",
+    )
+
+
+def ad_hoc_run_id() -> str:
+    """Return a new run id for calls outside of a task."""
+    return f"ad_hoc__{uuid.uuid4().hex}"
 
 
 def trace_id(deployment: str, dag_id: str, run_id: str) -> str:
     """Return the 32 hex digits that every call of a DAG run carries, through retries and clears."""
     return hashlib.sha256(f"{deployment}\0{dag_id}\0{run_id}".encode()).digest()[:16].hex()
+
+
+def _deployment() -> str:
+    from airflow.sdk.configuration import conf
+
+    return str(conf.get("llm", "deployment", fallback="airflow"))

@@ -12,10 +12,22 @@ def object_storage(url: str) -> Any:
     return ObjectStoragePath(url)
 
 
-def require_absolute(argument: str, place: str) -> None:
-    """Raise ValueError for a relative path."""
-    if "://" not in place and not place.startswith("/"):
+def require_absolute(argument: str, place: str | None) -> None:
+    """Raise ValueError for a relative path; None is fine."""
+    if place and "://" not in place and not place.startswith("/"):
         raise ValueError(
-            f"{argument}={place!r} is relative, and a task's working directory is nobody's promise: give an absolute "
+            f"{argument}={place!r} is relative, and the working directory of a task may be any folder: give an absolute "
             "path or a URL."
         )
+
+
+def write(location: str, value: Any) -> str:
+    """Write text as it is and other data as JSON to an absolute path or a URL; return the location."""
+    from upath import UPath
+
+    from airflow_llm_provider.engine.request import to_json
+
+    path = object_storage(location) if "://" in location else UPath(location)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(value.encode() if isinstance(value, str) else to_json(value))
+    return location

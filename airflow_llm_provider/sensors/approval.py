@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,18 +11,18 @@ from airflow.sdk.bases.branch import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import Rejected
-from airflow_llm_provider.hooks.arguments import require_sound
+from airflow_llm_provider.hooks.arguments import require_arguments
 from airflow_llm_provider.hooks.claude import ClaudeHook
-from airflow_llm_provider.hooks.settings import DEFAULT_CONNECTION
+from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
+from airflow_llm_provider.options import Reviewers, User, require_choice
 from airflow_llm_provider.sensors.conditions import Facts, When, judge, require_conditions
 
 if TYPE_CHECKING:
-    from airflow.sdk import BaseNotifier, Context
+    from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
-    from airflow_llm_provider.approvals.review import Decision, Review, User
+    from airflow_llm_provider.approvals.review import Decision, Review
 
-OnTimeout = Literal["deny", "approve", "fail"]
 OnChanged = Literal["fail", "frozen"]
 
 
@@ -55,11 +54,8 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         a rejection only, and then alone.
     ignore_downstream_trigger_rules: on `skip`, skip all that is downstream, not only what comes next and leave the
         rest to its trigger rules.
-    response_timeout: how long a decision is waited for; None: for ever.
-    on_timeout: what silence means: `deny`, `approve` or `fail`.
-    assigned_users: who may decide, as user ids or Airflow's dicts of id and name; empty: whoever may answer for
-        the DAG.
-    notifiers: called before the wait; `{{ review_url }}` in their templates is the page of the decision, and
+    reviewers: who may decide, for how long, and what no answer in time means; user names are enough. Notifiers are
+        called before the wait; `{{ review_url }}` in their templates is the page of the decision, and
         `{{ review_subject }}` its headline.
     on_changed: what happens when the content or the question is no longer what was first shown, which Airflow
         shows through retries and clears: `fail`, or `frozen`: what was first shown is decided on and goes on.
@@ -88,10 +84,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         when: When | Sequence[When] = "always",
         on_reject: str = "skip",
         ignore_downstream_trigger_rules: bool = False,
-        response_timeout: dt.timedelta | None = None,
-        on_timeout: OnTimeout = "deny",
-        assigned_users: Sequence[str | User] = (),
-        notifiers: BaseNotifier | Sequence[BaseNotifier] = (),
+        reviewers: Reviewers | Sequence[User] | str | None = None,
         on_changed: OnChanged = "fail",
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
@@ -109,30 +102,23 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         self.when = when
         self.on_reject = on_reject
         self.ignore_downstream_trigger_rules = ignore_downstream_trigger_rules
-        self.response_timeout = response_timeout
-        self.on_timeout = on_timeout
-        self.assigned_users = assigned_users
-        self.notifiers = notifiers
+        self.reviewers = reviewers
         self.on_changed = on_changed
         self.claude_conn_id = claude_conn_id
-        self.require_sound(vars(self))
+        self.require_arguments(vars(self))
 
     @classmethod
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Return a partial, with its arguments checked when the DAG is parsed."""
-        cls.require_sound(kwargs)
+        cls.require_arguments(kwargs)
         return super().partial(**kwargs)
 
     @classmethod
-    def require_sound(cls, arguments: Mapping[str, Any]) -> None:
-        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that can't be meant."""
-        require_sound(arguments, templated=cls.template_fields)
+    def require_arguments(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that are not valid."""
+        require_arguments(arguments, templated=cls.template_fields)
         require_conditions(arguments.get("when", "always"))
-        on_timeout = arguments.get("on_timeout", "deny")
-        if on_timeout != "deny" and arguments.get("response_timeout") is None:
-            raise ValueError(
-                f"on_timeout={on_timeout!r} needs a response_timeout=: without one, time never runs out."
-            )
+        require_choice("on_changed", arguments.get("on_changed", "fail"), ("fail", "frozen"))
 
     @property
     def content(self) -> Any:
@@ -151,7 +137,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Ask, or say why nobody is asked."""
-        from airflow_llm_provider.approvals.review import let_pass, park
+        from airflow_llm_provider.approvals.review import ask, pass_without_asking
 
         self._require_branch()
         self._require_plain_validators()
@@ -159,17 +145,15 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         asks, reason = judge(self.when, facts)
         review = self._review(facts, reason)
         if not asks:
-            return self._go_on(let_pass(review, hook=self.hook, context=context), context)
-        decided = park(
-            review, hook=self.hook, context=context, resume="execute_complete", notifiers=self.notifiers
-        )
+            return self._go_on(pass_without_asking(review, hook=self.hook, context=context), context)
+        decided = ask(review, hook=self.hook, context=context, resume="execute_complete")
         return self._go_on(decided, context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Go on with what was decided."""
-        from airflow_llm_provider.approvals.review import decision
+        from airflow_llm_provider.approvals.review import take_answer
 
-        decided = decision(
+        decided = take_answer(
             self._review(self._facts(context)),
             event,
             hook=self.hook,
@@ -198,9 +182,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
             body="\n\n".join(body),
             aside="\n\n".join(aside),
             options=(APPROVE, CHANGE, REJECT) if self.editable else (APPROVE, REJECT),
-            response_timeout=self.response_timeout,
-            on_timeout={"deny": REJECT, "approve": APPROVE, "fail": None}[self.on_timeout],
-            assigned_users=self.assigned_users,
+            reviewers=Reviewers.of(self.reviewers),
             on_changed=self.on_changed,
             why=reason,
         )
@@ -225,7 +207,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
             who = decided.decided_by or "nobody in time"
             self.log.info("%s by %s after %.0f s (%s)", decided.status, who, decided.took_s, decided.why)
         if decided.is_rejected and self.on_reject == "fail":
-            raise self.hook.for_airflow(Rejected(decided.refusal), context)
+            raise self.hook.for_airflow(Rejected(decided.rejection), context)
         if self.do_xcom_push:
             # Said now: Airflow pushes nothing for a task that skips others.
             ti.xcom_push("return_value", record)

@@ -1,39 +1,41 @@
-"""Arguments of a call in the triggerer: XComs pulled, mapped values chosen, templates rendered, as in a worker.
-
-Reaches into Airflow's private parts, since 3.3 hands a trigger the arguments as they were before mapping;
-tests/airflow/test_lanes.py holds that.
-"""
+"""Arguments of a call in the triggerer: XComs pulled, mapped values chosen, templates rendered, as in a worker."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_llm_provider.triggers.lane import NeedsWorker
+from airflow_llm_provider import _airflow
+from airflow_llm_provider.options import VALUE_OBJECTS
+from airflow_llm_provider.triggers.deferral import VALUE_OBJECT, XCOM, NeedsWorker, value_object
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_SHARED_S = 1.0  # so long one pull serves all who ask; longer, and a clear could leave them a stale value
+_SHARED_S = 1.0  # one pull serves all who ask within this time; after a clear, a longer one would be stale
 _pulls: dict[tuple[Any, ...], tuple[float, asyncio.Future[Any]]] = {}
+_TEMPLATES = {cls.__name__: getattr(cls, "template_fields", ()) for cls in VALUE_OBJECTS.values()}
 
 
 async def resolved(
-    arguments: Mapping[str, Any], context: Context, templates: frozenset[str]
+    arguments: Mapping[str, Any], context: Context, templates: Collection[str]
 ) -> dict[str, Any]:
-    """Return the arguments of this task instance.
+    """Return the arguments of this task instance, value objects made.
 
-    templates: the arguments whose strings are rendered. What comes from an XCom never is.
-    Raises NeedsWorker for what only a worker can resolve, and what Jinja raises.
+    Args:
+        arguments: as `deferral.encode_arguments` wrote them.
+        context: Airflow's context in the trigger.
+        templates: the arguments whose strings are rendered. What comes from an XCom never is.
+
+    Raises:
+        NeedsWorker: only a worker can resolve one of them.
+        jinja2.TemplateError: a template is wrong.
     """
-    from airflow.sdk.definitions._internal.templater import create_template_env
-
     ti: Any = context["ti"]
-    # The worker's environment, where an undefined name is an error; a trigger's own renders it as nothing.
-    environment = create_template_env()
-    names = {**context, "ti": _OnePull(ti), "task_instance": _OnePull(ti)}
+    environment = _airflow.template_environment()
+    variables = {**context, "ti": _OnePull(ti), "task_instance": _OnePull(ti)}
     data: frozenset[str] = frozenset()
     if ti.map_index >= 0:
         mapped, data = await _mapped(ti)
@@ -41,13 +43,17 @@ async def resolved(
 
     async def walk(value: Any, *, render: bool) -> Any:
         if isinstance(value, str):
-            return environment.from_string(value).render(names) if render and "{" in value else value
+            return environment.from_string(value).render(variables) if render and "{" in value else value
         if isinstance(value, (list, tuple)):
             return [await walk(item, render=render) for item in value]
         if isinstance(value, Mapping):
-            if list(value) == ["__xcom__"]:
-                task_id, key = value["__xcom__"]
+            if list(value) == [XCOM]:
+                task_id, key = value[XCOM]
                 return await _pull(ti, task_id, key)
+            if VALUE_OBJECT in value:
+                names = _TEMPLATES[value[VALUE_OBJECT]]
+                fields = {key: await walk(item, render=key in names) for key, item in value.items()}
+                return value_object(fields)
             return {key: await walk(item, render=render) for key, item in value.items()}
         return await _referenced(value, ti) if hasattr(value, "iter_references") else value
 
@@ -59,16 +65,14 @@ async def resolved(
 
 async def _mapped(ti: Any) -> tuple[dict[str, Any], frozenset[str]]:
     """Return what this map index is given, and the names of what came from an XCom."""
-    from airflow.sdk.definitions._internal.expandinput import DictOfListsExpandInput
-
-    stored = ti.task._get_specified_expand_input()
+    stored = _airflow.expand_input(ti.task)
     if stored.EXPAND_INPUT_TYPE == "dict-of-lists":
         data = frozenset(name for name, value in stored.value.items() if hasattr(value, "iter_references"))
         lists = {
             name: await _referenced(value, ti) if name in data else value
             for name, value in stored.value.items()
         }
-        return dict(DictOfListsExpandInput(lists).resolve({"ti": ti})[0]), data
+        return _airflow.expanded(lists, ti), data
     rows = stored.value
     row = (await _referenced(rows, ti) if hasattr(rows, "iter_references") else rows)[ti.map_index]
     if hasattr(row, "iter_references"):
@@ -80,12 +84,10 @@ async def _mapped(ti: Any) -> tuple[dict[str, Any], frozenset[str]]:
 
 
 async def _referenced(reference: Any, ti: Any) -> Any:
-    from airflow.serialization.definitions.mappedoperator import is_mapped
-    from airflow.serialization.definitions.xcom_arg import SchedulerPlainXComArg
-
-    if not isinstance(reference, SchedulerPlainXComArg) or is_mapped(reference.operator):
+    upstream = _airflow.upstream_of(reference)
+    if upstream is None:
         raise NeedsWorker("it refers to an XCom in a way that only a worker can follow")
-    return await _pull(ti, reference.operator.task_id, reference.key)
+    return await _pull(ti, *upstream)
 
 
 async def _pull(ti: Any, task_id: str, key: str) -> Any:
@@ -112,9 +114,7 @@ class _OnePull:
         return getattr(self._ti, name)
 
     def xcom_pull(self, task_ids: Any = None, **kwargs: Any) -> Any:
-        from airflow.serialization.definitions.mappedoperator import is_mapped
-
         for task_id in [task_ids] if isinstance(task_ids, str) else task_ids or ():
-            if is_mapped(self._ti.task.dag.get_task(task_id)):
+            if _airflow.is_mapped(self._ti.task.dag.get_task(task_id)):
                 raise NeedsWorker(f"its template pulls the XCom of {task_id!r}, which is mapped")
         return self._ti.xcom_pull(task_ids, **{"map_indexes": -1, **kwargs})

@@ -1,4 +1,4 @@
-"""Engines of the triggerer: one a connection, process and event loop, shared by all its triggers."""
+"""Engines of the triggerer: one per connection, process and event loop, shared by all its triggers."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.hooks.settings import Settings
+from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.hooks.connection import Connection
 
-_IDLE_S = 60.0  # an engine nobody uses is kept so long
+_IDLE_S = 60.0  # an engine without users is closed after this time
 
-_keepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Settings, _Keeper]] = (
+_keepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Connection, _Keeper]] = (
     weakref.WeakKeyDictionary()
 )
 
 
 @asynccontextmanager
-async def shared_engine(settings: Settings) -> AsyncIterator[Engine]:
-    """Lend the engine of a connection; whoever changes the connection gets another."""
+async def shared_engine(connection: Connection) -> AsyncIterator[Engine]:
+    """Give the shared engine of a connection; a changed connection gets another."""
     keepers = _keepers.setdefault(asyncio.get_running_loop(), {})
-    keeper = keepers.get(settings)
+    keeper = keepers.get(connection)
     if keeper is None:
-        keeper = keepers[settings] = _Keeper(settings, keepers)
+        keeper = keepers[connection] = _Keeper(connection, keepers)
     keeper.users += 1
     try:
         yield await asyncio.shield(keeper.engine)
@@ -35,22 +35,22 @@ async def shared_engine(settings: Settings) -> AsyncIterator[Engine]:
 
 
 class _Keeper:
-    """A task that owns one engine: when it is idle for long, or the loop ends, the engine is closed."""
+    """An asyncio task that owns one engine, and closes it when it has no users for a while or the loop ends."""
 
-    def __init__(self, settings: Settings, keepers: dict[Settings, _Keeper]) -> None:
+    def __init__(self, connection: Connection, keepers: dict[Connection, _Keeper]) -> None:
         loop = asyncio.get_running_loop()
         self.users = 0
         self.idle = asyncio.Event()
         self.engine: asyncio.Future[Engine] = loop.create_future()
-        self._settings, self._keepers = settings, keepers
-        # A context of its own: with the first trigger's, all it ever logs would land in that task's log.
+        self._connection, self._keepers = connection, keepers
+        # A context of its own: with the first trigger's, all its log lines would appear in that task's log.
         self._task = loop.create_task(self._keep(), context=contextvars.Context())
 
     async def _keep(self) -> None:
         try:
-            engine = await asyncio.to_thread(self._settings.engine)
-        except BaseException as error:  # noqa: BLE001  # whoever waits for the engine must hear of it
-            self._keepers.pop(self._settings, None)
+            engine = await asyncio.to_thread(self._connection.engine)
+        except BaseException as error:  # noqa: BLE001  # those who wait for the engine get the error
+            self._keepers.pop(self._connection, None)
             self.engine.set_exception(error)
             return
         self.engine.set_result(engine)
@@ -62,5 +62,5 @@ class _Keeper:
                 if not self.users:
                     return
         finally:
-            self._keepers.pop(self._settings, None)  # before closing: nobody is lent a closed engine
+            self._keepers.pop(self._connection, None)  # before closing, so that no trigger is given a closed engine
             await engine.close()

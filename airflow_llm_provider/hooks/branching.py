@@ -1,4 +1,4 @@
-"""A choice among branches: how it is put to the model, and what is done with what comes back."""
+"""Branching: how the model is asked to choose among branches, and what is decided on its answer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from airflow_llm_provider.errors import (
 )
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.engine.run import Engine
-    from airflow_llm_provider.hooks.call import Call
-    from airflow_llm_provider.hooks.settings import Settings
+    from airflow_llm_provider.engine.engine import Engine
+    from airflow_llm_provider.hooks.question import Question
     from airflow_llm_provider.ledger.records import CallScope
+    from airflow_llm_provider.options import Options
 
-OnUnsure = Literal["default", "review", "fail"]
+OnUnsure = Literal["default", "ask", "fail"]
 
-# The model can't be had; a ledger that can't, or a key that somebody else is asking, says nothing about it.
+# The model cannot be reached. A ledger that cannot be reached, or a busy key, says nothing about the model.
 _UNREACHABLE = (NetworkError, Overloaded, RateLimited, ServerError)
 
 _QUESTION = """{prompt}
@@ -52,6 +52,7 @@ class Proposal:
     stated_confidence: what the model stated; with votes, the mean of those that agree.
     votes: what each said, where there was more than one.
     usage: what it took, all votes added up.
+    replies: the answers.
     """
 
     branches: tuple[str, ...]
@@ -61,6 +62,7 @@ class Proposal:
     stated_confidence: float
     votes: Sequence[Mapping[str, Any]] = ()
     usage: Mapping[str, Any]
+    replies: Sequence[Reply] = ()
 
     def record(self) -> dict[str, Any]:
         """Return the proposal as plain data."""
@@ -78,11 +80,11 @@ class Proposal:
 class Decision:
     """Which branches are taken, and why.
 
-    outcome: `chosen` as the model proposed, `default`, `review`: a person is asked, `reviewed`: a person chose,
+    outcome: `chosen` as the model proposed, `default`, `ask`: a person is asked, `reviewed`: a person chose,
         or `failed`.
     """
 
-    outcome: Literal["chosen", "default", "review", "reviewed", "failed"]
+    outcome: Literal["chosen", "default", "ask", "reviewed", "failed"]
     why: str
     taken: tuple[str, ...] = ()
 
@@ -128,38 +130,44 @@ class Rules:
 
     def _unsure(self, why: str) -> Decision:
         match self.on_unsure:
-            case "review":
-                return Decision(outcome="review", why=why)
+            case "ask":
+                return Decision(outcome="ask", why=why)
             case "default" if self.default is not None:
                 return Decision(outcome="default", why=why, taken=self.default)
             case _:
                 return Decision(outcome="failed", why=why)
 
 
-def choosing(call: Call, branches: Mapping[str, str], *, multiple: bool) -> Call:
-    """Return `call` as a question which of `branches` fits.
+def choosing(question: Question, branches: Mapping[str, str], *, multiple: bool) -> Question:
+    """Return `question` as the question which of the branches fits.
 
-    branches: descriptions by id. multiple: any number of them may fit, also none.
+    Args:
+        question: its prompt says what to decide.
+        branches: descriptions by id.
+        multiple: any number of branches may fit, also none.
     """
     which = "every branch that fits, or none" if multiple else "the one branch that fits best"
     listed = "\n".join(f"- {name}: {text}".replace("\n", "\n  ") for name, text in branches.items())
-    prompt = _QUESTION.format(prompt=call.prompt, which=which, branches=listed)
+    prompt = _QUESTION.format(prompt=question.prompt, which=which, branches=listed)
     return dataclasses.replace(
-        call, prompt=prompt, output_type=_choice_among(list(branches), multiple=multiple)
+        question, prompt=prompt, output_type=_choice_among(list(branches), multiple=multiple)
     )
 
 
 async def propose(
-    engine: Engine, call: Call, settings: Mapping[str | None, Settings], scope: CallScope, *, votes: int
+    engine: Engine, question: Question, options: Options, scope: CallScope, *, votes: int
 ) -> Proposal | LLMError:
     """Ask a question that `choosing` made, once or `votes` times.
 
-    A vote that ends in no answer agrees with nobody. Returns the error where all of them do, or where the model
-    can't be had; raises LLMError for what somebody has to mend, or a retry of the task.
+    A vote without a valid answer agrees with no other. Returns the error where all votes have none, or where the model
+    cannot be reached.
+
+    Raises:
+        LLMError: something has to be changed first, or a retry of the task may help.
     """
     try:
         outcomes = await cast(
-            lambda sample: dataclasses.replace(call, sample=sample).ask(engine, settings, scope), votes
+            lambda sample: dataclasses.replace(question, sample=sample).ask(engine, options, scope), votes
         )
     except _UNREACHABLE as error:
         return error
@@ -181,6 +189,7 @@ async def propose(
         stated_confidence=agreement.stated,
         votes=[_vote(outcome) for outcome in outcomes] if is_poll else [],
         usage=usage,
+        replies=[outcome for outcome in outcomes if isinstance(outcome, Reply)],
     )
 
 

@@ -1,8 +1,4 @@
-"""The lane of a call, chosen at parse time: a worker, or the triggerer alone.
-
-Reaches into Airflow's private parts (`OperatorPartial._expand`, `_get_specified_expand_input`), which
-tests/airflow/test_lanes.py holds.
-"""
+"""Deferral: whether a call can start and end in the triggerer, and its arguments as JSON."""
 
 from __future__ import annotations
 
@@ -10,21 +6,34 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from airflow.sdk.definitions.mappedoperator import MappedOperator, OperatorPartial
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.definitions.xcom_arg import PlainXComArg, XComArg
+
+from airflow_llm_provider import _airflow
+from airflow_llm_provider.options import VALUE_OBJECTS, Budget, OnInvalid, Options, Reuse
 
 TRIGGER = "airflow_llm_provider.triggers.claude.ClaudeTrigger"
 log = logging.getLogger(__name__)
 
-# What a template may name in a worker only; asking the supervisor for it from a trigger is never answered.
+ARGUMENTS = frozenset(
+    {
+        *("prompt", "inputs", "messages", "system", "output_type", "validators", "tools", "claude_conn_id"),
+        *(field.name for field in dataclasses.fields(Options)),
+    }
+)
+"""The arguments that make a call: those of a question, its options, and the connection."""
+XCOM, VALUE_OBJECT = "__xcom__", "__value_object__"
+"""Keys that mark a reference to an XCom, and the class of a value object, in JSON."""
+
+# What a template may name in a worker only; a trigger that asks the supervisor for it never gets an answer.
 _WORKER_ONLY = re.compile(
     r"\{[{%].*\b(prev_\w+_success|(?:task|asset)_state_store|inlet_events|get_previous_\w+|get_first_\w+)\b",
     re.DOTALL,
 )
-# What Airflow runs around a task in a worker, and silently leaves out when a trigger ends it.
+# What Airflow runs around a task in a worker, and leaves out without a word when a trigger ends the task.
 _CALLBACKS = (
     "on_execute_callback",
     "on_success_callback",
@@ -35,7 +44,7 @@ _CALLBACKS = (
 
 
 class NeedsWorker(Exception):
-    """A call can't be made in the triggerer; the message says why."""
+    """A call cannot be made in the triggerer; the message says why."""
 
 
 def encode(value: Any) -> Any:
@@ -49,11 +58,23 @@ def encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, XComArg):
-        upstream = _single(value)
-        return {"__xcom__": [upstream.operator.task_id, upstream.key]}
+        upstream = _followable(value)
+        return {XCOM: [upstream.operator.task_id, upstream.key]}
+    if type(value) in _VALUE_OBJECTS.values():
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {VALUE_OBJECT: type(value).__name__, **encode(fields)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a RetryPolicy
         return dataclasses.asdict(value)
-    raise NeedsWorker(f"a {type(value).__name__} can't be handed to the triggerer")
+    raise NeedsWorker(f"a {type(value).__name__} cannot be handed to the triggerer")
+
+
+_VALUE_OBJECTS = {cls.__name__: cls for cls in VALUE_OBJECTS.values()}
+
+
+def value_object(fields: Mapping[str, Any]) -> Any:
+    """Return the value object that `encode` wrote."""
+    others = {name: value for name, value in fields.items() if name != VALUE_OBJECT}
+    return _VALUE_OBJECTS[fields[VALUE_OBJECT]](**others)
 
 
 def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,30 +85,49 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise NeedsWorker("it has validators, which are Python")
     if arguments.get("tools"):
         raise NeedsWorker("it has tools, which are Python")
-    if (arguments.get("on_exhausted") or "fail") != "fail":
-        raise NeedsWorker("on_exhausted= is not 'fail', and only a worker does anything else")
-    if arguments.get("budget_notifiers"):
-        raise NeedsWorker("it has budget_notifiers, which are Python")
-    if arguments.get("on_exceeded") == "ask":
-        raise NeedsWorker("on_exceeded='ask' parks the task, which a worker does")
-    if arguments.get("reuse") == "never":
-        raise NeedsWorker("reuse='never' tells a retry from a clear, which the triggerer can't")
+    require_plain_end_of_call(
+        OnInvalid.of(arguments.get("on_invalid")), _budget(arguments), arguments.get("reuse", "run")
+    )
     try:
         output_type = named(arguments.get("output_type"))
     except ValueError as error:
         raise NeedsWorker(str(error)) from error
-    python = ("output_type", "validators", "budget_notifiers")
+    # A person is asked by a worker only, so reviewers are not needed in the triggerer.
+    python = ("output_type", "validators", "tools", "reviewers")
     others = {name: value for name, value in arguments.items() if name not in python}
     return {**encode(others), "output_type": output_type}
 
 
-def place(task: Any, arguments: Mapping[str, Any], *, push: bool, call_arguments: Iterable[str]) -> None:
-    """Let `task` start in the triggerer, or log why it runs in a worker."""
+def _budget(arguments: Mapping[str, Any]) -> Budget:
+    given = arguments.get("budget")
+    return Budget() if isinstance(given, XComArg) else Budget.of(given)
+
+
+def require_plain_end_of_call(on_invalid: OnInvalid, budget: Budget, reuse: Reuse) -> None:
+    """Raise NeedsWorker for options that only a worker can carry out."""
+    if on_invalid.then != "fail":
+        raise NeedsWorker(f"on_invalid.then={on_invalid.then!r}, and only a worker does anything but fail")
+    if budget.notifiers:
+        raise NeedsWorker("its budget has notifiers, which are Python")
+    if budget.on_exceeded == "ask":
+        raise NeedsWorker("budget.on_exceeded='ask' parks the task, which a worker does")
+    if reuse == "never":
+        raise NeedsWorker("reuse='never' tells a retry from a clear, which the triggerer cannot")
+
+
+def start_in_triggerer(task: Any, arguments: Mapping[str, Any], *, push: bool) -> None:
+    """Let `task` start in the triggerer, or log why it runs in a worker.
+
+    Args:
+        task: an operator or a mapped operator.
+        arguments: of the call, without those that are mapped over.
+        push: whether the answer is wanted as an XCom.
+    """
     try:
         require_plain_end(task)
         _require_plain_start(task)
         if isinstance(task, MappedOperator):
-            _require_plain_expansion(task, set(call_arguments))
+            _require_plain_expansion(task)
         call = json.dumps({"arguments": encode_arguments(arguments), "push": push})
     except NeedsWorker as reason:
         task.start_from_trigger = False
@@ -102,22 +142,7 @@ def place(task: Any, arguments: Mapping[str, Any], *, push: bool, call_arguments
     task.start_from_trigger = True
 
 
-class LanePartial(OperatorPartial):
-    """What `.partial()` of an operator with lanes returns, so that `.expand()` chooses one."""
-
-    @classmethod
-    def of(cls, made: OperatorPartial) -> LanePartial:
-        """Take over what BaseOperator.partial made."""
-        made._expand_called = True  # this one is expanded in its place
-        return cls(operator_class=made.operator_class, kwargs=made.kwargs, params=made.params)
-
-    def _expand(self, expand_input: Any, *, strict: bool) -> MappedOperator:
-        task = super()._expand(expand_input, strict=strict)
-        self.operator_class.place_mapped(task)  # type: ignore[attr-defined]  # made by operators that have it
-        return task
-
-
-def _single(reference: XComArg) -> PlainXComArg:
+def _followable(reference: XComArg) -> PlainXComArg:
     """Return a reference that a trigger can follow: to one XCom of one unmapped task."""
     if not isinstance(reference, PlainXComArg):
         raise NeedsWorker("it uses .map(), .zip() or .concat() on an XCom")
@@ -128,7 +153,7 @@ def _single(reference: XComArg) -> PlainXComArg:
 
 
 def require_plain_end(task: Any) -> None:
-    """Raise NeedsWorker for what an end in the trigger would silently leave out."""
+    """Raise NeedsWorker for what an end in the trigger would leave out without a word."""
     if task.outlets:
         raise NeedsWorker("it has outlets")
     # A mapped task keeps some of these as arguments for the task it will make.
@@ -163,17 +188,19 @@ def _require_plain_start(task: Any) -> None:
         raise NeedsWorker("its DAG renders templates as native objects")
 
 
-def _require_plain_expansion(task: MappedOperator, call_arguments: set[str]) -> None:
-    value = task._get_specified_expand_input().value
+def _require_plain_expansion(task: MappedOperator) -> None:
+    value = _airflow.expand_input(task).value
     if isinstance(value, XComArg):
-        _single(value)
+        _followable(value)
         return
     for row in [value] if isinstance(value, Mapping) else list(value):
         if isinstance(row, XComArg):
-            _single(row)
+            _followable(row)
             continue
-        if unknown := set(row) - call_arguments:
+        if unknown := set(row) - ARGUMENTS:
             raise NeedsWorker(f"it is mapped over {', '.join(sorted(unknown))}")
+        if objects := set(row) & VALUE_OBJECTS.keys():  # Airflow hands them to the trigger as their repr
+            raise NeedsWorker(f"it is mapped over {', '.join(sorted(objects))}")
         encode(row)
 
 

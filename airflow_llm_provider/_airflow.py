@@ -1,0 +1,187 @@
+"""Every use of Airflow's private parts, and why it is needed; tests/airflow/test_private_parts.py watches each."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.definitions.mappedoperator import MappedOperator, OperatorPartial
+
+if TYPE_CHECKING:
+    import jinja2
+    from airflow.sdk import BaseOperator, Context
+    from airflow.sdk.api.datamodels._generated import DagRun
+
+# -- when the DAG is parsed --------------------------------------------------------------------------
+
+
+def is_made_from_mapped(task: BaseOperator) -> bool:
+    """Tell whether an operator is an instance of a mapped task: its arguments may come from other tasks."""
+    return bool(getattr(task, "_BaseOperator__from_mapped", False))
+
+
+def expand_input(task: Any) -> Any:
+    """Return what `.expand()` was given, as it was given; Airflow has no public way to see it."""
+    return task._get_specified_expand_input()
+
+
+class DeferrablePartial(OperatorPartial):
+    """What `.partial()` of a deferrable operator returns, so that `.expand()` decides where the task runs.
+
+    Only then is it known over what the task is mapped, and Airflow calls nothing of the operator's at that moment.
+    """
+
+    @classmethod
+    def of(cls, made: OperatorPartial) -> DeferrablePartial:
+        """Take over what BaseOperator.partial made."""
+        made._expand_called = True  # else Airflow warns that it was never expanded
+        return cls(operator_class=made.operator_class, kwargs=made.kwargs, params=made.params)
+
+    def _expand(self, expand_input: Any, *, strict: bool) -> MappedOperator:
+        task = super()._expand(expand_input, strict=strict)
+        self.operator_class.start_mapped_in_triggerer(task)  # type: ignore[attr-defined]  # of deferrable operators
+        return task
+
+
+# -- in a worker -------------------------------------------------------------------------------------
+
+
+def fetched(rows: Sequence[Any]) -> list[Any]:
+    """Return the XComs that a mapped task pushed as a list: a slice takes one request, iterating takes one per row."""
+    from airflow.sdk.execution_time.lazy_sequence import LazyXComSequence
+
+    return list(rows[:] if isinstance(rows, LazyXComSequence) else rows)
+
+
+# -- in the triggerer --------------------------------------------------------------------------------
+
+
+def template_environment() -> jinja2.Environment:
+    """Return the worker's Jinja environment, where an undefined name is an error; a trigger's renders it as nothing."""
+    from airflow.sdk.definitions._internal.templater import create_template_env
+
+    return create_template_env()
+
+
+def expanded(lists: Mapping[str, Any], ti: Any) -> dict[str, Any]:
+    """Return what the map index of `ti` is given of `.expand(**lists)`; 3.3 hands a trigger the lists themselves."""
+    from airflow.sdk.definitions._internal.expandinput import DictOfListsExpandInput
+
+    return dict(DictOfListsExpandInput(dict(lists)).resolve({"ti": ti})[0])
+
+
+def upstream_of(reference: Any) -> tuple[str, str] | None:
+    """Return task id and key of a serialized XCom reference; None where it is not to one XCom of an unmapped task."""
+    from airflow.serialization.definitions.xcom_arg import SchedulerPlainXComArg
+
+    if not isinstance(reference, SchedulerPlainXComArg) or is_mapped(reference.operator):
+        return None
+    return reference.operator.task_id, reference.key
+
+
+def is_mapped(serialized_task: Any) -> bool:
+    """Tell whether a task, as the triggerer has it, is mapped."""
+    from airflow.serialization.definitions.mappedoperator import is_mapped
+
+    return bool(is_mapped(serialized_task))
+
+
+async def push_xcom(ti: Any, key: str, value: Any, *, mapped_length: int | None = None) -> None:
+    """Push an XCom from a trigger, with its length where a task downstream expands over it."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    await XCom.aset(
+        key,
+        value,
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=ti.map_index,
+        _mapped_length=mapped_length,
+    )
+
+
+async def delete_xcom(ti: Any, key: str) -> None:
+    """Delete an XCom from a trigger: Airflow deletes those of an earlier attempt only when a worker starts."""
+    from airflow.sdk.execution_time.comms import DeleteXCom
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    await SUPERVISOR_COMMS.asend(
+        DeleteXCom(
+            key=key, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index
+        )
+    )
+
+
+# -- without a run -----------------------------------------------------------------------------------
+
+
+def imagined_run(
+    dag_id: str,
+    *,
+    run_id: str,
+    conf: Mapping[str, Any],
+    logical_date: dt.datetime,
+    data_interval: tuple[dt.datetime, dt.datetime],
+    is_backfill: bool,
+) -> DagRun:
+    """Return a DAG run as a worker would be told of it; it is in no database."""
+    from airflow.sdk.api.datamodels._generated import DagRun, DagRunState, DagRunType
+
+    start, end = data_interval
+    return DagRun(
+        dag_id=dag_id,
+        run_id=run_id,
+        logical_date=logical_date,
+        data_interval_start=start,
+        data_interval_end=end,
+        run_after=end,
+        start_date=dt.datetime.now(dt.UTC),
+        end_date=None,
+        run_type=DagRunType.BACKFILL if is_backfill else DagRunType.MANUAL,
+        state=DagRunState.RUNNING,
+        conf=dict(conf),
+        consumed_asset_events=[],
+        partition_key=None,
+    )
+
+
+@contextmanager
+def rendered_task(
+    task: BaseOperator | MappedOperator, run: DagRun, map_index: int, on_xcom_pull: Any
+) -> Iterator[tuple[BaseOperator, Context]]:
+    """Give a task as a worker would execute it in `run`, its templates rendered, and its context.
+
+    Args:
+        task: as the DAG file defines it.
+        run: as `imagined_run` makes it.
+        map_index: -1 for a task that is not mapped.
+        on_xcom_pull: called in place of `ti.xcom_pull`, with its arguments.
+    """
+    from airflow.sdk.api.datamodels._generated import TIRunContext
+    from airflow.sdk.execution_time.context import set_current_context
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    class TaskInstance(RuntimeTaskInstance):
+        def xcom_pull(self, *args: Any, **kwargs: Any) -> Any:
+            return on_xcom_pull(*args, **kwargs)
+
+    ti = TaskInstance.model_construct(
+        id=uuid.uuid4(),
+        dag_id=run.dag_id,
+        run_id=run.run_id,
+        task_id=task.task_id,
+        map_index=map_index,
+        try_number=1,
+        max_tries=task.retries or 0,
+        start_date=dt.datetime.now(dt.UTC),
+        task=task.prepare_for_execution() if not isinstance(task, MappedOperator) else task,
+        _ti_context_from_server=TIRunContext(dag_run=run, max_tries=task.retries or 0),
+    )
+    context = ti.get_template_context()
+    with set_current_context(context):
+        ti.render_templates(context)
+        yield ti.task, context

@@ -1,0 +1,354 @@
+"""Calls: one request, looked up in the ledger or sent, and paid at most once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from airflow_llm_provider.engine.endpoint import Endpoint
+from airflow_llm_provider.engine.pace import Pace, Permit
+from airflow_llm_provider.engine.reply import Message, Reply
+from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
+from airflow_llm_provider.engine.warm import Warmth
+from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError, RetryableError
+from airflow_llm_provider.ledger.budgets import BudgetRefusal, budget_error
+from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.records import (
+    BudgetRefusal,
+    CallScope,
+    Failure,
+    InvalidAnswer,
+    NewAttempt,
+    OpenedAttempt,
+    PromptToKeep,
+    Reuse,
+    SettledReply,
+    Settlement,
+    new_attempt_id,
+)
+from airflow_llm_provider.pricing import Prices, Usage
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What an engine has bought since it was made.
+
+    paid_micro_usd counts what has a known price; `unpriced` how many calls have none.
+    unproven: calls that may have been billed without a reply.
+    """
+
+    requests: int = 0
+    paid_micro_usd: int = 0
+    unpriced: int = 0
+    unproven: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+    def add(self, usage: Usage, cost_micro_usd: int | None) -> None:
+        """Count one call."""
+        self.requests += 1
+        self.paid_micro_usd += cost_micro_usd or 0
+        self.unpriced += cost_micro_usd is None
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
+        self.cache_read_tokens += usage.cache_read_tokens
+        self.cache_write_tokens += usage.cache_write_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A settled reply and how it was come by.
+
+    purpose: `answer`, `repair` (asked again, otherwise), `escalation` (of a cheaper model's answer), `tool_turn`,
+        `judge` (of an answer), or `given` (an answer that was there before, and cost nothing here).
+    complaint: what was wrong with it.
+    """
+
+    purpose: str
+    message: Message
+    attempt_id: str
+    cost_micro_usd: int | None
+    latency_s: float
+    sends: int  # 0: it came from the ledger
+    complaint: str | None = None
+
+    @classmethod
+    def from_ledger(cls, answer: SettledReply, *, purpose: str) -> Self:
+        """Take what was bought before."""
+        return cls(
+            purpose=purpose,
+            message=Message.parse(answer.reply),
+            attempt_id=answer.attempt_id,
+            cost_micro_usd=answer.cost_micro_usd,
+            latency_s=answer.latency_ms / 1000,
+            sends=0,
+        )
+
+    @classmethod
+    def given(cls, text: str) -> Self:
+        """Take an answer that comes from elsewhere."""
+        message = Message(model="", stop_reason="end_turn", text=text, content=[], usage=Usage())
+        return cls(purpose="given", message=message, attempt_id="", cost_micro_usd=0, latency_s=0.0, sends=0)
+
+    def saying(self, text: str) -> Self:
+        """Return it with the whole answer in the place of the part that was asked for."""
+        return dataclasses.replace(self, message=dataclasses.replace(self.message, text=text))
+
+
+def last_answer(chain: Sequence[Call]) -> Call | None:
+    """Return the last of a chain that is no verdict on another."""
+    return next((purchase for purchase in reversed(chain) if purchase.purpose != "judge"), None)
+
+
+def add_up(value: Any, chain: Sequence[Call], *, trace_id: str) -> Reply:
+    """Add up a chain of calls: the first answer and its repairs."""
+    last = last_answer(chain)
+    assert last is not None, "nothing is added up before something was bought"
+    usages = [purchase.message.usage for purchase in chain]
+    costs = [purchase.cost_micro_usd for purchase in chain]
+    known = [cost for cost in costs if cost is not None]
+    return Reply(
+        value=value,
+        text=last.message.text,
+        model=last.message.model,
+        stop_reason=last.message.stop_reason or "",
+        usage=usages[0] if len(usages) == 1 else Usage.total(usages),
+        cost_micro_usd=sum(known) if len(known) == len(costs) else None,
+        reused=not any(purchase.sends for purchase in chain),
+        attempts=sum(purchase.sends for purchase in chain),
+        repairs=sum(purchase.purpose == "repair" for purchase in chain),
+        latency_s=sum(purchase.latency_s for purchase in chain),
+        trace_id=trace_id,
+        attempt_id=last.attempt_id,
+        complaints=tuple(purchase.complaint for purchase in chain if purchase.complaint),
+    )
+
+
+@dataclass(kw_only=True)
+class Calls:
+    """Makes calls through an endpoint: each is looked up in the ledger, and sent where it is missing.
+
+    It belongs to one event loop. Never make one before a fork: the ledger's threads and the client's sockets would not
+    survive it.
+
+    Attributes:
+        endpoint: where calls go, unless they name another.
+        ledger: what was asked, paid and answered.
+        others: endpoints of other connections, by connection id; see `connect`.
+        policies: how often each class of error is retried.
+        sleep: waits so many seconds; tests pass a moved clock.
+        tally: what was paid since this object was made.
+    """
+
+    endpoint: Endpoint
+    ledger: Ledger
+    others: dict[str, Endpoint] = field(default_factory=dict)
+    policies: Policies = field(default_factory=lambda: DEFAULT_POLICIES)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    tally: Tally = field(default_factory=Tally)
+    warmth: Warmth = field(default_factory=Warmth, repr=False)
+    pace: Pace = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.ledger, self.endpoint.limits, patience_s=self.endpoint.deadline_s)
+        for connection_id, other in self.others.items():
+            self.pace.limit(connection_id, other.limits)
+
+    def connect(self, endpoint: Endpoint) -> None:
+        """Make the endpoint of another connection known, so that fallbacks can go there.
+
+        A known endpoint with an equal client keeps its client, and with it its open sockets.
+        """
+        known = self.others.get(endpoint.connection_id)
+        if known is not None and known.client == endpoint.client:
+            endpoint = dataclasses.replace(endpoint, client=known.client)
+        self.others[endpoint.connection_id] = endpoint
+        self.pace.limit(endpoint.connection_id, endpoint.limits)
+
+    async def obtain(
+        self,
+        request: Request,
+        *,
+        scope: CallScope,
+        reuse: Reuse,
+        purpose: str = "answer",
+        parent: str | None = None,
+        item_id: str | None = None,
+        policies: Policies | None = None,
+    ) -> Call:
+        """Return the settled reply to one request: from the ledger, or paid for now.
+
+        Args:
+            request: what is asked.
+            scope: who asks; its `connection_id` says which endpoint the request goes to.
+            reuse: whose answers may be taken.
+            purpose: as in Call.
+            parent: the id of the attempt that this request follows.
+            item_id: the document or row it is about.
+            policies: instead of `self.policies`.
+
+        Raises:
+            LLMError: when nothing could be sent or no retry helped.
+        """
+        if answer := await self.ledger.find_reply(request.fingerprint, scope, reuse):
+            return Call.from_ledger(answer, purpose=purpose)
+        endpoint = self.others.get(scope.connection_id, self.endpoint)
+        entry = NewAttempt(
+            fingerprint=request.fingerprint,
+            scope=scope,
+            reuse=reuse,
+            model=request.model,
+            purpose=purpose,
+            parent=parent,
+            item_id=item_id,
+            ceiling_micro_usd=ceiling_micro_usd(request, endpoint.prices),
+            version=request.version,
+            family=request.family,
+            ceiling_tokens=request.input_ceiling_tokens,
+        )
+        async with self.warmth.of(request):
+            # The deadline counts from the first attempt to send: waiting for a permit says nothing about this call.
+            sends = _Sends(permit=await self.pace.permit(request, scope))
+            attempts = retrying(
+                deadline_s=self.endpoint.deadline_s, policies=policies or self.policies, sleep=self.sleep
+            )
+            async for attempt in attempts:
+                with attempt:
+                    return await self._send(request, entry, endpoint, sends)
+        raise AssertionError("the last attempt returns or raises")
+
+    def keep_prompt(self, request: Request, bought: Call) -> None:
+        """Keep the prompt of an answer that turned out to be none, where the payload policy has it."""
+        if bought.sends:
+            self.ledger.record_later(PromptToKeep(bought.attempt_id, request.fingerprint, _prompt(request)))
+
+    def keep_complaint(self, bought: Call, error: AnswerError) -> None:
+        """Keep what is wrong with an answer beside it, whoever bought it."""
+        if bought.attempt_id:
+            self.ledger.record_later(InvalidAnswer(bought.attempt_id, type(error).__name__, str(error)))
+
+    async def close(self) -> None:
+        """Commit what is pending and close the connections."""
+        try:
+            await self.pace.close()
+            for endpoint in (self.endpoint, *self.others.values()):
+                await endpoint.client.close()
+        finally:
+            await asyncio.to_thread(self.ledger.close)
+
+    async def _send(self, request: Request, entry: NewAttempt, endpoint: Endpoint, sends: _Sends) -> Call:
+        """Open an attempt, send it, settle it."""
+        permit, sends.permit = sends.permit or await self.pace.permit(request, entry.scope), None
+        try:
+            opened = await self._open(request, entry, permit)
+        except BaseException:
+            permit.unused()
+            raise
+        if isinstance(opened, SettledReply):
+            permit.unused()
+            return Call.from_ledger(opened, purpose=entry.purpose)
+        entry = opened
+        sends.count += 1
+        started = time.monotonic()
+        try:
+            raw = await endpoint.client.send(request, timeout_s=self.endpoint.timeout_s, heed=permit.heed)
+            message = Message.parse(raw)
+            latency_s = time.monotonic() - started
+            card = endpoint.prices.card(request.model)
+            cost = card.price_micro_usd(message.usage) if card else None
+        except LLMError as error:
+            permit.failed(error)
+            self.tally.unproven += _may_be_billed(error)
+            await self.ledger.record(_failure(request, entry, error))
+            raise
+        except BaseException as error:  # cancelled, or a fault of ours: neither key nor money stays held
+            self.tally.unproven += 1
+            why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
+            self.ledger.record_later(_failure(request, entry, NetworkError(why, billed=True)))
+            raise
+        await self.ledger.record(
+            Settlement(
+                attempt_id=entry.id,
+                fingerprint=request.fingerprint,
+                reply=raw,
+                prompt=_prompt(request),
+                stop_reason=message.stop_reason,
+                usage=message.usage,
+                cost_micro_usd=cost,
+                latency_ms=round(latency_s * 1000),
+            )
+        )
+        permit.spent(message.usage)
+        self.tally.add(message.usage, cost)
+        return Call(
+            purpose=entry.purpose,
+            message=message,
+            attempt_id=entry.id,
+            cost_micro_usd=cost,
+            latency_s=latency_s,
+            sends=sends.count,
+        )
+
+    def _prices(self, scope: CallScope) -> Prices:
+        return self.others.get(scope.connection_id, self.endpoint).prices
+
+    async def _open(self, request: Request, entry: NewAttempt, permit: Permit) -> NewAttempt | SettledReply:
+        """Claim the request's key and reserve its ceiling, waiting while somebody else holds the key or the money."""
+        patience_s = self.endpoint.deadline_s
+        while True:
+            entry = dataclasses.replace(entry, id=new_attempt_id())
+            opened = await self.ledger.open(entry)
+            if isinstance(opened, SettledReply):
+                return opened
+            if isinstance(opened, OpenedAttempt):
+                return entry
+            if isinstance(opened, BudgetRefusal) and not opened.may_fit:
+                raise budget_error(opened, request.model, entry.scope.connection_id)
+            # Somebody else is asking the same, or holds what this call could cost. The answer, what is then left
+            # of the money, or the end of the lease, is worth waiting for.
+            wait_s = 0.2 + random.random() * 0.3
+            patience_s -= wait_s
+            if patience_s < 0 and isinstance(opened, BudgetRefusal):
+                raise budget_error(opened, request.model, entry.scope.connection_id)
+            if patience_s < 0:
+                raise KeyBusy(
+                    f"Another task has been asking the same for {self.endpoint.deadline_s:g} s, the total deadline. Its answer "
+                    "will serve the next try; raise deadline_s in the connection if calls take that long."
+                )
+            await self.sleep(wait_s)
+            await permit.outlast_silence()
+
+
+@dataclass(slots=True)
+class _Sends:
+    """How often a request was sent, and the permit for the first time."""
+
+    permit: Permit | None
+    count: int = 0
+
+
+def _prompt(request: Request) -> Callable[[], bytes]:
+    return lambda: request.body(request.schema)
+
+
+def _failure(request: Request, entry: NewAttempt, error: LLMError) -> Failure:
+    return Failure(
+        attempt_id=entry.id,
+        fingerprint=request.fingerprint,
+        billed=_may_be_billed(error),
+        error_class=type(error).__name__,
+        error=str(error),
+        prompt=_prompt(request),
+    )
+
+
+def _may_be_billed(error: LLMError) -> bool:
+    return isinstance(error, RetryableError) and error.billed

@@ -1,0 +1,45 @@
+"""An endpoint: where Claude is reached, by which models, how fast and at which prices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airflow_llm_provider.engine.client import Client
+from airflow_llm_provider.ledger.rate_limits import Limits
+from airflow_llm_provider.pricing import LIST_PRICES, Prices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """What an Airflow connection says of the API it leads to.
+
+    Attributes:
+        client: sends requests to it.
+        address: platform and base URL. It is in every fingerprint, so that answers of one server are never taken for
+            those of another.
+        connection_id: the id of the Airflow connection.
+        tiers: model ids by tier, such as `fast`.
+        default_tier: the tier that is asked where none is named.
+        fallbacks: tiers, model ids or `conn:ID`, asked in turn when a model cannot be reached.
+        limits: rate limits that the connection states.
+        prices: what the connection pays.
+        timeout_s: for one attempt to send a request.
+        deadline_s: for a request with all its retries, from the first attempt.
+    """
+
+    client: Client
+    address: str = ""
+    connection_id: str = ""
+    tiers: Mapping[str, str] = field(default_factory=dict, hash=False)
+    default_tier: str = "balanced"
+    fallbacks: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    prices: Prices = field(default=LIST_PRICES, hash=False)
+    timeout_s: float = 300.0
+    deadline_s: float = 900.0
+
+    def model(self, name: str | None) -> str:
+        """Return the model id of a tier, or of the default tier for None; other names are ids already."""
+        name = name or self.default_tier
+        return self.tiers.get(name, name)

@@ -1,0 +1,104 @@
+"""What the operators share: the hook, templates in value objects, and budgets that a person may raise."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_llm_provider.hooks.arguments import require_arguments
+from airflow_llm_provider.hooks.claude import BudgetNeedsPerson, ClaudeHook
+from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
+from airflow_llm_provider.options import VALUE_OBJECTS, Options
+
+if TYPE_CHECKING:
+    import jinja2
+    from airflow.sdk import Context
+
+SHARED_TEMPLATE_FIELDS = (
+    *("prompt", "system", "model", "output_path", "allowed_roots", "version"),
+    *("route", "on_invalid", "budget", "claude_conn_id"),
+)
+ATTRIBUTES = {
+    "output": "output_path",  # BaseOperator.output is the XCom
+    "roots": "allowed_roots",  # BaseOperator.roots are the first tasks of the DAG
+    "dry_run": "is_dry_run",  # BaseOperator.dry_run is a method
+}
+"""The attributes of arguments whose names BaseOperator uses for something else."""
+
+
+class ClaudeTask(BaseOperator):
+    """A task that asks Claude through a connection; the base of the package's operators."""
+
+    template_fields: Sequence[str] = SHARED_TEMPLATE_FIELDS
+    template_fields_renderers: ClassVar[dict[str, str]] = {"prompt": "md", "system": "md"}
+    ui_color = "#f0e4d8"
+    claude_conn_id: str
+
+    def __init__(self, **kwargs: Any) -> None:
+        if "retry_policy" not in (kwargs.get("default_args") or {}):
+            kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
+        super().__init__(**kwargs)
+
+    @classmethod
+    def require_arguments(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise TypeError or ValueError, when the DAG is parsed, for arguments that are not valid."""
+        names = {attribute: name for name, attribute in ATTRIBUTES.items()}
+        require_arguments(arguments, templated={names.get(field, field) for field in cls.template_fields})
+
+    @cached_property
+    def hook(self) -> ClaudeHook:
+        """The hook of the connection."""
+        return ClaudeHook(self.claude_conn_id)
+
+    @property
+    def options(self) -> Options:
+        """How Claude is asked."""
+        raise NotImplementedError
+
+    def render_template(
+        self,
+        content: Any,
+        context: Context,
+        jinja_env: jinja2.Environment | None = None,
+        seen_oids: set[int] | None = None,
+    ) -> Any:
+        """Render as Airflow does, and the templates in value objects, too; they are frozen, so a new one is made."""
+        if type(content) not in _VALUE_CLASSES:
+            return super().render_template(content, context, jinja_env, seen_oids)
+        names = getattr(content, "template_fields", ())
+        rendered = {
+            name: super(ClaudeTask, self).render_template(getattr(content, name), context, jinja_env, seen_oids)
+            for name in names
+        }
+        try:
+            return dataclasses.replace(content, **rendered)
+        except (TypeError, ValueError) as error:
+            raise AirflowFailException(f"{self.task_id}: {error}") from None
+
+    def ask_for_budget(self, needed: BudgetNeedsPerson, context: Context) -> BaseException:
+        """Park the task until a person has raised the budget; return the error where nobody can be asked."""
+        why = spending.ask_to_raise(
+            needed.refused,
+            reviewers=self.options.reviewers,
+            hook=self.hook,
+            context=context,
+            resume="resume_after_budget",
+        )
+        return AirflowFailException(f"{needed} It is not raised: {why}")
+
+    def resume_after_budget(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Continue with a person's decision on a budget."""
+        spending.keep_raise(event, reviewers=self.options.reviewers, hook=self.hook, context=context)
+        return self.execute(context)
+
+    def on_kill(self) -> None:
+        """Drop the calls in flight; what is settled stays in the ledger."""
+        self.hook.cancel()
+
+
+_VALUE_CLASSES: Collection[type] = frozenset(VALUE_OBJECTS.values())
