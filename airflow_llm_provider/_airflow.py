@@ -110,9 +110,7 @@ async def delete_xcom(ti: Any, key: str) -> None:
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
     await SUPERVISOR_COMMS.asend(
-        DeleteXCom(
-            key=key, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index
-        )
+        DeleteXCom(key=key, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index)
     )
 
 

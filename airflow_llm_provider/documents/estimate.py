@@ -15,9 +15,8 @@ from airflow_llm_provider.documents.forecast import Asking, Forecast
 from airflow_llm_provider.documents.rehearsal import Rehearsal, RehearsedRun
 from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.span import Span
-from airflow_llm_provider.engine.retry import Policies
-from airflow_llm_provider.engine.run import MOST_TOKENS
-from airflow_llm_provider.engine.terms import Route
+from airflow_llm_provider.engine.engine import MOST_TOKENS
+from airflow_llm_provider.engine.retry import policies
 from airflow_llm_provider.ledger.queries import past_calls
 from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.pricing import usd
@@ -124,23 +123,23 @@ async def estimate(
 
     paid_for: what other estimates of the same range have counted already; this one's join it.
     """
-    question = run.question
-    past = await asyncio.to_thread(past_calls, run.engine.ledger.database, question.family)
+    prompt = run.prompt
+    past = await asyncio.to_thread(past_calls, run.engine.ledger.database, prompt.family)
     asking = _asking(run)
     # Of what judges take, a past without verdicts says nothing.
     is_telling = not asking.judges or any(call.purpose == "judge" for call in past)
     forecast = Forecast(
-        past=Experience.of(past, question.model) if is_telling else None,
-        cards=run.engine.prices.card,
+        past=Experience.of(past, prompt.model) if is_telling else None,
+        cards=run.engine.endpoint.prices.card,
         asking=asking,
     )
     engine = Rehearsal.of(run.engine, forecast, set() if paid_for is None else paid_for)
     parts = {part.name: getattr(run, part.name) for part in dataclasses.fields(run)}
     rehearsed = RehearsedRun(**parts | {"engine": engine})
     await rehearsed.rehearse(documents)
-    seconds, paced_by = _duration(forecast, run.engine.limits, run.max_in_flight)
+    seconds, paced_by = _duration(forecast, run.engine.endpoint.limits, run.max_in_flight)
     return Estimate(
-        models=(question.model,),
+        models=(prompt.model,),
         documents=rehearsed.found,
         outcomes=rehearsed.outcomes,
         reasons=rehearsed.reasons,
@@ -157,20 +156,21 @@ async def estimate(
 
 def _asking(run: Run) -> Asking:
     """Return how often the run may ask about one document, at worst."""
-    route: Route = run.terms.get("route") or run.engine.route
-    policies: Policies = run.terms.get("policies") or run.engine.policies
+    options, endpoint = run.prompt.options, run.engine.endpoint
+    attempts = policies(options.route.retry)
     # A truncated answer is asked for again with twice the room.
-    more_room = policies["truncation"].attempts - 1
-    again = sum(policies[kind].attempts - 1 for kind in ("refusal", "business") if kind in policies)
+    more_room = attempts["truncation"].attempts - 1
+    again = sum(attempts[kind].attempts - 1 for kind in ("refusal", "business"))
+    names = endpoint.fallbacks if options.route.fallbacks is None else options.route.fallbacks
+    repairs = options.on_invalid.max_repairs
+    if "invalid_output" in options.route.retry:
+        repairs = attempts["invalid_output"].attempts - 1
     return Asking(
-        models=(run.question.model, *route.escalate),
-        instead=[
-            run.engine.other_prices.get(fallback.connection_id or "", run.engine.prices).card(fallback.model)
-            for fallback in route.fallbacks
-        ],
-        times=1 + int(run.terms.get("max_repairs") or 0) + more_room + again,
-        longest=min(run.question.max_tokens * 2**more_room, MOST_TOKENS) if more_room else 0,
-        judges=[each for each in run.terms.get("validators") or () if isinstance(each, Judge)],
+        models=[endpoint.model(name) for name in options.models],
+        instead=[run.engine.fallback_card(name, options) for name in names],
+        times=1 + repairs + more_room + again,
+        longest=min(options.request.max_tokens * 2**more_room, MOST_TOKENS) if more_room else 0,
+        judges=[each for each in run.validators if isinstance(each, Judge)],
     )
 
 

@@ -12,11 +12,12 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.forecast import Forecast
 from airflow_llm_provider.documents.output import RowWriter
 from airflow_llm_provider.documents.run import Run
-from airflow_llm_provider.engine.flow import for_each
-from airflow_llm_provider.engine.purchase import Purchase
+from airflow_llm_provider.engine.calls import Call
+from airflow_llm_provider.engine.concurrency import for_each
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import AnswerError
 from airflow_llm_provider.pricing import Usage
@@ -43,36 +44,36 @@ class Rehearsal(Engine):
         parts = {part.name: getattr(engine, part.name) for part in dataclasses.fields(engine) if part.init}
         return cls(**parts, forecast=forecast, paid_for=paid_for)
 
-    async def ask(self, request: Request, *, retry_dead: bool = False, **terms: Any) -> Reply:
+    async def ask(self, request: Request, terms: Terms) -> Reply:
         """Return the ledger's answer; else note the first request that it lacks, and return a reply that is none."""
         try:
-            return await super().ask(request, **terms)
+            return await super().ask(request, terms)
         except _NotBought as wanted:
             return self._bought(wanted.request, terms)
         except AnswerError as error:
-            if not (retry_dead and error.reused):
+            if not (terms.retry_dead and error.reused):
                 raise
             return self._bought(request, terms)
 
-    async def recall(self, sighting: str, *, final: bool, **terms: Any) -> Reply | None:
+    async def recall(self, sighting: str, terms: Terms, *, final: bool) -> Reply | None:
         """Return what an unchanged document got, or will have got by then."""
-        if terms["scope"].claim(sighting, terms["reuse"]) in self.paid_for:
+        if terms.scope.claim(sighting, terms.options.reuse) in self.paid_for:
             return _reply(terms, sends=0)
-        return await super().recall(sighting, final=final, **terms)
+        return await super().recall(sighting, terms, final=final)
 
     def sight(self, sighting: str, request: Request) -> None:
         """Write nothing: RehearsedRun remembers."""
         del sighting, request
 
-    async def obtain(self, request: Request, *, purpose: str = "answer", **asked: Any) -> Purchase:
+    async def obtain(self, request: Request, *, purpose: str = "answer", **asked: Any) -> Call:
         """Return what is in the ledger; raises _NotBought."""
         answer = await self.ledger.find_reply(request.fingerprint, asked["scope"], asked["reuse"])
         if answer is None:
             raise _NotBought(request)
-        return Purchase.from_ledger(answer, purpose=purpose)
+        return Call.from_ledger(answer, purpose=purpose)
 
-    def _bought(self, request: Request, terms: Mapping[str, Any]) -> Reply:
-        key = terms["scope"].claim(request.fingerprint, terms["reuse"])
+    def _bought(self, request: Request, terms: Terms) -> Reply:
+        key = terms.scope.claim(request.fingerprint, terms.options.reuse)
         if key in self.paid_for:
             return _reply(terms, sends=0)
         self.paid_for.add(key)
@@ -90,18 +91,19 @@ class RehearsedRun(Run):
 
     async def rehearse(self, documents: Iterable[Document | Rejected]) -> None:
         """Count what would become of the documents."""
-        self._terms["output"] = _AnyAnswer(self.question.output.output_type)
+        output = _AnyAnswer(self.prompt.output.output_type)
+        self.terms = dataclasses.replace(self.terms, output=output)
         await for_each(self._taken(documents), partial(self._one, _Nowhere()), limit=self.max_in_flight)
 
-    def _land(self, sink: RowWriter, index: int, document: Document, reply: Reply) -> None:
+    def _add_row(self, sink: RowWriter, index: int, document: Document, reply: Reply) -> None:
         del sink, index
         self.outcomes["pending" if reply.attempts else "reused"] += 1
         if reply.attempt_id:
             return  # the ledger's
         self.repeated += not reply.attempts
-        if sighting := self.question.sighting(document):
+        if sighting := self.prompt.sighting(document):
             assert isinstance(self.engine, Rehearsal)
-            self.engine.paid_for.add(self.scope.claim(sighting, self.reuse))
+            self.engine.paid_for.add(self.scope.claim(sighting, self.prompt.options.reuse))
 
 
 class _Nowhere(RowWriter):
@@ -124,10 +126,9 @@ class _AnyAnswer(OutputType):
         return None if value is _UNKNOWN else super().dump(value)
 
 
-def _reply(terms: Mapping[str, Any], *, sends: int) -> Reply:
-    output: OutputType = terms["output"]
+def _reply(terms: Terms, *, sends: int) -> Reply:
     return Reply(
-        value=[] if output.is_list else _UNKNOWN,
+        value=[] if terms.output.is_list else _UNKNOWN,
         text="",
         model="",
         stop_reason="end_turn",

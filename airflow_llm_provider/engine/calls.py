@@ -20,7 +20,6 @@ from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkE
 from airflow_llm_provider.ledger.budgets import BudgetRefusal, budget_error
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import (
-    BudgetRefusal,
     CallScope,
     Failure,
     InvalidAnswer,

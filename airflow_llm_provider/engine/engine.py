@@ -24,7 +24,7 @@ from airflow_llm_provider.engine.validate import complaint_of
 from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Sighting
 from airflow_llm_provider.options import Options, Route
-from airflow_llm_provider.pricing import Prices
+from airflow_llm_provider.pricing import Prices, RateCard
 from airflow_llm_provider.validators import Judge
 
 CONNECTION_PREFIX = "conn:"
@@ -136,6 +136,13 @@ class Engine(Calls):
             fallbacks=self.endpoint.fallbacks if names is None else names,
             policies=policies(options.route.retry) if options.route.retry else self.policies,
         )
+
+    def fallback_card(self, name: str, options: Options) -> RateCard | None:
+        """Return the rates of a fallback's model; None where its price is unknown."""
+        if not name.startswith(CONNECTION_PREFIX):
+            return self.endpoint.prices.card(self.endpoint.model(name))
+        other = self.others[name.removeprefix(CONNECTION_PREFIX)]
+        return other.prices.card(other.model(options.models[0]))
 
     async def _ask_models(self, request: Request, terms: Terms) -> Reply:
         """Ask the first model of the route; where its answer is not valid or unsure, the next."""

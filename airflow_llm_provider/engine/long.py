@@ -95,10 +95,7 @@ async def _map_reduce(
 ) -> Reply:
     # All are awaited to their end: when one fails, the others in flight are paid for all the same.
     asked = await asyncio.gather(
-        *(
-            engine.ask(request(part), dataclasses.replace(terms, source=source(part)))
-            for part in parts
-        ),
+        *(engine.ask(request(part), dataclasses.replace(terms, source=source(part))) for part in parts),
         return_exceptions=True,
     )
     if failed := [each for each in asked if isinstance(each, BaseException)]:

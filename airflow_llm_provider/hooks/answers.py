@@ -68,9 +68,7 @@ def saving_of(reply: Reply, scope: CallScope, options: Options) -> Saving:
     )
 
 
-async def keep_savings(
-    engine: Engine, replies: Sequence[Reply], scope: CallScope, options: Options
-) -> None:
+async def keep_savings(engine: Engine, replies: Sequence[Reply], scope: CallScope, options: Options) -> None:
     """Keep what several answers saved."""
     for reply in replies:
         engine.ledger.record_later(saving_of(reply, scope, options))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from airflow.sdk import DAG, TaskGroup
     from airflow.sdk.types import Operator
 
+
 @dataclass(frozen=True)
 class Branch:
     """A branch that may be chosen.

@@ -266,7 +266,7 @@ class ClaudeHook(BaseHook):
             return reply
 
     def run(self, work: Coroutine[Any, Any, T], context: Context | None) -> T:
-        """Run a coroutine that opens an engine, in an event loop of its own; errors are raised as Airflow takes them."""
+        """Run a coroutine that opens an engine in an event loop of its own; raise errors as Airflow takes them."""
         return self._run(work, context)
 
     @asynccontextmanager
@@ -297,8 +297,10 @@ class ClaudeHook(BaseHook):
                 for endpoint in self._other_endpoints(options.route):
                     engine.connect(endpoint)
                 if context is not None and options.budget.on_exceeded == "ask":
-
-                    engine.ledger.accounts.raised = X
+                    scope = self.scope(context)
+                    engine.ledger.accounts.raised = await engine.ledger.read(
+                        lambda connection, _: spending.find_raises(connection, scope)
+                    )
                 yield engine
             finally:
                 await engine.close()
@@ -333,7 +335,7 @@ class ClaudeHook(BaseHook):
             self._forget_connection()
 
     def cancel(self) -> None:
-        """Cancel what runs in a loop of its own, from another thread or a signal handler; calls in flight are dropped."""
+        """Cancel what runs in a loop of its own, from another thread or a signal handler; drop the calls in flight."""
         self._is_cancelled = True  # also where the loop has yet to start
         for loop, task in tuple(self._running):
             loop.call_soon_threadsafe(task.cancel)
@@ -397,7 +399,9 @@ class ClaudeHook(BaseHook):
         lines = []
         tiers = self.connection.endpoint.tiers
         for tier, model in tiers.items():
-            lines.append(f"{tier}: {model} {'ok' if _is_listed(model, models) else 'NOT available to this key'}")
+            lines.append(
+                f"{tier}: {model} {'ok' if _is_listed(model, models) else 'NOT available to this key'}"
+            )
             retires_at = getattr(models.get(model), "retires_at", None)
             if retires_at and retires_at - dt.datetime.now(dt.UTC) < _RETIRES_SOON:
                 lines.append(f"{model} retires on {retires_at:%Y-%m-%d}: choose another for {tier}")

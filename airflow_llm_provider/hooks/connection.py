@@ -122,6 +122,7 @@ class Fields:
         """Return the error that says what is wrong, of which connection."""
         return _wrong(self.conn_id, what)
 
+
 @dataclass(frozen=True, kw_only=True)
 class Connection:
     """What a connection leads to.

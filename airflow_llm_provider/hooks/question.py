@@ -81,7 +81,9 @@ class Question:
             options: the fields of the request, and its version.
             text: in place of the longest text among the inputs.
         """
-        blocks = [block for name, value in self._inputs(text).items() for block in content_blocks(name, value)]
+        blocks = [
+            block for name, value in self._inputs(text).items() for block in content_blocks(name, value)
+        ]
         messages = [
             *self.messages,
             {"role": "user", "content": [*blocks, {"type": "text", "text": self.prompt}]},
@@ -143,7 +145,9 @@ class Question:
         Args:
             text: in place of the longest text among the inputs.
         """
-        blocks = [block for name, value in self._inputs(text).items() for block in content_blocks(name, value)]
+        blocks = [
+            block for name, value in self._inputs(text).items() for block in content_blocks(name, value)
+        ]
         if not all(block["source"].get("type") == "text" for block in blocks):
             return None
         if not blocks:

@@ -105,7 +105,9 @@ class ClaudeOperator(ClaudeTask):
     template_fields: Sequence[str] = (*SHARED_TEMPLATE_FIELDS, "inputs", "messages")
     deserialization_allowed_class_fields = ("output_type",)
     runs_in_worker: ClassVar[bool] = False
-    _decision: Mapping[str, Any] | None = None  # the event that Airflow resumed the task with, until it is kept
+    _decision: Mapping[str, Any] | None = (
+        None  # the event that Airflow resumed the task with, until it is kept
+    )
 
     def __init__(
         self,
@@ -162,7 +164,9 @@ class ClaudeOperator(ClaudeTask):
         self.deferrable = deferrable
         self.claude_conn_id = claude_conn_id
         self.require_arguments({**self.arguments(), "roots": roots, "deferrable": deferrable})
-        if deferrable and not self.runs_in_worker and not is_mapped:  # `.expand()` has decided for a mapped one
+        if (
+            deferrable and not self.runs_in_worker and not is_mapped
+        ):  # `.expand()` has decided for a mapped one
             start_in_triggerer(self, self.arguments(), push=self.do_xcom_push)
 
     def arguments(self) -> dict[str, Any]:

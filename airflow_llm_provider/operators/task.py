@@ -72,7 +72,9 @@ class ClaudeTask(BaseOperator):
             return super().render_template(content, context, jinja_env, seen_oids)
         names = getattr(content, "template_fields", ())
         rendered = {
-            name: super(ClaudeTask, self).render_template(getattr(content, name), context, jinja_env, seen_oids)
+            name: super(ClaudeTask, self).render_template(
+                getattr(content, name), context, jinja_env, seen_oids
+            )
             for name in names
         }
         try:
@@ -82,6 +84,8 @@ class ClaudeTask(BaseOperator):
 
     def ask_for_budget(self, needed: BudgetNeedsPerson, context: Context) -> BaseException:
         """Park the task until a person has raised the budget; return the error where nobody can be asked."""
+        from airflow_llm_provider.approvals import spending
+
         why = spending.ask_to_raise(
             needed.refused,
             reviewers=self.options.reviewers,
@@ -93,6 +97,8 @@ class ClaudeTask(BaseOperator):
 
     def resume_after_budget(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Continue with a person's decision on a budget."""
+        from airflow_llm_provider.approvals import spending
+
         spending.keep_raise(event, reviewers=self.options.reviewers, hook=self.hook, context=context)
         return self.execute(context)
 

@@ -29,7 +29,17 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.ledger.records import CallScope
 
-TEMPLATES = ("prompt", "inputs", "messages", "system", "model", "output", "version", "budget", "claude_conn_id")
+TEMPLATES = (
+    "prompt",
+    "inputs",
+    "messages",
+    "system",
+    "model",
+    "output",
+    "version",
+    "budget",
+    "claude_conn_id",
+)
 """The arguments of ClaudeOperator whose strings Airflow renders; value objects say it of their own fields."""
 # SQLite can make Airflow's supervisor wait for twenty seconds at its first use.
 _RESOLVE_S = 60.0
@@ -87,7 +97,8 @@ class ClaudeTrigger(BaseTrigger):
         connection_id = given.get("claude_conn_id") or DEFAULT_CONNECTION
         connection = await _connection(connection_id)
         others = [
-            (await _connection(name)).endpoint for name in other_connections(options.route, connection.endpoint)
+            (await _connection(name)).endpoint
+            for name in other_connections(options.route, connection.endpoint)
         ]
         scope = self._scope(call, options, connection_id)
         async with shared_engine(connection) as engine:

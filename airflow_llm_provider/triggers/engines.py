@@ -62,5 +62,7 @@ class _Keeper:
                 if not self.users:
                     return
         finally:
-            self._keepers.pop(self._connection, None)  # before closing, so that no trigger is given a closed engine
+            self._keepers.pop(
+                self._connection, None
+            )  # before closing, so that no trigger is given a closed engine
             await engine.close()
