@@ -40,7 +40,7 @@ def claude_hook(conn_id: str) -> ClaudeHook:
 
     hook = ClaudeHook(conn_id)
     try:
-        _ = hook.settings
+        _ = hook.connection
     except (AirflowFailException, AirflowNotFoundException) as error:
         fail(error)
     return hook

@@ -114,10 +114,10 @@ def find_ledger(ledger_url: str | None, conn_id: str | None, *, must_exist: bool
     if ledger_url is not None:
         url = ledger_url
     elif conn_id is not None:
-        url = claude_hook(conn_id).settings.ledger_url
+        url = claude_hook(conn_id).connection.ledger_url
     else:
         read_airflow()
-        from airflow_llm_provider.hooks.settings import default_ledger_url
+        from airflow_llm_provider.hooks.configuration import default_ledger_url
 
         url = default_ledger_url()
     parsed = parse_url(url)

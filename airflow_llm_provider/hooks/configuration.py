@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from airflow_llm_provider.ledger.budgets import Budget
 
 _LONGEST_LEASE_S = 86_400
-_DAY_MS = 86_400_000
 
 
 def configured_budgets() -> list[Budget]:
@@ -82,25 +81,3 @@ def synchronous() -> str:
     if text.upper() not in ("FULL", "NORMAL"):
         raise AirflowFailException(f"[llm] synchronous is {text!r}, and should be FULL or NORMAL.")
     return text
-
-
-def retention_ms() -> tuple[int | None, int | None]:
-    """Return [llm] retention_days and payload_retention_days in milliseconds; None: without limit.
-
-    Raises AirflowFailException for anything but a number above 0.
-    """
-    from airflow.sdk.configuration import conf
-
-    def kept_ms(option: str) -> int | None:
-        text = conf.get("llm", option, fallback="").strip()
-        if not text:
-            return None
-        try:
-            days = float(text)
-        except ValueError:
-            days = 0.0
-        if not 0 < days < float("inf"):
-            raise AirflowFailException(f"[llm] {option} is {text!r}, and should be a number of days above 0.")
-        return round(days * _DAY_MS)
-
-    return kept_ms("retention_days"), kept_ms("payload_retention_days")

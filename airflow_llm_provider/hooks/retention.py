@@ -1,0 +1,60 @@
+"""Retention: how long the configuration has the ledger keep what."""
+
+from __future__ import annotations
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_llm_provider.hooks.claude import ClaudeHook
+from airflow_llm_provider.hooks.configuration import default_ledger_url
+from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
+
+_DAY_MS = 86_400_000
+
+
+def retention_ms() -> tuple[int | None, int | None]:
+    """Return [llm] retention_days and payload_retention_days in milliseconds; None for ever.
+
+    Raises AirflowFailException for what is no number above 0.
+    """
+    from airflow.sdk.configuration import conf
+
+    def kept_ms(option: str) -> int | None:
+        text = conf.get("llm", option, fallback="").strip()
+        if not text:
+            return None
+        try:
+            days = float(text)
+        except ValueError:
+            days = 0.0
+        if not 0 < days < float("inf"):
+            raise AirflowFailException(f"[llm] {option} is {text!r}, and should be a number of days above 0.")
+        return round(days * _DAY_MS)
+
+    return kept_ms("retention_days"), kept_ms("payload_retention_days")
+
+
+def prune_ledger(claude_conn_id: str | None = DEFAULT_CONNECTION) -> dict[str, int]:
+    """Remove from a connection's ledger what [llm] retention_days and payload_retention_days no longer keep.
+
+    claude_conn_id: whose ledger; None: that of [llm] ledger_url. Returns how many rows, payloads and notes on
+    documents went, and how many old rows stayed because their run is still active; nothing is removed where
+    neither option is set.
+    """
+    from airflow_llm_provider.ledger.database import Database
+    from airflow_llm_provider.ledger.maintenance import prune
+
+    rows, payloads = retention_ms()
+    url = default_ledger_url() if claude_conn_id is None else ClaudeHook(claude_conn_id).connection.ledger_url
+    database = Database(url)
+    try:
+        database.migrate()
+        with database.read() as connection:
+            now_ms = database.now_ms(connection)
+        gone = prune(
+            database,
+            rows_before_ms=None if rows is None else now_ms - rows,
+            payloads_before_ms=None if payloads is None else now_ms - payloads,
+        )
+    finally:
+        database.close()
+    return {"rows": gone.rows, "payloads": gone.payloads, "documents": gone.documents, "kept": gone.kept}
