@@ -25,8 +25,6 @@ from airflow_llm_provider.options import Reviewers
 from airflow_llm_provider.pricing import micro_usd, usd
 
 if TYPE_CHECKING:
-    import logging
-
     import sqlalchemy as sa
     from airflow.sdk import Context
 
@@ -65,7 +63,7 @@ class PriceCheck:
         context: Context,
         resume: str,
         event: Mapping[str, Any] | None,
-        log: logging.Logger,
+        log: Any,
     ) -> None:
         """Return when the run may be paid for; park the task where a person has to be asked first.
 

@@ -103,10 +103,10 @@ def _runs(dag: DAG, conf: dict[str, Any], backfill: tuple[str, str] | None) -> I
     """Yield the runs to be estimated: the next one, or those that the timetable has between two dates."""
     from airflow.serialization.serialized_objects import DagSerialization
 
-    from airflow_llm_provider.hooks.rehearsal import would_be_run
+    from airflow_llm_provider.hooks.dry_run import imagined_run
 
     if backfill is None:
-        yield would_be_run(dag, run_id="estimate", conf=conf)
+        yield imagined_run(dag, run_id="estimate", conf=conf)
         return
     first, last = (
         dt.datetime.fromtimestamp((moment_ms("--backfill", date) or 0) / 1000, dt.UTC) for date in backfill
@@ -117,7 +117,7 @@ def _runs(dag: DAG, conf: dict[str, Any], backfill: tuple[str, str] | None) -> I
         if info.data_interval is None or info.data_interval.end >= now:
             continue  # Airflow's backfill leaves these out as well
         found += 1
-        yield would_be_run(
+        yield imagined_run(
             dag,
             run_id=f"estimate {info.logical_date}",
             conf=conf,
@@ -131,7 +131,7 @@ def _runs(dag: DAG, conf: dict[str, Any], backfill: tuple[str, str] | None) -> I
 
 def _add(told: DagEstimate, dag: DAG, run: DagRun, paid_for: set[str]) -> None:
     """Add what one run would ask to what is told."""
-    from airflow_llm_provider.hooks.rehearsal import NeedsUpstream, map_indexes, rehearsed
+    from airflow_llm_provider.hooks.dry_run import NeedsUpstream, map_indexes, rendered_task
     from airflow_llm_provider.operators.claude import ClaudeOperator
     from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 
@@ -143,7 +143,7 @@ def _add(told: DagEstimate, dag: DAG, run: DagRun, paid_for: set[str]) -> None:
             continue
         try:
             for map_index in map_indexes(task):
-                with rehearsed(task, run, map_index) as (operator, context):
+                with rendered_task(task, run, map_index) as (operator, context):
                     one = operator.estimate(context, paid_for=paid_for)  # type: ignore[attr-defined]
                 known = told.tasks.get(task.task_id)
                 told.tasks[task.task_id] = one if known is None else known + one

@@ -319,8 +319,8 @@ class Calls:
                 raise budget_error(opened, request.model, entry.scope.connection_id)
             if patience_s < 0:
                 raise KeyBusy(
-                    f"Another task has been asking the same for {self.endpoint.deadline_s:g} s, the total deadline. Its answer "
-                    "will serve the next try; raise deadline_s in the connection if calls take that long."
+                    f"Another task has been asking the same for {self.endpoint.deadline_s:g} s, the total deadline. "
+                    "The next attempt takes its answer; raise deadline_s in the connection if calls take that long."
                 )
             await self.sleep(wait_s)
             await permit.outlast_silence()

@@ -125,6 +125,18 @@ class AnthropicClient:
         if "_sdk" in self.__dict__:
             await self._sdk.close()
 
+    def sdk_client(self) -> anthropic.Anthropic:
+        """Return the SDK's own synchronous client, with the same key, base URL, proxy and CA bundle."""
+        _load_sdk()
+        import anthropic
+
+        http = anthropic.DefaultHttpxClient(
+            proxy=self.proxy,
+            verify=_trust(self.ca_bundle) if self.ca_bundle else True,
+            follow_redirects=False,
+        )
+        return anthropic.Anthropic(api_key=self.api_key, base_url=self.base_url, http_client=http)
+
     @cached_property
     def _sdk(self) -> anthropic.AsyncAnthropic:
         _load_sdk()

@@ -55,8 +55,8 @@ class Engine(Calls):
         if terms.needs_source and terms.source is None:
             raise TerminalError(
                 "A validator compares the answer with the text that was asked about, and there is no such text: pages "
-                "and images are sent as they are. Read them as text (Reading(pdf='text')), give the answer its source=, "
-                "or use validators that look at the answer alone. Nothing was sent."
+                "and images are sent as they are. Read them as text (Reading(pdf='text')), give the answer its "
+                "source=, or use validators that look at the answer alone. Nothing was sent."
             )
         try:
             return await self._ask_models(request, terms)

@@ -297,6 +297,8 @@ class ClaudeHook(BaseHook):
                 for endpoint in self._other_endpoints(options.route):
                     engine.connect(endpoint)
                 if context is not None and options.budget.on_exceeded == "ask":
+                    from airflow_llm_provider.approvals import spending
+
                     scope = self.scope(context)
                     engine.ledger.accounts.raised = await engine.ledger.read(
                         lambda connection, _: spending.find_raises(connection, scope)

@@ -155,7 +155,7 @@ class Question:
         return "\n\n".join(block["source"]["data"] for block in blocks)
 
     def _require_valid(self, options: Options) -> None:
-        """Raise TerminalError, before anything is paid for, for values of templates and other tasks that are not valid."""
+        """Raise TerminalError, before anything is paid for, for invalid values of templates and other tasks."""
         try:
             for name in ("prompt", "system", "inputs", "messages"):
                 require_data(name, getattr(self, name))

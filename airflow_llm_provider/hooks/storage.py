@@ -16,7 +16,7 @@ def require_absolute(argument: str, place: str | None) -> None:
     """Raise ValueError for a relative path; None is fine."""
     if place and "://" not in place and not place.startswith("/"):
         raise ValueError(
-            f"{argument}={place!r} is relative, and the working directory of a task may be any folder: give an absolute "
+            f"{argument}={place!r} is relative, and a task may run in any working directory: give an absolute "
             "path or a URL."
         )
 

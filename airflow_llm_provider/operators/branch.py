@@ -172,7 +172,7 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
             return proposed
 
     def _rules(self, branches: Mapping[str, Branch]) -> Rules:
-        from airflow_llm_provider.hooks.choice import Rules
+        from airflow_llm_provider.hooks.branching import Rules
 
         bars = {name: branch.min_confidence for name, branch in branches.items()}
         return Rules(

@@ -75,10 +75,10 @@ class ClaudeDocumentsOperator(ClaudeTask):
             `source`. They return None or a complaint, which is sent back to the model. And Judges.
         route: models to escalate through, confidence, fallbacks and retries; a list of models is enough.
         request: fields of the request, such as RequestFields(max_tokens=8000, effort="low").
-        on_invalid: OnInvalid(max_repairs=…): how often an invalid answer is repaired; then the document is a dead letter.
+        on_invalid: OnInvalid(max_repairs=…): how often an invalid answer is repaired; then it is a dead letter.
         long_input: what happens with a document that the model cannot read at once.
-        budget: what the task and the DAG run may cost; a number is the task's, in US dollars. Documents for which it has
-            no room are `pending`. Budget(confirm_above_usd=…) asks a person before anything is sent.
+        budget: what the task and the DAG run may cost; a number is the task's, in US dollars. Documents for which it
+            has no room are `pending`. Budget(confirm_above_usd=…) asks a person before anything is sent.
         reviewers: who is asked about that price, and about a budget that says `ask`.
         max_failed: dead letters that are tolerated: a count (`10`), or a share of the documents found (`"1%"`). With
             more, the task fails, after all other documents are done and written.

@@ -123,7 +123,7 @@ class ClaudeTrigger(BaseTrigger):
         if "scope" in call:
             return CallScope(**call["scope"])
         ti: Any = self.task_instance
-        return scope_of({"ti": ti, "task": ti.task}, options, connection_id)  # type: ignore[typeddict-item]  # all it needs
+        return scope_of({"ti": ti, "task": ti.task}, options, connection_id)
 
     def _is_mapped_over(self, call: Mapping[str, Any]) -> bool:
         """Tell whether a downstream task expands over the answer, and needs its length."""
