@@ -44,8 +44,8 @@ async def side(url: str, calls: int, *, bound: bool) -> dict[str, float]:
     from engine import cpu_s, engine_calm, messages
 
     from airflow_llm_provider.engine.client import AnthropicClient
+    from airflow_llm_provider.engine.engine import Engine
     from airflow_llm_provider.engine.request import Request
-    from airflow_llm_provider.engine.run import Engine
 
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import pydantic
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.engine.terms import Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.options import Route
 from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 

@@ -37,8 +37,8 @@ def messages(number: int) -> list[dict[str, Any]]:
 async def ours(url: str, calls: int, in_flight: int) -> None:
     """Ask through the engine, ledger on disk with synchronous=FULL."""
     from airflow_llm_provider.engine.client import AnthropicClient
+    from airflow_llm_provider.engine.engine import Engine
     from airflow_llm_provider.engine.request import Request
-    from airflow_llm_provider.engine.run import Engine
     from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope
 
@@ -69,7 +69,7 @@ async def ours(url: str, calls: int, in_flight: int) -> None:
 
 def engine_calm() -> None:
     """Do as the hook does before a long run."""
-    from airflow_llm_provider.engine.flow import calm_collector
+    from airflow_llm_provider.engine.concurrency import calm_collector
 
     calm_collector()
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.engine.flow import calm_collector
+from airflow_llm_provider.engine.concurrency import calm_collector
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope, NewAttempt, OpenedAttempt, Settlement

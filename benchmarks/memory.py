@@ -93,11 +93,10 @@ def _measure(documents: int, in_flight: int) -> dict[str, Any]:
 async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     """Do what the operator does in its task process."""
     from airflow_llm_provider.documents.output import RowWriter
-    from airflow_llm_provider.documents.question import Question
     from airflow_llm_provider.documents.run import Run
     from airflow_llm_provider.documents.sources import list_documents
     from airflow_llm_provider.engine.client import AnthropicClient
-    from airflow_llm_provider.engine.run import Engine
+    from airflow_llm_provider.engine.engine import Engine
     from airflow_llm_provider.engine.validate import OutputType
     from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope

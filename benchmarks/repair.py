@@ -25,12 +25,11 @@ import pydantic
 import sqlalchemy as sa
 
 from airflow_llm_provider.documents.output import RowWriter
-from airflow_llm_provider.documents.question import Question
 from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sources import list_documents
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.repair import SourceRepairs
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import InvalidOutput
 from airflow_llm_provider.ledger.ledger import Ledger

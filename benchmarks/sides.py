@@ -37,7 +37,7 @@ PRELOAD_OURS = """
     import aiohttp
     import httpx2
     import genai_prices.data_snapshot
-    import airflow_llm_provider.hooks.call
+    import airflow_llm_provider.hooks.question
     import airflow_llm_provider.ledger.ledger
     import airflow_llm_provider.operators.claude
 """

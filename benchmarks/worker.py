@@ -10,7 +10,7 @@ but a file: Airflow runs `airflow_local_settings.py` from the `config` folder of
 
     import sys
     if "scheduler" in sys.argv or "celery" in sys.argv:
-        import anthropic, aiohttp, airflow_llm_provider.hooks.call, airflow_llm_provider.ledger.ledger
+        import anthropic, aiohttp, airflow_llm_provider.hooks.question, airflow_llm_provider.ledger.ledger
 
 will do (PRELOAD_OURS in sides.py is the whole list). The official provider is preloaded the same way.
 """

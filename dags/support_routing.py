@@ -22,9 +22,7 @@ from typing import Any, Literal
 
 from airflow.sdk import Param, dag, task
 
-from airflow_llm_provider.operators.branch import Branch, LLMBranchOperator, use_branch_settings
-from airflow_llm_provider.operators.claude import ClaudeOperator
-from airflow_llm_provider.tools import tool
+from airflow_llm_provider import Branch, ClaudeOperator, LLMBranchOperator, Route, tool
 
 MESSAGES = Path(__file__).parent / "inputs" / "support"
 TICKETS = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "support_tickets.jsonl"
@@ -86,31 +84,14 @@ def _account(account: str) -> dict[str, Any]:
     return accounts[account]
 
 
-DESKS = {
-    "billing": Branch(
-        "invoices, payments, refunds, charged twice, card statement",
-        settings={
-            "model": "balanced",
-            "system": f"{HOUSE_RULES} You handle invoices. A refund is a ticket for the billing team, not a promise.",
-            "tools": [invoices, open_ticket],
-        },
-    ),
+BRANCHES = {
+    "billing": Branch("invoices, payments, refunds, charged twice, card statement"),
     "technical": Branch(
-        "something does not work: sync, connector, API token, error codes, a till or web shop with wrong stock",
-        settings={
-            "model": "strong",
-            "system": f"{HOUSE_RULES} You know the connector inside out. Check the region's status before all else.",
-            "tools": [service_status, open_ticket],
-        },
+        "something does not work: sync, connector, API token, error codes, a till or web shop with wrong stock"
     ),
     "contract": Branch(
         "cancellation, cancel a plan, when a contract ends, change of plan, subscription",
-        min_confidence=0.8,  # telling a customer the wrong end of a contract is dear
-        settings={
-            "model": "balanced",
-            "system": f"{HOUSE_RULES} You handle contracts. Confirm dates only as the tools give them.",
-            "tools": [contract_ends, invoices],
-        },
+        min_confidence=0.8,  # a wrong date for the end of a contract is expensive
     ),
 }
 
@@ -164,20 +145,35 @@ def support_routing() -> None:
         model="fast",
         prompt=TRIAGE,
         inputs={"message": text},
-        branches=DESKS,
-        min_confidence=0.6,
+        branches=BRANCHES,
+        route=Route(min_confidence=0.6),
         default_branch="a_person",
     )
-    desks = [
-        ClaudeOperator(
-            task_id=desk,
-            prompt=ANSWER,
-            inputs={"message": text},
-            pre_execute=use_branch_settings("triage"),  # model, system and tools
-        )
-        for desk in DESKS
-    ]
-    triage >> [*desks, a_person(text)] >> draft()
+    billing = ClaudeOperator(
+        task_id="billing",
+        prompt=ANSWER,
+        inputs={"message": text},
+        model="balanced",
+        system=f"{HOUSE_RULES} You handle invoices. A refund is a ticket for the billing team, not a promise.",
+        tools=[invoices, open_ticket],
+    )
+    technical = ClaudeOperator(
+        task_id="technical",
+        prompt=ANSWER,
+        inputs={"message": text},
+        model="strong",
+        system=f"{HOUSE_RULES} You know the connector well. Check the region's status before anything else.",
+        tools=[service_status, open_ticket],
+    )
+    contract = ClaudeOperator(
+        task_id="contract",
+        prompt=ANSWER,
+        inputs={"message": text},
+        model="balanced",
+        system=f"{HOUSE_RULES} You handle contracts. Confirm dates only as the tools give them.",
+        tools=[contract_ends, invoices],
+    )
+    triage >> [billing, technical, contract, a_person(text)] >> draft()
 
 
 support_routing()

@@ -12,6 +12,6 @@ if "celery" in sys.argv or "scheduler" in sys.argv:  # the processes that tasks 
     import genai_prices.data_snapshot  # noqa: F401
     import httpx2  # noqa: F401
 
-    import airflow_llm_provider.hooks.call
+    import airflow_llm_provider.hooks.question
     import airflow_llm_provider.ledger.ledger
     import airflow_llm_provider.operators.claude  # noqa: F401

@@ -13,14 +13,12 @@ from airflow.sdk import DAG, XComArg, task
 
 from airflow_llm_provider.documents.pdf import PdfMode
 from airflow_llm_provider.engine.framing import Framing
-from airflow_llm_provider.hooks.arguments import CHOICES
-from airflow_llm_provider.hooks.checks import OnExhausted
-from airflow_llm_provider.hooks.choice import OnUnsure
+from airflow_llm_provider.hooks.branching import OnUnsure
 from airflow_llm_provider.operators.branch import LLMBranchOperator
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
-from airflow_llm_provider.sensors.approval import ApprovalSensor, OnChanged, OnTimeout
+from airflow_llm_provider.sensors.approval import ApprovalSensor, OnChanged
 
 CALL = {"task_id": "ask", "prompt": "What is owed?"}
 DOCUMENTS = {"task_id": "read", "prompt": "Read.", "documents": ["a text"], "output": "/data/rows.jsonl"}

@@ -15,8 +15,8 @@ from airflow.sdk import DAG, BaseOperator, TaskGroup, task_group
 from branch_shapes import SHAPES, a_mapped_group, empty
 from desk import Desk
 
-from airflow_llm_provider.decorators.branch import claude_branch_task
-from airflow_llm_provider.operators.branch import Branch, LLMBranchOperator, use_branch_settings
+from airflow_llm_provider.decorators import claude_branch_task
+from airflow_llm_provider.operators.branch import Branch, LLMBranchOperator
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.tools import tool
 

@@ -9,13 +9,13 @@ from airflow.sdk import DAG, BaseNotifier
 from fpdf import FPDF
 
 from airflow_llm_provider.errors import BudgetWaits
+from airflow_llm_provider.hooks.connection import Connection
 from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
-from airflow_llm_provider.hooks.settings import Settings
 from airflow_llm_provider.ledger.budgets import Budget, set_budget
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
-from airflow_llm_provider.triggers.lane import NeedsWorker, encode_arguments
+from airflow_llm_provider.triggers.deferral import NeedsWorker, encode_arguments
 
 # A document costs up to $0.0045, and each answer of the stand-in's less than a tenth of that.
 SOME = 0.0060
@@ -134,7 +134,7 @@ def test_what_a_private_model_costs_is_said_in_the_connection(deployment):
 
 def test_own_prices_and_a_discount_are_booked(deployment):
     deployment.connect(prices='{"claude-haiku-5-5": {"input": 1, "output": 2}}', discount_percent=50)
-    settings = Settings.of(_connection(), "claude_default")
+    settings = Connection.of(_connection(), "claude_default")
     assert settings.prices.card("claude-haiku-5-5").tiers[0][1]["cache_write_1h_tokens"] == 2_000_000
     assert settings.prices.card("claude-sonnet-5-5").tiers[0][1]["output_tokens"] == 5_000_000
 

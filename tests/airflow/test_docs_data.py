@@ -20,8 +20,8 @@ from airflow_llm_provider.documents.formats import AFTER_DATA, columns
 from airflow_llm_provider.documents.run import reason_of
 from airflow_llm_provider.documents.sources import SUFFIXES
 from airflow_llm_provider.errors import BY_KIND, AnswerError, LLMError
-from airflow_llm_provider.hooks.choice import Decision as Choice
-from airflow_llm_provider.hooks.choice import Proposal
+from airflow_llm_provider.hooks.branching import Decision as Choice
+from airflow_llm_provider.hooks.branching import Proposal
 from airflow_llm_provider.ledger import schema
 from airflow_llm_provider.pricing import Prices
 from airflow_llm_provider.provider_info import get_provider_info

@@ -13,7 +13,7 @@ from test_budgets import Told
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.triggers.claude import ClaudeTrigger
-from airflow_llm_provider.triggers.lane import NeedsWorker, encode_arguments
+from airflow_llm_provider.triggers.deferral import NeedsWorker, encode_arguments
 
 LETTERS = [f"Letter {n}: we owe you ${n}.00." for n in range(12)]
 

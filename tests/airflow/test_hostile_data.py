@@ -12,8 +12,7 @@ from airflow.sdk import DAG, task
 from desk import Desk
 from test_documents_are_data import HOSTILE, Export
 
-from airflow_llm_provider.decorators.branch import claude_branch_task
-from airflow_llm_provider.decorators.repair import claude_repair_task
+from airflow_llm_provider.decorators import claude_branch_task, claude_repair_task
 from airflow_llm_provider.hooks.files import with_files_read
 from airflow_llm_provider.operators.branch import LLMBranchOperator
 from airflow_llm_provider.operators.claude import ClaudeOperator

@@ -12,9 +12,9 @@ import pydantic
 import pytest
 from airflow.sdk import DAG, Asset, Param, task, task_group
 
-from airflow_llm_provider.operators.claude import CALL_ARGUMENTS, ClaudeOperator
+from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.triggers.claude import TEMPLATES, ClaudeTrigger
-from airflow_llm_provider.triggers.lane import TRIGGER, NeedsWorker, encode, encode_arguments
+from airflow_llm_provider.triggers.deferral import ARGUMENTS, TRIGGER, NeedsWorker, encode, encode_arguments
 
 pytestmark = pytest.mark.usefixtures("airflow_home")
 
@@ -59,7 +59,7 @@ def test_a_call_is_handed_to_the_triggerer_as_plain_data():
     )
     assert call["push"] is False
     arguments = call["arguments"]
-    assert set(arguments) == set(CALL_ARGUMENTS) - {"validators", "budget_notifiers"}
+    assert set(arguments) == set(ARGUMENTS) - {"validators", "budget_notifiers"}
     assert arguments["model"] == ["fast", "strong"]
     assert arguments["output_type"] == {"list of": f"{__name__}:Debt"}
 

@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import DAG, ObjectStoragePath, task
 from airflow.sdk.bases.operator import BaseOperator
 
-from airflow_llm_provider.decorators.repair import claude_repair_task
+from airflow_llm_provider.decorators import claude_repair_task
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
 from airflow_llm_provider.validators import Complaint, Judge, quotes_in_source

@@ -13,9 +13,9 @@ import uuid
 from collections.abc import Callable
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope, NewAttempt, OpenedAttempt, Settlement
 from airflow_llm_provider.pricing import Usage

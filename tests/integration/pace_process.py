@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator
 
 from airflow_llm_provider.engine.client import AnthropicClient, Heed
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.ledger.records import CallScope

@@ -15,9 +15,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from airflow_llm_provider.engine.client import AnthropicClient, Client, Heed
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AuthenticationFailed,

@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LedgerUnavailable
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger

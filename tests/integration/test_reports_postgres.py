@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from airflow_llm_provider.engine.client import AnthropicClient
-from airflow_llm_provider.engine.flow import for_each
+from airflow_llm_provider.engine.concurrency import for_each
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope

@@ -8,9 +8,9 @@ from typing import assert_type
 import pydantic
 from airflow.sdk import DAG
 
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.operators.branch import LLMBranchOperator

@@ -151,12 +151,12 @@ def test_a_setting_that_can_not_be_read_is_named_and_not_repeated() -> None:
     from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowFailException
 
-    from airflow_llm_provider.hooks.settings import Settings
+    from airflow_llm_provider.hooks.connection import Connection
 
-    def settings(**fields: Any) -> Settings:
+    def settings(**fields: Any) -> Connection:
         extra = {"ledger_url": f"postgresql://x:{WORD}@db/ledger", **fields.pop("extra", {})}
         connection = {"conn_id": "claude_default", "conn_type": "claude", "password": KEY, **fields}
-        return Settings.of(Connection(**connection, extra=json.dumps(extra)), "claude_default")
+        return Connection.of(Connection(**connection, extra=json.dumps(extra)), "claude_default")
 
     for proxy in (
         f"someone:{WORD}@proxy:3128",

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.documents.formats import open_writer
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.testing.postgres import LocalPostgres

@@ -39,7 +39,7 @@ TEXTS = {name: f"plantedword{number}" for number, name in enumerate(
 PRELOAD = """
 import sys
 if "scheduler" in sys.argv:
-    import anthropic, aiohttp, httpx2, airflow_llm_provider.hooks.call, airflow_llm_provider.ledger.ledger
+    import anthropic, aiohttp, httpx2, airflow_llm_provider.hooks.question, airflow_llm_provider.ledger.ledger
 """
 
 

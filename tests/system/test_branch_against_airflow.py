@@ -27,7 +27,7 @@ WAYS = ("by_claude", "by_python")
 PRELOAD = """
 import sys
 if "scheduler" in sys.argv:
-    import anthropic, aiohttp, httpx2, airflow_llm_provider.hooks.call, airflow_llm_provider.ledger.ledger
+    import anthropic, aiohttp, httpx2, airflow_llm_provider.hooks.question, airflow_llm_provider.ledger.ledger
 """
 
 

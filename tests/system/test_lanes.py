@@ -51,7 +51,7 @@ SAME = (
 PRELOAD = """
 import sys
 if "scheduler" in sys.argv:
-    import anthropic, aiohttp, httpx2, airflow_llm_provider.hooks.call, airflow_llm_provider.ledger.ledger
+    import anthropic, aiohttp, httpx2, airflow_llm_provider.hooks.question, airflow_llm_provider.ledger.ledger
 """
 
 

@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from airflow_llm_provider.engine.client import Heed
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.pace import Pace
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope

@@ -20,8 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
-from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.engine.terms import Fallback, Route
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.errors import (
     BudgetExceeded,
     BudgetSkips,
@@ -39,6 +38,7 @@ from airflow_llm_provider.ledger.payloads import PayloadPolicy
 from airflow_llm_provider.ledger.records import CallScope, Failure, NewAttempt, OpenedAttempt, Settlement
 from airflow_llm_provider.ledger.schema import OPEN, account, call
 from airflow_llm_provider.ledger.writes import Writes
+from airflow_llm_provider.options import Route
 from airflow_llm_provider.pricing import Prices, Usage
 
 CAPPED = dataclasses.replace(SCOPE, run_budget_micro_usd=5_000)

@@ -8,11 +8,10 @@ import pytest
 import sqlalchemy as sa
 from conftest import SCOPE, Clock, Wire, message, question
 
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AnswerError,
@@ -27,6 +26,7 @@ from airflow_llm_provider.errors import (
     Truncated,
 )
 from airflow_llm_provider.ledger.schema import call, payload
+from airflow_llm_provider.options import Route
 
 
 class Verdict(pydantic.BaseModel):

@@ -21,18 +21,17 @@ from airflow_llm_provider.documents.estimate import Estimate, estimate
 from airflow_llm_provider.documents.experience import Experience
 from airflow_llm_provider.documents.forecast import Asking, Forecast
 from airflow_llm_provider.documents.output import RowWriter
-from airflow_llm_provider.documents.question import Question
 from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sources import list_documents
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.long import LongInput
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
-from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.ledger.queries import PastCall, past_calls
 from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.schema import metadata
+from airflow_llm_provider.options import Route
 from airflow_llm_provider.pricing import Prices, Usage, rate_card
 from airflow_llm_provider.validators import Judge
 

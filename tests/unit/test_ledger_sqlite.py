@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from conftest import Wire, question
 from test_ledger_claims import KEY, NIGHTLY, REPLY, bought, entry, settlement, states
 
-from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.errors import LedgerUnavailable, LedgerUnusable
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.file_lock import FileLock

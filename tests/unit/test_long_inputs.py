@@ -9,9 +9,9 @@ from conftest import SCOPE, Wire, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.long import LongInput, ask_about, estimated_tokens, split
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import Refused, TooLong
 

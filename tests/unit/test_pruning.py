@@ -8,7 +8,7 @@ import json
 from conftest import SCOPE, Wire, message, question
 from test_maintenance import before
 
-from airflow_llm_provider.engine.run import Engine
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.ledger.maintenance import export, prune
 from airflow_llm_provider.ledger.schema import call, payload
 

@@ -15,16 +15,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_llm_provider.engine import mend
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.schema import part_of
-from airflow_llm_provider.engine.terms import Fallback, Route
 from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import BusinessError, InvalidOutput, NetworkError, TerminalError, Truncated
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.reports import invalid_answers
 from airflow_llm_provider.ledger.schema import call
+from airflow_llm_provider.options import Route
 from airflow_llm_provider.validators import Complaint, Judge, length_between, quotes_in_source
 
 DOCUMENT = "Invoice 7 of Acme Inc. Travel: 12.50. Hotel: 100.00. Total: 112.50. Due on 2026-03-04."

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import SCOPE, Clock, question
 
-from airflow_llm_provider.engine.flow import for_each
+from airflow_llm_provider.engine.concurrency import for_each
 from airflow_llm_provider.engine.pace import Pace, Permit
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy, policies, retrying
 from airflow_llm_provider.errors import (

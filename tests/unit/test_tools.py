@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
+from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
-from airflow_llm_provider.engine.run import Engine
 from airflow_llm_provider.engine.tool_calls import MAX_OUTPUT_CHARACTERS, ApprovalNeeded, Verdict
 from airflow_llm_provider.engine.tools import Toolbox
 from airflow_llm_provider.engine.validate import OutputType
