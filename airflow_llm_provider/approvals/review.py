@@ -68,7 +68,7 @@ class Review:
             every other option approves. Airflow shows up to four options as buttons, more as a list.
         reviewers: who may decide, and for how long.
         choices_on_timeout: the option that each value of `reviewers.on_timeout` chooses; None: the task fails.
-        on_changed: what happens when the question is no longer what was first shown, which Airflow keeps showing through
+        on_changed: what happens when the question is no longer what was first shown, which Airflow shows through
             retries and clears: `fail`; or `frozen`: what was first shown is decided on, and goes on.
         key: tells apart the reviews that a task instance keeps. Airflow itself shows one question per task
             instance; a second one fails with ChangedSinceShown.

@@ -30,8 +30,8 @@ class DocumentPrompt:
     prompt: str
     output: OutputType
     endpoint: Endpoint
-    options: Options = Options()
-    reading: Reading = Reading()
+    options: Options = field(default_factory=Options)
+    reading: Reading = field(default_factory=Reading)
     system: str | None = None
     asked_by: str = ""
     family: str = field(init=False, repr=False, default="")

