@@ -176,7 +176,7 @@ async def measured(ledger: Ledger, rows: int, rounds: int, size: int = 256) -> d
 
 def flat(rows: int, rounds: int) -> dict[str, Any]:
     """Compare a ledger of 10,000 rows with one of `rows`, the two in turn on one PostgreSQL."""
-    from airflow_llm_provider.testing.postgres import LocalPostgres
+    from tests.support.postgres import LocalPostgres
 
     with LocalPostgres() as server:
         sizes = (10_000, rows)

@@ -24,8 +24,8 @@ from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.options import Route
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.books import balance
 
 CHEAP, STRONG = "claude-haiku-5-5", "claude-opus-5-5"
 TOPICS = ("card", "transfer", "login", "loan")

@@ -230,7 +230,7 @@ def main() -> None:
         return
     from machine import machine
 
-    from airflow_llm_provider.testing.postgres import LocalPostgres
+    from tests.support.postgres import LocalPostgres
 
     rounds = ("--rounds", str(options.rounds))
     with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from typing import Any
 
 import httpx2
 
-from airflow_llm_provider.testing.postgres import LocalPostgres
+from tests.support.postgres import LocalPostgres
 
 HERE = Path(__file__).parent
 PROCESS = HERE.parent / "tests" / "integration" / "pace_process.py"

@@ -187,7 +187,7 @@ def main() -> None:
         return
     from machine import machine
 
-    from airflow_llm_provider.testing.postgres import LocalPostgres
+    from tests.support.postgres import LocalPostgres
 
     told: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -36,9 +36,9 @@ from airflow_llm_provider.errors import InvalidOutput
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import call
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.validators import adds_up, quotes_in_source
+from tests.support.books import balance
 
 MODEL = "claude-haiku-5-5"
 SCOPE = CallScope(dag_id="bench", run_id="run", task_id="read", trace_id="0" * 32)

@@ -29,8 +29,8 @@ from notes import first_line, write_notes
 from report import keep
 from sides import HERE, SIDES, Side, airflow_of, ask, idle_cpu_per_s, order, rivals, run_and_measure
 
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.invoice import InvoiceLine
+from tests.support.books import balance
 
 WARM_UP = "warm_up"
 DOCUMENTS, QUESTIONS = 2000, 300

@@ -31,11 +31,11 @@ import httpx2
 import psutil  # type: ignore[import-untyped]  # no stubs among our dependencies
 import sqlalchemy as sa
 
-from airflow_llm_provider.testing.airflow import LocalAirflow
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.invoice import InvoiceLine
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.processes import wait_until
+from tests.support.airflow import AirflowUnderTest
+from tests.support.books import balance
+from tests.support.postgres import LocalPostgres
 
 TARGET = {"documents_per_s": 400, "peak_rss_mb": 400, "pace_ratio": 0.9}
 LEDGERS = ("sqlite", "postgresql")
@@ -154,7 +154,7 @@ def _measure(name: str, sizes: Sequence[int]) -> dict[str, Any]:
             write_notes(Path(work["folder"]), range(size))
         shutil.copytree(DAGS, folder / "dags", ignore=lambda _, names: {*names} - {"question.py", "ours.py"})
         airflow = stack.enter_context(
-            LocalAirflow(
+            AirflowUnderTest(
                 folder / "home",
                 folder / "dags",
                 connections={"claude_default": {"conn_type": "claude", "password": "sk-bench", "host": url}},
@@ -178,7 +178,7 @@ def _measure(name: str, sizes: Sequence[int]) -> dict[str, Any]:
 class Bench:
     """What every run is measured in."""
 
-    airflow: LocalAirflow
+    airflow: AirflowUnderTest
     ledger: SqliteLedger | PostgresLedger
     stand_in: psutil.Process
     stand_in_url: str
@@ -239,7 +239,7 @@ class Bench:
 class TaskWatch:
     """The CPU and the peak memory of the first task process that Airflow starts, as last seen alive."""
 
-    def __init__(self, airflow: LocalAirflow) -> None:
+    def __init__(self, airflow: AirflowUnderTest) -> None:
         self.cpu_s = 0.0
         self.peak_bytes = 0
         self._airflow = airflow

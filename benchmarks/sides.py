@@ -19,8 +19,8 @@ from typing import Any
 import httpx2
 from machine import peak_pss_mb
 
-from airflow_llm_provider.testing.airflow import LocalAirflow
 from airflow_llm_provider.testing.processes import wait_until
+from tests.support.airflow import AirflowUnderTest
 
 HERE = Path(__file__).parent
 MODEL = "claude-haiku-5-5"
@@ -115,7 +115,7 @@ def rivals() -> Path:
 @contextlib.contextmanager
 def airflow_of(
     side: Side, folder: Path, url: str, works: Sequence[Mapping[str, Any]], *, parallelism: int
-) -> Iterator[LocalAirflow]:
+) -> Iterator[AirflowUnderTest]:
     """Run an Airflow in `folder` with the side's DAGs, one for each of `works`; see dags/question.py."""
     home, dags = folder / "home", folder / "dags"
     for path in (home / "config", dags):
@@ -126,7 +126,7 @@ def airflow_of(
     if side.preload:
         (home / "config" / "airflow_local_settings.py").write_text(PRELOAD + side.preload)
     connection = side.connection(url)
-    with LocalAirflow(
+    with AirflowUnderTest(
         home,
         dags,
         python=side.python,
@@ -141,7 +141,7 @@ def airflow_of(
         yield airflow
 
 
-def run_and_measure(side: Side, airflow: LocalAirflow, url: str, dag_id: str) -> dict[str, Any]:
+def run_and_measure(side: Side, airflow: AirflowUnderTest, url: str, dag_id: str) -> dict[str, Any]:
     """Run a DAG to its end and return what it took: by the kernel, the stand-in's invoice and Airflow.
 
     CPU is user and system of every process of that Airflow, those of ended tasks too, from the trigger until
@@ -177,7 +177,7 @@ def run_and_measure(side: Side, airflow: LocalAirflow, url: str, dag_id: str) ->
     }
 
 
-def idle_cpu_per_s(airflow: LocalAirflow, seconds: float = 10.0) -> float:
+def idle_cpu_per_s(airflow: AirflowUnderTest, seconds: float = 10.0) -> float:
     """Return what the Airflow's processes use while nothing runs."""
     time.sleep(5)
     before = airflow.cpu_seconds()
@@ -199,7 +199,7 @@ def order(url: str, what: str, body: Mapping[str, Any] | None = None) -> None:
 
 
 def _answered(
-    side: Side, airflow: LocalAirflow, dag_id: str, run: str, tasks: Sequence[Mapping[str, Any]]
+    side: Side, airflow: AirflowUnderTest, dag_id: str, run: str, tasks: Sequence[Mapping[str, Any]]
 ) -> int:
     """Count the documents or questions that have an answer."""
     if side.dag in ("task_threads", "common_ai_hook"):

@@ -28,8 +28,8 @@ from typing import Any
 from machine import machine, stand_in
 from sides import PRELOAD, PRELOAD_COMMON_AI, PRELOAD_OURS, Side
 
-from airflow_llm_provider.testing.airflow import LocalAirflow
 from airflow_llm_provider.testing.processes import session_members, title, wait_until
+from tests.support.airflow import AirflowUnderTest
 
 TIMEOUT_S = 300
 QUESTION = "We owe you $7.00 for two boxes. What is owed?"
@@ -103,7 +103,7 @@ def _measure(side: Side, tasks: int) -> list[float]:
             Path(folder, "home", "config").mkdir(parents=True)
             Path(folder, "home", "config", "airflow_local_settings.py").write_text(PRELOAD + side.preload)
         connection = side.connection(url)
-        with LocalAirflow(
+        with AirflowUnderTest(
             Path(folder, "home"),
             Path(folder, "dags"),
             python=side.python,
@@ -115,7 +115,7 @@ def _measure(side: Side, tasks: int) -> list[float]:
             return [_run_task(airflow) for _ in range(tasks)]
 
 
-def _run_task(airflow: LocalAirflow) -> float:
+def _run_task(airflow: AirflowUnderTest) -> float:
     """Run the task once and return what it cost its worker."""
     before = _cpu_of_workers(airflow)
     run = airflow.trigger("worker")
@@ -126,17 +126,17 @@ def _run_task(airflow: LocalAirflow) -> float:
     return _cpu_of_workers(airflow) - before
 
 
-def _workers(airflow: LocalAirflow) -> list[Any]:
+def _workers(airflow: AirflowUnderTest) -> list[Any]:
     """Return LocalExecutor's worker processes, which await the tasks that they fork."""
     members = session_members({airflow.pids()["scheduler"]})
     return [member for member in members if "LocalExecutor" in title(member)]
 
 
-def _is_idle(airflow: LocalAirflow) -> bool:
+def _is_idle(airflow: AirflowUnderTest) -> bool:
     return all(title(worker).endswith("<idle>") for worker in _workers(airflow))
 
 
-def _cpu_of_workers(airflow: LocalAirflow) -> float:
+def _cpu_of_workers(airflow: AirflowUnderTest) -> float:
     total = 0.0
     for worker in _workers(airflow):
         times = worker.cpu_times()

@@ -1,4 +1,4 @@
-"""A real Airflow on this machine, its components run as child processes."""
+"""An Airflow on this machine for the demo and for tests: its components are child processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, Self
 from airflow_llm_provider.testing.airflow_rest import RunningAirflow
 from airflow_llm_provider.testing.processes import (
     ChildSession,
-    cpu_seconds,
     created_at,
     end_strays,
     exit_on_signals,
@@ -54,21 +53,22 @@ class TaskProcess(NamedTuple):
 
 
 class LocalAirflow(RunningAirflow):
-    """Run Airflow from `home` with the DAGs in `dags`, for tests, benchmarks and the demo.
+    """Run Airflow from `home` with the DAGs in `dags`.
 
-    The API server listens on 127.0.0.1 only, the UI opens without a password, DAGs run only when triggered
-    (`AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE` in `config` turns schedules on). The caller's own `AIRFLOW*`
-    variables are not passed on. Leaving the context ends every process, on an exception, SIGINT, SIGTERM and
-    SIGHUP too; what a killed run has left behind is ended by the next start of its home.
+    The API server listens on 127.0.0.1 only. The UI opens without a password. A DAG runs only when it is triggered
+    (`AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE` in `config` turns schedules on). The caller's own `AIRFLOW*` variables
+    are not passed on. Leaving the context ends every process, also after an exception, SIGINT, SIGTERM or SIGHUP.
+    The next start of the same home ends what a killed run left behind.
 
-    home: holds database, logs, ports and secrets (mode 600); a second start reuses them.
-    connections: connection id to Airflow's JSON form, such as `{"conn_type": "claude", "password": "…"}`.
-    config: environment variables, such as `{"AIRFLOW__LLM__PAYLOAD": "none"}`; they win over ours.
-    database_url: SQLite in `home` by default; else an existing database, `postgresql+psycopg://…`.
-    components: what to start; "celery worker" is possible, "api-server" is needed.
-    keep_home: False removes `home` at the end.
-    python: the interpreter whose Airflow is run, this one by default.
-    start_timeout_s: how long until everything must be healthy; ComponentFailed after that.
+    Args:
+        home: holds the database, logs, ports and secrets (mode 600); a second start reuses them.
+        connections: connection id to Airflow's JSON form, such as `{"conn_type": "claude", "password": "…"}`.
+        config: environment variables, such as `{"AIRFLOW__LLM__PAYLOAD": "none"}`; they win over ours.
+        database_url: default: SQLite in `home`; else an existing database, `postgresql+psycopg://…`.
+        components: what to start; "celery worker" is possible, "api-server" is needed.
+        keep_home: False removes `home` at the end.
+        python: the interpreter whose Airflow is run, this one by default.
+        start_timeout_s: seconds until all components must be healthy; ComponentFailed after that.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class LocalAirflow(RunningAirflow):
         self._database_url = database_url
         self._names = tuple(components)
         self._keep_home = keep_home
-        self._components: dict[str, ChildSession] = {}
-        self._started: list[ChildSession] = []
+        self.components: dict[str, ChildSession] = {}
+        self.started: list[ChildSession] = []
         self._lock: int | None = None
         self._replaced_handlers: dict[int, Any] = {}
         self._state: dict[str, Any] = {}
@@ -113,7 +113,7 @@ class LocalAirflow(RunningAirflow):
             self._migrate()
             for name in self._names:
                 self.start(name)
-            self._wait_healthy(self._names)
+            self.wait_healthy(self._names)
         except BaseException:
             self.close()
             raise
@@ -143,40 +143,19 @@ class LocalAirflow(RunningAirflow):
         command = [self.python, "-m", "airflow", *component.split(), *_FLAGS.get(component, [])]
         with signals_held():
             child = ChildSession.start(component, command, folder=self.home, env=self.environment(), log=log)
-            self._components[component] = child
-            self._started.append(child)
+            self.components[component] = child
+            self.started.append(child)
             self._state.setdefault("processes", []).append([child.pid, created_at(child.pid)])
             self._save()
-
-    def kill(self, component: str, signum: int = signal.SIGKILL) -> None:
-        """Send `signum` to the component's main process only; its children stay, as after a crash."""
-        self._components[component].killed = True
-        send_signal(self._components[component].pid, signum)
-
-    def restart(self, component: str) -> None:
-        """Start `component` again and wait until it is healthy; end it first if it still runs.
-
-        After `kill` the children of the killed process live on, as after a crash.
-        """
-        old = self._components[component]
-        if not old.has_ended():
-            old.killed = True
-            self._end([old], _STOP_S)
-        self.start(component)
-        self._wait_healthy([component])
-
-    def pids(self) -> dict[str, int]:
-        """Return the main process of every component that runs."""
-        return {name: child.pid for name, child in self._components.items() if not child.has_ended()}
 
     def task_pids(self) -> list[TaskProcess]:
         """Return the processes of the tasks that LocalExecutor runs now.
 
-        kill -9 of the runner: its supervisor reports the failure at once, a retry follows after the task's
-        retry_delay. kill -9 of the supervisor: the runner works on, unheard, and the scheduler takes the task
-        for dead `AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT` (300 s) after its last heartbeat.
+        After kill -9 of a runner its supervisor reports the failure at once; a retry follows after the task's
+        retry_delay. After kill -9 of a supervisor the runner works on, but its heartbeats stop: the scheduler fails
+        the task `AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT` (300 s) after the last one.
         """
-        members = session_members(self._sessions())
+        members = session_members(self.sessions())
         parents = {member.pid: member for member in members}
         found = []
         for member in members:
@@ -188,17 +167,9 @@ class LocalAirflow(RunningAirflow):
                         found.append(TaskProcess(supervisor.pid, member.pid))
         return found
 
-    def cpu_seconds(self) -> float:
-        """Return the CPU seconds, user and system, of all components and what they have started.
-
-        Ended processes count too, all but orphans of a killed component.
-        """
-        ended = sum(child.ended_cpu_s for child in self._started if child.has_ended())
-        return ended + cpu_seconds(self._sessions())
-
     def check(self) -> None:
         """Raise ComponentFailed when a component has ended that `kill` did not end."""
-        for child in self._components.values():
+        for child in self.components.values():
             if child.has_ended() and not child.killed:
                 raise ComponentFailed(
                     f"airflow {child.name} ended with status {child.returncode}.\n{child.tail()}"
@@ -296,10 +267,12 @@ class LocalAirflow(RunningAirflow):
         self._state["migrated"] = version
         self._save()
 
-    def _sessions(self) -> set[int]:
-        return {child.pid for child in self._started}
+    def sessions(self) -> set[int]:
+        """Return the ids of the sessions that the components were started in."""
+        return {child.pid for child in self.started}
 
-    def _wait_healthy(self, names: Collection[str]) -> None:
+    def wait_healthy(self, names: Collection[str]) -> None:
+        """Wait until these components report a fresh heartbeat; ComponentFailed after `start_timeout_s`."""
         import httpx2
 
         deadline = time.monotonic() + self.start_timeout_s
@@ -311,7 +284,7 @@ class LocalAirflow(RunningAirflow):
                 health = self.get("monitor/health")
                 waiting = [name for name in names if not self._is_healthy(name, health)]
         if waiting:
-            tails = "\n".join(self._components[name].tail() for name in waiting)
+            tails = "\n".join(self.components[name].tail() for name in waiting)
             raise ComponentFailed(
                 f"Not healthy after {self.start_timeout_s:.0f} s: {', '.join(waiting)}.\n{tails}"
             )
@@ -322,21 +295,22 @@ class LocalAirflow(RunningAirflow):
             return bool(health["metadatabase"]["status"] == "healthy")
         # An earlier run's job may still pass for healthy: the beat must be younger than the process.
         beat = health[part].get(f"latest_{part}_heartbeat") or "1970-01-01T00:00Z"
-        return datetime.fromisoformat(beat).timestamp() > self._components[name].started_at
+        return datetime.fromisoformat(beat).timestamp() > self.components[name].started_at
 
     def _end_all(self) -> None:
-        for child in self._started:
+        for child in self.started:
             child.killed = True
-        running = [child for child in self._components.values() if not child.has_ended()]
+        running = [child for child in self.components.values() if not child.has_ended()]
         # A task's end is reported to the API server, so that one goes last; it has shut down in 0.1 s, but
         # takes three CPU seconds to tidy its memory up.
-        self._end([child for child in running if child.name != "api-server"], _STOP_S)
-        self._end([child for child in running if child.name == "api-server"], 1.0)
-        kill_sessions(self._sessions())  # what components that had ended before have left behind
+        self.end([child for child in running if child.name != "api-server"], _STOP_S)
+        self.end([child for child in running if child.name == "api-server"], 1.0)
+        kill_sessions(self.sessions())  # what components that had ended before have left behind
         if self._state.pop("processes", None):
             self._save()
 
-    def _end(self, components: Collection[ChildSession], within_s: float) -> None:
+    def end(self, components: Collection[ChildSession], within_s: float) -> None:
+        """End components by TERM, and by KILL after `within_s`; wait until they are gone."""
         for component in components:
             if component.name == "triggerer":
                 self._end_triggers(component.pid)

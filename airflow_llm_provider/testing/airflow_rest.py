@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,9 +21,10 @@ _TRIES = 4
 
 
 class RunningAirflow:
-    """An Airflow at `url` whose simple auth manager lets everybody in as admin.
+    """An Airflow at `url` whose simple auth manager makes every visitor an admin.
 
-    url: the UI's address, without a slash at the end.
+    Attributes:
+        url: the UI's address, without a slash at the end.
     """
 
     url: str
@@ -33,11 +34,11 @@ class RunningAirflow:
 
     def get(self, path: str, **params: Any) -> Any:
         """Return what `GET /api/v2/<path>` answers; httpx2.HTTPStatusError when it refuses."""
-        return self._ask("GET", path, params=params)
+        return self.request("GET", path, params=params)
 
     def unpause(self, dag_id: str) -> None:
         """Let the DAG's runs start."""
-        self._ask("PATCH", f"dags/{_quoted(dag_id)}", json={"is_paused": False})
+        self.request("PATCH", f"dags/{quoted(dag_id)}", json={"is_paused": False})
 
     def trigger(
         self,
@@ -60,7 +61,7 @@ class RunningAirflow:
         date = logical_date.isoformat() if logical_date else None
         body = {"dag_run_id": run_id, "conf": conf or {}, "logical_date": date}
         try:
-            self._ask("POST", f"dags/{_quoted(dag_id)}/dagRuns", json=body)
+            self.request("POST", f"dags/{quoted(dag_id)}/dagRuns", json=body)
         except httpx2.HTTPStatusError as error:
             if error.response.status_code != httpx2.codes.CONFLICT or run_id not in self._run_ids(dag_id):
                 raise
@@ -86,7 +87,7 @@ class RunningAirflow:
         while time.monotonic() < deadline:
             self.check()
             with suppress(httpx2.TransportError):
-                state = str(self.get(_run(dag_id, run_id))["state"])
+                state = str(self.get(run_path(dag_id, run_id))["state"])
                 if on_progress is not None:
                     on_progress(state)
                 if state in _FINAL:
@@ -99,14 +100,14 @@ class RunningAirflow:
         """Return the run's task instances as the API describes them, mapped ones too."""
         found: list[dict[str, Any]] = []
         while True:
-            page = self.get(f"{_run(dag_id, run_id)}/taskInstances", limit=100, offset=len(found))
+            page = self.get(f"{run_path(dag_id, run_id)}/taskInstances", limit=100, offset=len(found))
             found += page["task_instances"]
             if not page["task_instances"] or len(found) >= page["total_entries"]:
                 return found
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
         """Return the log of one try, one event a line, exceptions by class and message."""
-        path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/logs/{try_number}"
+        path = f"{run_path(dag_id, run_id)}/taskInstances/{quoted(task_id)}/logs/{try_number}"
         events = self.get(path, map_index=map_index, full_content=True)["content"]
         return "\n".join(_line(event) for event in events)
 
@@ -116,43 +117,13 @@ class RunningAirflow:
         """Return the XCom's value; LookupError when the task has pushed none."""
         import httpx2
 
-        path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/xcomEntries/{_quoted(key)}"
+        path = f"{run_path(dag_id, run_id)}/taskInstances/{quoted(task_id)}/xcomEntries/{quoted(key)}"
         try:
             return self.get(path, map_index=map_index)["value"]
         except httpx2.HTTPStatusError as error:
             if error.response.status_code != httpx2.codes.NOT_FOUND:
                 raise
             raise LookupError(f"{dag_id}.{task_id}[{map_index}], run {run_id}: no XCom {key!r}.") from None
-
-    def clear(
-        self, dag_id: str, run_id: str, task_ids: Collection[str] | None = None, *, downstream: bool = False
-    ) -> None:
-        """Clear tasks of the run, all by default, so that they run again; the run id stays."""
-        body = {
-            "dry_run": False,
-            "dag_run_id": run_id,
-            "task_ids": list(task_ids) if task_ids is not None else None,
-            "only_failed": False,
-            "include_downstream": downstream,
-        }
-        self._ask("POST", f"dags/{_quoted(dag_id)}/clearTaskInstances", json=body)
-
-    def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
-        """Set a task's state by hand, "failed" or "success"; a running task is told to stop."""
-        path = f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}"
-        self._ask("PATCH", path, json={"new_state": state})
-
-    def question(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
-        """Return what a person is asked: subject, body, options, fields and, once there is one, the answer."""
-        asked: dict[str, Any] = self.get(_question(dag_id, run_id, task_id, map_index))
-        return asked
-
-    def answer(
-        self, dag_id: str, run_id: str, task_id: str, option: str, map_index: int = -1, **fields: Any
-    ) -> None:
-        """Choose an option of a question that waits for a person, with the form's fields as given."""
-        body = {"chosen_options": [option], "params_input": fields}
-        self._ask("PATCH", _question(dag_id, run_id, task_id, map_index), json=body)
 
     def disconnect(self) -> None:
         """Close the connections to the API server; the next question opens them again."""
@@ -163,7 +134,7 @@ class RunningAirflow:
         """Raise when this Airflow can no longer end a run; called before every look while waiting."""
 
     def _run_ids(self, dag_id: str) -> set[str]:
-        runs = self.get(f"dags/{_quoted(dag_id)}/dagRuns", order_by="-run_after", limit=10)["dag_runs"]
+        runs = self.get(f"dags/{quoted(dag_id)}/dagRuns", order_by="-run_after", limit=10)["dag_runs"]
         return {run["dag_run_id"] for run in runs}
 
     def _wait_parsed(self, dag_id: str, timeout_s: float) -> dict[str, Any]:
@@ -173,7 +144,7 @@ class RunningAirflow:
         while True:
             self.check()
             try:
-                dag: dict[str, Any] = self.get(f"dags/{_quoted(dag_id)}")
+                dag: dict[str, Any] = self.get(f"dags/{quoted(dag_id)}")
                 if _parsed_since_change(dag, asked_at):
                     return dag
             except httpx2.HTTPStatusError as error:
@@ -193,7 +164,8 @@ class RunningAirflow:
         errors: list[dict[str, Any]] = self.get("importErrors")["import_errors"]
         return errors
 
-    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+    def request(self, method: str, path: str, **arguments: Any) -> Any:
+        """Send a request to `/api/v2/<path>`; return its JSON. Raises httpx2.HTTPStatusError for an error status."""
         if "Authorization" not in self._http.headers:
             self._log_in()
         for _ in range(_TRIES):
@@ -228,16 +200,14 @@ class RunningAirflow:
         return httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False)
 
 
-def _quoted(part: str) -> str:
+def quoted(part: str) -> str:
+    """Return `part` as one segment of a URL path."""
     return quote(part, safe="")
 
 
-def _run(dag_id: str, run_id: str) -> str:
-    return f"dags/{_quoted(dag_id)}/dagRuns/{_quoted(run_id)}"
-
-
-def _question(dag_id: str, run_id: str, task_id: str, map_index: int) -> str:
-    return f"{_run(dag_id, run_id)}/taskInstances/{_quoted(task_id)}/{map_index}/hitlDetails"
+def run_path(dag_id: str, run_id: str) -> str:
+    """Return the API path of a DAG run."""
+    return f"dags/{quoted(dag_id)}/dagRuns/{quoted(run_id)}"
 
 
 def _parsed_since_change(dag: Mapping[str, Any], asked_at: float) -> bool:

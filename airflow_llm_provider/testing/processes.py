@@ -171,20 +171,6 @@ def send_signal(pid: int, signum: int) -> None:
         os.kill(pid, signum)
 
 
-def cpu_seconds(sessions: Collection[int]) -> float:
-    """Return the CPU seconds, user and system, of the sessions' processes and of all they awaited.
-
-    A process that has ended and was not awaited yet counts too: a task's supervisor may take a second for that.
-    """
-    total = 0.0
-    for pid in psutil.pids() if sessions else ():
-        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            if os.getsid(pid) in sessions:
-                times = psutil.Process(pid).cpu_times()
-                total += times.user + times.system + times.children_user + times.children_system
-    return total
-
-
 def wait_until(done: Callable[[], bool], within_s: float) -> bool:
     """Ask `done` every 20 ms until it says so; return False when it has not `within_s`."""
     deadline = time.monotonic() + within_s

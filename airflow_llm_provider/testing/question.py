@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from airflow_llm_provider.testing.tools import check_tools
+from airflow_llm_provider.testing.tool_rules import check_tools
 from airflow_llm_provider.testing.wire import ApiError
 
 # The counting rule, stated so that tests can count too: a text block is ceil(characters / 4)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
 
 from airflow_llm_provider.testing import contract
 from airflow_llm_provider.testing.answers import answer, demanded_call
-from airflow_llm_provider.testing.faults import Fault, Order, ScriptedReply
-from airflow_llm_provider.testing.invoice import ITEM_CHARS, InvoiceLine
+from airflow_llm_provider.testing.exchanges import Exchanges
+from airflow_llm_provider.testing.faults import Fault, Order, Orders, ScriptedReply
+from airflow_llm_provider.testing.invoice import ITEM_CHARS, Invoice, InvoiceLine
+from airflow_llm_provider.testing.limits import Limits
+from airflow_llm_provider.testing.prompt_cache import PromptCache
 from airflow_llm_provider.testing.question import (
     CHARS_PER_TOKEN,
     Question,
@@ -24,10 +28,7 @@ from airflow_llm_provider.testing.question import (
     read_question,
     tool_use_tokens,
 )
-from airflow_llm_provider.testing.wire import ApiError, Reply, Usage, events, message
-
-if TYPE_CHECKING:
-    from airflow_llm_provider.testing.standin import StandIn
+from airflow_llm_provider.testing.wire import ApiError, Model, Reply, Usage, events, message
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,41 @@ _ID = web.RequestKey("id", str)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def application(server: StandIn) -> web.Application:
+class Server(Protocol):
+    """What the routes need of the stand-in that they answer for."""
+
+    api_key: str | None
+    latency_s: float
+    limits: Limits
+    validate: bool
+    keep_requests: bool
+    requests: list[dict[str, Any]]
+    invoice: Invoice
+    identify: Callable[[Question], str] | None
+    models: dict[str, Model]
+    cache: PromptCache
+    exchanges: Exchanges | None
+    faults: Orders[Fault]
+    replies: Orders[ScriptedReply]
+    stopping: threading.Event
+
+    def limit(self, limits: Mapping[str, float] | None) -> None:
+        """Enforce other limits from now on."""
+
+    def heal(self) -> None:
+        """Cancel all faults."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return the invoice's totals with what is in flight."""
+
+    def in_flight_now(self) -> contextlib.AbstractContextManager[None]:
+        """Count a request as seen, and as in flight while it is."""
+
+    def next_request_id(self) -> str:
+        """Return a request id that no other server gives out."""
+
+
+def application(server: Server) -> web.Application:
     """Return the web application that answers for `server`."""
     routes = _Routes(server)
     app = web.Application(client_max_size=_BODY_BYTES, middlewares=[routes.in_the_apis_shape])
@@ -64,7 +99,7 @@ def application(server: StandIn) -> web.Application:
 
 
 class _Routes:
-    def __init__(self, server: StandIn) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
 
     @web.middleware
@@ -216,7 +251,7 @@ class _Routes:
             raise ApiError(400, "anthropic-version: header is required")
         return key
 
-    def _model(self, name: str) -> Any:
+    def _model(self, name: str) -> Model:
         if name not in self.server.models:
             raise ApiError(404, f"model: {name}")
         return self.server.models[name]

@@ -23,9 +23,9 @@ from airflow_llm_provider.testing.exchanges import Exchanges, Recording, Replay
 from airflow_llm_provider.testing.faults import Fault, FaultKind, Matching, Orders, ScriptedReply
 from airflow_llm_provider.testing.invoice import Invoice
 from airflow_llm_provider.testing.limits import Limits
+from airflow_llm_provider.testing.prompt_cache import MINIMUM_TOKENS, PromptCache
 from airflow_llm_provider.testing.question import Question
 from airflow_llm_provider.testing.routes import WHAT_THIS_IS, application
-from airflow_llm_provider.testing.tokens import MINIMUM_TOKENS, PromptCache
 from airflow_llm_provider.testing.wire import MODELS, Model
 
 _BACKLOG = 1_024  # a task opens hundreds of connections at once

@@ -33,8 +33,8 @@ import pytest  # noqa: E402
 import sqlalchemy as sa  # noqa: E402
 
 from airflow_llm_provider.ledger.schema import call  # noqa: E402
-from airflow_llm_provider.testing.books import Books, balance  # noqa: E402
 from airflow_llm_provider.testing.standin import StandIn  # noqa: E402
+from tests.support.books import Books, balance  # noqa: E402
 
 KEY = "sk-ant-api03-planted-secret-4711-do-not-leak"
 

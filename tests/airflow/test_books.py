@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.schema import call
-from airflow_llm_provider.testing.books import balance
+from tests.support.books import balance
 
 
 def change(deployment, **values) -> None:

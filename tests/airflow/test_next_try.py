@@ -12,9 +12,9 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.invoice import Invoice
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.books import balance
 
 
 def paid_items(deployment) -> list[str]:

@@ -16,14 +16,14 @@ from typing import Self
 import psutil
 from jobs import runs
 
-from airflow_llm_provider.testing.airflow import TaskProcess
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.processes import (
     kill_sessions,
     send_signal,
     session_members,
     wait_until,
 )
+from tests.support.airflow import TaskProcess
+from tests.support.postgres import LocalPostgres
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 from compose import Compose

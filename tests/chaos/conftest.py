@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from jobs import CASES, HEARTBEAT_TIMEOUT_S, KILLS, LEASE_S, SEED, SEEDS, Chaos, Job
 
-from airflow_llm_provider.testing.airflow import LocalAirflow
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.airflow import AirflowUnderTest
+from tests.support.postgres import LocalPostgres
 
 pytest.register_assert_rewrite("workload")  # it is full of assertions, and no test module
 
@@ -47,7 +47,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
         }
         connections = {name: job.connection() for name, job in jobs.items()}
         try:
-            with LocalAirflow(
+            with AirflowUnderTest(
                 folder / "home", folder / "dags", config=config, connections=connections
             ) as airflow:
                 yield Chaos(airflow=airflow, jobs=jobs)

@@ -13,10 +13,10 @@ import psutil
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.schema import OPEN, SETTLED, call
-from airflow_llm_provider.testing.airflow import LocalAirflow
-from airflow_llm_provider.testing.books import Books, balance
 from airflow_llm_provider.testing.processes import is_alive
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.airflow import AirflowUnderTest
+from tests.support.books import Books, balance
 
 # SEED=4711 repeats that seed; SEEDS=5 takes the four after it too; KILLS=9 kills so often in each run.
 SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(1_000_000))
@@ -121,7 +121,7 @@ class Job:
 class Chaos:
     """The Airflow and its jobs."""
 
-    airflow: LocalAirflow
+    airflow: AirflowUnderTest
     jobs: dict[str, Job]
 
 

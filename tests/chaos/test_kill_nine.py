@@ -15,8 +15,8 @@ import psutil
 import pytest
 from jobs import CASES, KILLS, Chaos, Job, runs
 
-from airflow_llm_provider.testing.airflow import TaskProcess
 from airflow_llm_provider.testing.processes import is_alive, send_signal, wait_until
+from tests.support.airflow import TaskProcess
 
 SHORTEST_RUN_S = 60.0
 TIMEOUT_S = 900.0

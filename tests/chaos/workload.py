@@ -13,10 +13,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.schema import LATE, OPEN, SETTLED, UNPROVEN, call, review
-from airflow_llm_provider.testing.airflow_rest import RunningAirflow
-from airflow_llm_provider.testing.books import Books, balance
 from airflow_llm_provider.testing.question import Question
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.airflow import SteeredAirflow
+from tests.support.books import Books, balance
 
 SHARED, LOCAL = 260, 160  # documents, by ledger
 STAGES, ASKS, CHAINS = 6, 5, 3  # single calls: so many stages of so many; repair chains
@@ -217,7 +217,7 @@ class Workload:
             lost += min(len(unheard), sum(line.fault in ("drop", "slow") for line in lines))
         return Tally(charged=charged, answered=answered, lost_to_faults=lost)
 
-    def require_complete(self, airflow: RunningAirflow, name: str, run: str) -> list[Books]:
+    def require_complete(self, airflow: SteeredAirflow, name: str, run: str) -> list[Books]:
         """Check that everything has ended once, rightly, and that each ledger agrees with its invoice."""
         instances = airflow.task_instances(DAG_ID, run)
         assert len(instances) == 2 + STAGES * ASKS + 4 * CHAINS
@@ -238,7 +238,7 @@ class Workload:
             assert len(settled) == len({row.claim for row in settled})
         return [balance(url, self.servers[ledger].invoice) for ledger, url in self.ledgers.items()]
 
-    def most_in_flight_at_ends(self, airflow: RunningAirflow, run: str) -> int:
+    def most_in_flight_at_ends(self, airflow: SteeredAirflow, run: str) -> int:
         """Bound what was in flight when tries ended before their time, by the tries that Airflow counts."""
         instances = airflow.task_instances(DAG_ID, run)
         return sum((each["try_number"] - 1) * IN_FLIGHT.get(each["task_id"], 1) for each in instances)

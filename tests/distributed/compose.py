@@ -19,8 +19,6 @@ from typing import Any, Self
 import psutil
 import yaml
 
-from airflow_llm_provider.testing.airflow_rest import RunningAirflow
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.processes import (
     ChildSession,
     exit_on_signals,
@@ -30,6 +28,8 @@ from airflow_llm_provider.testing.processes import (
     session_members,
     wait_until,
 )
+from tests.support.airflow import SteeredAirflow
+from tests.support.postgres import LocalPostgres
 
 ROOT = Path(__file__).parents[2]
 # What `.env` holds on a real machine; the words of .env.example are checked against these.
@@ -49,7 +49,7 @@ _START_S = 180.0
 _PORTS = {"postgres": 5432, "redis": 6379, "api-server": 8080, "stand-in": 8765}
 
 
-class Compose(RunningAirflow):
+class Compose(SteeredAirflow):
     """Run every service of docker-compose.yaml with its own command and environment, and no container.
 
     folder: the services' homes, the shared volumes and the logs lie below it.

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from compose import ROOT, SECRETS, read
 
-from airflow_llm_provider.testing.postgres import server_programs
+from tests.support.postgres import server_programs
 
 
 def test_every_secret_comes_from_the_environment() -> None:

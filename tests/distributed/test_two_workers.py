@@ -15,9 +15,9 @@ from compose import Compose
 from conftest import BURST, MANY, RPM
 
 from airflow_llm_provider.ledger.schema import OPEN, SETTLED, call
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.invoice import InvoiceLine
 from airflow_llm_provider.testing.processes import wait_until
+from tests.support.books import balance
 
 TIMEOUT_S = 300.0
 pytestmark = pytest.mark.system

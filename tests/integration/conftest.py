@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_llm_provider.testing.postgres import LocalPostgres
+from tests.support.postgres import LocalPostgres
 
 _numbers = itertools.count(1)
 

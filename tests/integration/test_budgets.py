@@ -29,10 +29,10 @@ from airflow_llm_provider.errors import NetworkError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import account, call
-from airflow_llm_provider.testing.books import balance
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.testing.wire import MODELS, Model
+from tests.support.books import balance
+from tests.support.postgres import LocalPostgres
 
 # All of the promises, once more: what they ask for is `ledger_url`, and here it is PostgreSQL's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))

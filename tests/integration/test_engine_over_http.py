@@ -36,8 +36,8 @@ from airflow_llm_provider.errors import (
 )
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.books import balance
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 QUICK = DEFAULT_POLICIES | {

@@ -22,8 +22,8 @@ from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.options import Route
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.books import balance
 
 WORDS = (  # noqa: SIM905  # a sentence reads better
     "agreement buyer seller delivers within thirty days after receipt of invoice payment is due and late payment "

@@ -18,9 +18,9 @@ from airflow_llm_provider.errors import LedgerUnavailable
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import OpenedAttempt, Sighting
-from airflow_llm_provider.testing.books import balance
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.books import balance
+from tests.support.postgres import LocalPostgres
 
 # All of the claims, once more: what they ask for is `ledger_url`, and here it is PostgreSQL's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import ClaimHeld, Failure, OpenedAttempt
 from airflow_llm_provider.ledger.schema import MIGRATIONS, call, version
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.books import balance
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ledger_process import SCOPE, entry

@@ -21,9 +21,9 @@ from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.reports import BY, costs
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.testing.wire import Model
+from tests.support.books import balance
 
 # All of their claims, once more: what they ask for is `ledger_url`, and here it is PostgreSQL's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))

@@ -239,8 +239,8 @@ async def test_a_prefix_is_readable_only_once_its_response_has_begun(client, cla
 
 
 async def test_a_prefix_ends_with_its_lifetime():
+    from airflow_llm_provider.testing.prompt_cache import PromptCache
     from airflow_llm_provider.testing.question import read_question
-    from airflow_llm_provider.testing.tokens import PromptCache
 
     now = [0.0]
     cache = PromptCache(clock=lambda: now[0])

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.schema import call, effect
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.books import balance
 
 PROGRAM = Path(__file__).parent / "tools_process.py"
 

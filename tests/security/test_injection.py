@@ -21,8 +21,8 @@ from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.postgres import LocalPostgres
 
 EVIL = [
     "x' OR '1'='1",

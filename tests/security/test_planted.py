@@ -19,10 +19,10 @@ import pytest
 import sqlalchemy as sa
 from proxy import Proxy
 
-from airflow_llm_provider.testing.airflow import LocalAirflow
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.processes import wait_until
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.airflow import AirflowUnderTest
+from tests.support.postgres import LocalPostgres
 
 pytestmark = pytest.mark.system
 
@@ -53,7 +53,7 @@ def forms(secret: str) -> set[bytes]:
 class Stage:
     """A real Airflow that has run the DAGs, and what it asked through."""
 
-    airflow: LocalAirflow
+    airflow: AirflowUnderTest
     server: StandIn
     proxy: Proxy
     ledger_url: str
@@ -149,7 +149,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
                 "webhook": SECRETS["another field"],
             },
         }
-        with LocalAirflow(
+        with AirflowUnderTest(
             folder / "home",
             folder / "dags",
             parallelism=6,
@@ -175,7 +175,7 @@ def script(server: StandIn) -> None:
     server.fail(kind="slow", duration_s=20.0, matching="[slow]")
 
 
-def states(airflow: LocalAirflow, dag_id: str, run_id: str, state: str) -> int:
+def states(airflow: AirflowUnderTest, dag_id: str, run_id: str, state: str) -> int:
     return sum(ti["state"] == state for ti in airflow.task_instances(dag_id, run_id))
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_llm_provider.testing.airflow import LocalAirflow
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.processes import wait_until
 from airflow_llm_provider.testing.question import Question
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.airflow import AirflowUnderTest
+from tests.support.books import balance
 
 pytestmark = pytest.mark.system
 
@@ -39,7 +39,7 @@ def named(question: Question) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowUnderTest]:
     folder = tmp_path_factory.mktemp("branches")
     (folder / "dags").mkdir()
     for file in FILES:
@@ -49,7 +49,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
     with StandIn(validate=True) as server:
         server.reply(call=named)
         connection = {"conn_type": "claude", "password": "sk-branches", "host": server.url}
-        running = LocalAirflow(
+        running = AirflowUnderTest(
             folder / "home", folder / "dags", parallelism=6, connections={"claude_default": connection}
         )
         with running:
@@ -58,22 +58,22 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
 
 
 @pytest.fixture(scope="module")
-def runs(airflow: LocalAirflow) -> dict[tuple[str, str], str]:
+def runs(airflow: AirflowUnderTest) -> dict[tuple[str, str], str]:
     """Run every shape in both ways, all at once."""
     return {(name, way): airflow.trigger(f"{name}_{way}") for name in NAMES for way in WAYS}
 
 
-def states(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[tuple[str, int], str]:
+def states(airflow: AirflowUnderTest, dag_id: str, run_id: str) -> dict[tuple[str, int], str]:
     return {(ti["task_id"], ti["map_index"]): ti["state"] for ti in airflow.task_instances(dag_id, run_id)}
 
 
-def is_skipped(airflow: LocalAirflow, dag_id: str, run_id: str) -> bool:
+def is_skipped(airflow: AirflowUnderTest, dag_id: str, run_id: str) -> bool:
     return states(airflow, dag_id, run_id)["a", -1] == "skipped"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_tasks_end_in_the_same_states(
-    airflow: LocalAirflow, runs: dict[tuple[str, str], str], name: str
+    airflow: AirflowUnderTest, runs: dict[tuple[str, str], str], name: str
 ) -> None:
     ended = []
     for way in WAYS:
@@ -86,7 +86,7 @@ def test_all_tasks_end_in_the_same_states(
 
 
 def test_a_skipped_task_that_is_cleared_is_skipped_again(
-    airflow: LocalAirflow, runs: dict[tuple[str, str], str]
+    airflow: AirflowUnderTest, runs: dict[tuple[str, str], str]
 ) -> None:
     for way in WAYS:
         dag_id, run_id = f"plain_{way}", runs["plain", way]

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.schema import call
 from airflow_llm_provider.pricing import usd
-from airflow_llm_provider.testing.airflow import LocalAirflow
-from airflow_llm_provider.testing.books import balance
-from airflow_llm_provider.testing.offline import offline
 from airflow_llm_provider.testing.processes import wait_until
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.airflow import AirflowUnderTest
+from tests.support.books import balance
+from tests.support.offline import offline
 
 pytestmark = pytest.mark.system
 
@@ -43,7 +43,7 @@ class Stage:
     say: prints a line past pytest's capturing.
     """
 
-    airflow: LocalAirflow
+    airflow: AirflowUnderTest
     server: StandIn
     is_offline: bool
     say: Callable[[str], None]
@@ -97,7 +97,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     home = tmp_path_factory.mktemp("dags") / "home"
     with offline() as is_offline, StandIn(validate=True) as server:
         proxies = {} if is_offline else dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE)
-        with LocalAirflow(
+        with AirflowUnderTest(
             home,
             DAGS,
             connections={"claude_default": {"conn_type": "claude", "password": "any", "host": server.url}},

@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.schema import call
-from airflow_llm_provider.testing.airflow import LocalAirflow
-from airflow_llm_provider.testing.books import balance
 from airflow_llm_provider.testing.processes import kill_sessions, wait_until
 from airflow_llm_provider.testing.question import Question
 from airflow_llm_provider.testing.standin import StandIn
+from tests.support.airflow import AirflowUnderTest
+from tests.support.books import balance
 
 pytestmark = pytest.mark.system
 
@@ -59,7 +59,7 @@ if "scheduler" in sys.argv:
 class Stage:
     """A real Airflow, and the stand-in it asks; `is_slow`: what repairs must wait for."""
 
-    airflow: LocalAirflow
+    airflow: AirflowUnderTest
     server: StandIn
     is_slow: list[bool]
 
@@ -99,7 +99,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     (folder / "home" / "config" / "airflow_local_settings.py").write_text(PRELOAD)
     with StandIn(validate=True) as server:
         stage = Stage(
-            airflow=LocalAirflow(
+            airflow=AirflowUnderTest(
                 folder / "home",
                 folder / "dags",
                 parallelism=6,

@@ -1,4 +1,4 @@
-"""LocalAirflow and LocalPostgres start real servers, can be talked to, and leave nothing running."""
+"""AirflowUnderTest and LocalPostgres start real servers, can be talked to, and leave nothing running."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from airflow_llm_provider.testing.airflow import ComponentFailed, LocalAirflow
-from airflow_llm_provider.testing.postgres import LocalPostgres
 from airflow_llm_provider.testing.processes import session_members, wait_until
+from tests.support.airflow import AirflowUnderTest, ComponentFailed
+from tests.support.postgres import LocalPostgres
 
 DAG = """
 import time
@@ -45,9 +45,9 @@ greetings()
 PARENT = """
 import sys, time
 from pathlib import Path
-from airflow_llm_provider.testing.airflow import LocalAirflow
+from tests.support.airflow import AirflowUnderTest
 
-with LocalAirflow(Path(sys.argv[1]), Path(sys.argv[2])) as airflow:
+with AirflowUnderTest(Path(sys.argv[1]), Path(sys.argv[2])) as airflow:
     print("healthy", flush=True)
     time.sleep(120)
 """
@@ -81,7 +81,7 @@ def wait_until_started(home: Path) -> set[int]:
 
 def test_a_dag_runs_and_a_killed_task_is_retried(folder: Path) -> None:
     with timed("cold start, run, kill, retry, stop"):
-        with LocalAirflow(folder / "home", folder / "dags") as airflow:
+        with AirflowUnderTest(folder / "home", folder / "dags") as airflow:
             sessions = set(airflow.pids().values())
             with timed("first run"):
                 run = airflow.trigger("greetings", {"who": "Ada"})
@@ -134,12 +134,15 @@ def test_a_second_start_is_quick_and_ends_what_a_killed_run_left(folder: Path) -
     assert len(session_members(left)) >= 4
     database = (folder / "home" / "airflow.db").stat().st_ino
     started = time.monotonic()
-    with LocalAirflow(folder / "home", folder / "dags") as airflow:
+    with AirflowUnderTest(folder / "home", folder / "dags") as airflow:
         seconds = time.monotonic() - started
         print(f"second start: {seconds:.1f} s")
         assert session_members(left) == []
         assert seconds < 30
-        with pytest.raises(RuntimeError, match="in use by another"), LocalAirflow(airflow.home, airflow.dags):
+        with (
+            pytest.raises(RuntimeError, match="in use by another"),
+            AirflowUnderTest(airflow.home, airflow.dags),
+        ):
             pass
         run = airflow.trigger("greetings")
         assert airflow.wait("greetings", run, timeout_s=60) == "success"
@@ -155,7 +158,7 @@ def test_a_component_that_ends_is_named_with_its_log(folder: Path, tmp_path: Pat
     home = tmp_path / "home"
     shutil.copytree(folder / "home", home)  # spares the migration
     bad = {"AIRFLOW__CORE__EXECUTOR": "no.such.Executor"}
-    airflow = LocalAirflow(home, folder / "dags", config=bad, components=("api-server", "scheduler"))
+    airflow = AirflowUnderTest(home, folder / "dags", config=bad, components=("api-server", "scheduler"))
     with pytest.raises(ComponentFailed, match=r"(?s)airflow (scheduler|api-server) ended.*no.such"):
         airflow.__enter__()
     assert sessions_of(home) == set()

@@ -11,8 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.schema import review
-from airflow_llm_provider.testing.airflow import LocalAirflow
 from airflow_llm_provider.testing.processes import wait_until
+from tests.support.airflow import AirflowUnderTest
 
 pytestmark = pytest.mark.system
 
@@ -30,13 +30,13 @@ if "scheduler" in sys.argv:
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowUnderTest]:
     folder = tmp_path_factory.mktemp("parked")
     (folder / "dags").mkdir()
     shutil.copy(Path(__file__).with_name("parked_dag.py"), folder / "dags" / "parked.py")
     (folder / "home" / "config").mkdir(parents=True)
     (folder / "home" / "config" / "airflow_local_settings.py").write_text(PRELOAD)
-    with LocalAirflow(
+    with AirflowUnderTest(
         folder / "home",
         folder / "dags",
         parallelism=4,
@@ -48,7 +48,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
         yield airflow
 
 
-def states(airflow: LocalAirflow, run: str) -> Counter[str]:
+def states(airflow: AirflowUnderTest, run: str) -> Counter[str]:
     tis = airflow.task_instances("parked", run)
     return Counter(str(ti["state"]) for ti in tis if ti["task_id"] == "approval")
 
@@ -59,7 +59,7 @@ def count(url: str, query: str) -> int:
         return int(connection.scalar(sa.text(query)) or 0)
 
 
-def test_two_hundred_open_approvals_hold_no_worker_slot_and_no_trigger(airflow: LocalAirflow) -> None:
+def test_two_hundred_open_approvals_hold_no_worker_slot_and_no_trigger(airflow: AirflowUnderTest) -> None:
     run = airflow.trigger("parked")
     assert wait_until(lambda: states(airflow, run) == {"awaiting_input": COUNT}, 480), states(airflow, run)
 

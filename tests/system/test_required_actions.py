@@ -14,8 +14,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from airflow_llm_provider.testing.airflow import LocalAirflow
 from airflow_llm_provider.testing.processes import free_port, wait_until
+from tests.support.airflow import AirflowUnderTest
 
 pytestmark = pytest.mark.system
 
@@ -27,7 +27,7 @@ QUIET = (
 )
 
 
-class StaffedAirflow(LocalAirflow):
+class StaffedAirflow(AirflowUnderTest):
     """An Airflow with users; the tests look after it as its admin."""
 
     def _log_in(self) -> None:
@@ -93,7 +93,7 @@ def open_question(page: Any, url: str) -> Any:
     return button
 
 
-def question_url(airflow: LocalAirflow, dag_id: str, run: str) -> str:
+def question_url(airflow: AirflowUnderTest, dag_id: str, run: str) -> str:
     return f"{airflow.url}/dags/{dag_id}/runs/{run.replace('+', '%2B')}/tasks/approval/required_actions"
 
 

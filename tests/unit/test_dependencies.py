@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED = [*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())]
 # pytest itself loads our fixtures. Airflow's namespace belongs to a dozen distributions; apache-airflow brings them.
-ALREADY_THERE = {"airflow_llm_provider", "pytest", "airflow", "psutil"}
+ALREADY_THERE = {"airflow_llm_provider", "pytest", "airflow"}
 
 
 def test_every_import_is_declared() -> None:

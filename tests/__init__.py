@@ -1,0 +1,1 @@
+"""The tests: a package, so that every kind of test, and the benchmarks, share tests.support."""

@@ -1,0 +1,1 @@
+"""What only our own tests and benchmarks use: PostgreSQL, Airflow under test, the books, a network taken away."""
