@@ -17,9 +17,9 @@ import pydantic
 
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope

@@ -98,7 +98,7 @@ async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     from airflow_llm_provider.documents.sources import list_documents
     from airflow_llm_provider.engine.client import AnthropicClient
     from airflow_llm_provider.engine.engine import Engine
-    from airflow_llm_provider.engine.validate import OutputType
+    from airflow_llm_provider.engine.output_type import OutputType
     from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope
 

@@ -223,7 +223,7 @@ async def peer(url: str, dag_id: str, seconds: float) -> None:
 
 async def permit_cpu_ms(**limits: Any) -> float:
     """Return the CPU-ms a permit adds to waiting, with 256 who wait for one another's."""
-    from airflow_llm_provider.engine.pace import Pace
+    from airflow_llm_provider.engine.rate_limiter import RateLimiter
     from airflow_llm_provider.engine.request import Request
     from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.rate_limits import Limits
@@ -239,15 +239,15 @@ async def permit_cpu_ms(**limits: Any) -> float:
         for _ in todo:
             await asyncio.sleep(0.2)
 
-    async def paced(pace: Pace) -> None:
+    async def paced(pace: RateLimiter) -> None:
         for asked in todo:
-            permit = await pace.permit(asked, scope)
+            permit = await pace.acquire(asked, scope)
             await asyncio.sleep(0.2)
-            permit.spent(took)
+            permit.record_usage(took)
 
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
-        pace = Pace(ledger, Limits(**limits))
+        pace = RateLimiter(ledger, Limits(**limits))
         cpu_s = []
         for work in (lambda: paced(pace), alone, lambda: paced(pace)):  # the first warms up
             todo = iter([replace(request) for _ in range(PERMITS)])

@@ -30,8 +30,8 @@ from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sources import list_documents
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.repair import SourceRepairs
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import InvalidOutput
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope

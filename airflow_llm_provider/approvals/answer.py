@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_llm_provider.approvals import form
+from airflow_llm_provider.engine.checks import run_validator
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import to_json
-from airflow_llm_provider.engine.validate import OutputType, complaint_of
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.ledger.reviews import Verdict
@@ -82,7 +83,7 @@ def _checked(edit: Any, output_type: Any, validators: Sequence[Validator]) -> An
     elif isinstance(edit, str):
         value = output.parse(edit)
     for validator in validators:
-        if complaint := complaint_of(validator, value, None):
+        if complaint := run_validator(validator, value, None):
             raise InvalidOutput(complaint.message)
     return edit
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_llm_provider.approvals import form
 from airflow_llm_provider.approvals.review import Review, is_approved
-from airflow_llm_provider.engine.tool_calls import ApprovalNeeded, ToolCall, Verdict
+from airflow_llm_provider.engine.tool_loop import ApprovalNeeded, ToolCall, ToolVerdict
 from airflow_llm_provider.errors import TerminalError
 from airflow_llm_provider.ledger import reviews
 
@@ -36,14 +36,14 @@ def review_of(needed: ApprovalNeeded, reviewers: Reviewers) -> Review:
 
 def verdicts(
     ledger: Ledger, scope: CallScope, reviewers: Reviewers
-) -> Callable[[ApprovalNeeded], Awaitable[Verdict | None]]:
+) -> Callable[[ApprovalNeeded], Awaitable[ToolVerdict | None]]:
     """Return a function that finds what was decided about calls since the task was last cleared.
 
     The function returns None while nothing is decided. It raises TerminalError where other calls have been asked about
     since then.
     """
 
-    async def find_verdict(needed: ApprovalNeeded) -> Verdict | None:
+    async def find_verdict(needed: ApprovalNeeded) -> ToolVerdict | None:
         stored = await ledger.read(lambda connection, _: reviews.find(connection, scope, _KEY))
         if stored is None or stored.verdict is None or stored.first_try != scope.first_try:
             return None
@@ -54,7 +54,7 @@ def verdicts(
                 "task."
             )
         nobody = "Nobody answered in time." if stored.verdict.status == reviews.TIMED_OUT else ""
-        return Verdict(
+        return ToolVerdict(
             is_approved=is_approved(stored, scope),
             reason=stored.verdict.feedback or nobody,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_llm_provider.documents.span import Span
+from airflow_llm_provider.engine.json_schema import resolve_reference
 from airflow_llm_provider.engine.request import Request
 
 _TEXT = Span(low=1, likely=300, high=math.inf)  # tokens of an answer in prose
@@ -38,7 +39,7 @@ def _characters(schema: Any, root: Mapping[str, Any], depth: int) -> Span:
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return Span(low=0, likely=20, high=math.inf)
     if "$ref" in schema:
-        return _characters(_referred(str(schema["$ref"]), root), root, depth + 1)
+        return _characters(resolve_reference(str(schema["$ref"]), root), root, depth + 1)
     if "const" in schema or "enum" in schema:
         lengths = [len(str(option)) + 2 for option in schema.get("enum", [schema.get("const")])] or [0]
         return Span(low=min(lengths), likely=sum(lengths) / len(lengths), high=max(lengths))
@@ -90,10 +91,3 @@ def _one_of(parts: list[Span]) -> Span:
         likely=sum(part.likely for part in parts) / len(parts),
         high=max(part.high for part in parts),
     )
-
-
-def _referred(reference: str, root: Mapping[str, Any]) -> Any:
-    found: Any = root
-    for part in reference.removeprefix("#").strip("/").split("/"):
-        found = found.get(part) if isinstance(found, Mapping) and part else found
-    return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from airflow_llm_provider.documents.document import Reason
-from airflow_llm_provider.engine.framing import Framing, text_block
+from airflow_llm_provider.engine.text_block import Framing, text_block
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The Messages API's limit for one request, base64 included."""

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from airflow_llm_provider.documents.span import Span
-from airflow_llm_provider.engine.gate import BYTES_A_TOKEN
-from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.request import BYTES_PER_TOKEN, Request
 from airflow_llm_provider.ledger.queries import PastCall
 
 _DRIFT = 0.1  # how far tomorrow's documents may differ from yesterday's as a whole
@@ -108,7 +107,7 @@ def _slope(ceilings: Sequence[int], inputs: Sequence[int]) -> float:
         slope: float = statistics.linear_regression(ceilings, inputs).slope
         if _FLATTEST <= slope <= _STEEPEST:
             return slope
-    return 1 / BYTES_A_TOKEN
+    return 1 / BYTES_PER_TOKEN
 
 
 def _mean(figures: Sequence[float]) -> float:

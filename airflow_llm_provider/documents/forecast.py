@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from airflow_llm_provider.documents.answers import answer_tokens
 from airflow_llm_provider.documents.experience import Experience
 from airflow_llm_provider.documents.span import Span
-from airflow_llm_provider.engine.gate import BYTES_A_TOKEN
-from airflow_llm_provider.engine.judge import judging
-from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.checks import judge_request
+from airflow_llm_provider.engine.request import BYTES_PER_TOKEN, Request
 from airflow_llm_provider.pricing import RateCard, Usage
 from airflow_llm_provider.validators import Judge
 
@@ -190,7 +189,7 @@ class Forecast:
     def _likely(self, request: Request, card: RateCard, bounds: Span, answers: Span) -> float:
         """Return what a request and its answer will probably cost, where there is no past."""
         shared = request.shared_bytes
-        prefix = shared // BYTES_A_TOKEN if shared >= _CACHED_FROM * BYTES_A_TOKEN else 0
+        prefix = shared // BYTES_PER_TOKEN if shared >= _CACHED_FROM * BYTES_PER_TOKEN else 0
         rest = max(0, round(bounds.likely) - prefix)
         cached = {"cache_read_tokens" if self.calls > 1 else "cache_write_5m_tokens": prefix}
         prompt = card.price_micro_usd(Usage(uncached_tokens=rest, **cached))
@@ -213,11 +212,11 @@ class Forecast:
     def _verdicts(self, source_tokens: int, answer_tokens: int, *, at_most: bool) -> Iterator[_Send]:
         """Yield what judges are asked about one answer: what they usually take, or the most they can."""
         for judge in self.asking.judges:
-            asked = judging(judge, "", "", framing="document")
+            asked = judge_request(judge, "", "", framing="document")
             read = answer_tokens + (source_tokens if judge.reads_source else 0)
             yield _Send(
                 cards=[self.cards(judge.model)],
-                input=read + (asked.input_ceiling_tokens if at_most else asked.text_bytes // BYTES_A_TOKEN),
+                input=read + (asked.input_ceiling_tokens if at_most else asked.text_bytes // BYTES_PER_TOKEN),
                 output=asked.max_tokens if at_most else _USUAL_VERDICT_TOKENS,
             )
 
@@ -227,7 +226,9 @@ def _input_bounds(request: Request) -> Span:
     ceiling = request.input_ceiling_tokens
     text = request.text_bytes
     return Span(
-        low=text / _DENSEST, likely=text / BYTES_A_TOKEN + request.input_ceiling / BYTES_A_TOKEN, high=ceiling
+        low=text / _DENSEST,
+        likely=text / BYTES_PER_TOKEN + request.input_ceiling / BYTES_PER_TOKEN,
+        high=ceiling,
     ).within(1, ceiling)
 
 

@@ -13,6 +13,8 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import orjson
 
+from airflow_llm_provider.engine.json_schema import resolve_reference
+
 ColumnType: TypeAlias = Literal["text", "integer", "number", "boolean", "decimal"]
 
 BEFORE_DATA: dict[str, ColumnType] = {"document_id": "text", "item": "integer", "outcome": "text"}
@@ -95,10 +97,7 @@ def resolve(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, A
     """Follow `$ref` and drop "or null": return what a value of `part` is when it is there."""
     for _ in range(32):  # a reference to itself leads nowhere
         if "$ref" in part:
-            target: Any = whole
-            for step in str(part["$ref"]).removeprefix("#").strip("/").split("/"):
-                target = target.get(step.replace("~1", "/").replace("~0", "~"), {}) if step else target
-            part = target
+            part = resolve_reference(str(part["$ref"]), whole) or {}
             continue
         options = part.get("anyOf") or part.get("oneOf") or part.get("allOf")
         if options and "type" not in part:

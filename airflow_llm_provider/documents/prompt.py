@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from airflow_llm_provider.documents.content import Content, ceiling_tokens, to_blocks
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.engine.endpoint import Endpoint
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request, to_json
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.options import Options, Reading
 
 

@@ -15,10 +15,10 @@ from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.engine.calls import Call
 from airflow_llm_provider.engine.concurrency import for_each
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.terms import Terms
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import AnswerError
 from airflow_llm_provider.pricing import Usage
 

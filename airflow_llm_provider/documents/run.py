@@ -17,8 +17,8 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.formats import RowDoesNotFit
 from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.reader import read
+from airflow_llm_provider.engine.chunking import ask_about, surely_fits
 from airflow_llm_provider.engine.concurrency import calm_collector, for_each
-from airflow_llm_provider.engine.long import ask_about, surely_fits
 from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import (
     AnswerError,

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from airflow_llm_provider.engine.cache_warmup import CacheWarmup
 from airflow_llm_provider.engine.endpoint import Endpoint
-from airflow_llm_provider.engine.pace import Pace, Permit
+from airflow_llm_provider.engine.rate_limiter import Permit, RateLimiter
 from airflow_llm_provider.engine.reply import Message, Reply
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
-from airflow_llm_provider.engine.warm import Warmth
 from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError, RetryableError
 from airflow_llm_provider.ledger.budgets import BudgetRefusal, budget_error
 from airflow_llm_provider.ledger.ledger import Ledger
@@ -153,13 +153,15 @@ class Calls:
     policies: Policies = field(default_factory=lambda: DEFAULT_POLICIES)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     tally: Tally = field(default_factory=Tally)
-    warmth: Warmth = field(default_factory=Warmth, repr=False)
-    pace: Pace = field(init=False, repr=False)
+    cache_warmup: CacheWarmup = field(default_factory=CacheWarmup, repr=False)
+    rate_limiter: RateLimiter = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.pace = Pace(self.ledger, self.endpoint.limits, patience_s=self.endpoint.deadline_s)
+        self.rate_limiter = RateLimiter(
+            self.ledger, self.endpoint.limits, max_pause_s=self.endpoint.deadline_s
+        )
         for connection_id, other in self.others.items():
-            self.pace.limit(connection_id, other.limits)
+            self.rate_limiter.set_limits(connection_id, other.limits)
 
     def connect(self, endpoint: Endpoint) -> None:
         """Make the endpoint of another connection known, so that fallbacks can go there.
@@ -170,7 +172,7 @@ class Calls:
         if known is not None and known.client == endpoint.client:
             endpoint = dataclasses.replace(endpoint, client=known.client)
         self.others[endpoint.connection_id] = endpoint
-        self.pace.limit(endpoint.connection_id, endpoint.limits)
+        self.rate_limiter.set_limits(endpoint.connection_id, endpoint.limits)
 
     async def obtain(
         self,
@@ -213,9 +215,9 @@ class Calls:
             family=request.family,
             ceiling_tokens=request.input_ceiling_tokens,
         )
-        async with self.warmth.of(request):
+        async with self.cache_warmup.guard(request):
             # The deadline counts from the first attempt to send: waiting for a permit says nothing about this call.
-            sends = _Sends(permit=await self.pace.permit(request, scope))
+            sends = _Sends(permit=await self.rate_limiter.acquire(request, scope))
             attempts = retrying(
                 deadline_s=self.endpoint.deadline_s, policies=policies or self.policies, sleep=self.sleep
             )
@@ -237,7 +239,7 @@ class Calls:
     async def close(self) -> None:
         """Commit what is pending and close the connections."""
         try:
-            await self.pace.close()
+            await self.rate_limiter.close()
             for endpoint in (self.endpoint, *self.others.values()):
                 await endpoint.client.close()
         finally:
@@ -245,26 +247,28 @@ class Calls:
 
     async def _send(self, request: Request, entry: NewAttempt, endpoint: Endpoint, sends: _Sends) -> Call:
         """Open an attempt, send it, settle it."""
-        permit, sends.permit = sends.permit or await self.pace.permit(request, entry.scope), None
+        permit, sends.permit = sends.permit or await self.rate_limiter.acquire(request, entry.scope), None
         try:
             opened = await self._open(request, entry, permit)
         except BaseException:
-            permit.unused()
+            permit.release()
             raise
         if isinstance(opened, SettledReply):
-            permit.unused()
+            permit.release()
             return Call.from_ledger(opened, purpose=entry.purpose)
         entry = opened
         sends.count += 1
         started = time.monotonic()
         try:
-            raw = await endpoint.client.send(request, timeout_s=self.endpoint.timeout_s, heed=permit.heed)
+            raw = await endpoint.client.send(
+                request, timeout_s=self.endpoint.timeout_s, on_headers=permit.read_headers
+            )
             message = Message.parse(raw)
             latency_s = time.monotonic() - started
             card = endpoint.prices.card(request.model)
             cost = card.price_micro_usd(message.usage) if card else None
         except LLMError as error:
-            permit.failed(error)
+            permit.record_error(error)
             self.tally.unproven += _may_be_billed(error)
             await self.ledger.record(_failure(request, entry, error))
             raise
@@ -285,7 +289,7 @@ class Calls:
                 latency_ms=round(latency_s * 1000),
             )
         )
-        permit.spent(message.usage)
+        permit.record_usage(message.usage)
         self.tally.add(message.usage, cost)
         return Call(
             purpose=entry.purpose,
@@ -323,7 +327,7 @@ class Calls:
                     "The next attempt takes its answer; raise deadline_s in the connection if calls take that long."
                 )
             await self.sleep(wait_s)
-            await permit.outlast_silence()
+            await permit.wait_out_pause()
 
 
 @dataclass(slots=True)

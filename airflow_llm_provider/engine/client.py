@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import email.utils
 import gc
+import math
 import ssl
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from airflow_llm_provider.engine.request import Request, to_json
-from airflow_llm_provider.engine.status import error_of_status
-from airflow_llm_provider.errors import AuthenticationFailed, BadRequest, LLMError, NetworkError
+from airflow_llm_provider.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    LLMError,
+    NetworkError,
+    Overloaded,
+    RateLimited,
+    ServerError,
+    SpendLimitReached,
+    TooLong,
+    UnknownModel,
+)
 
 if TYPE_CHECKING:
     import anthropic
 
-Heed = Callable[[Mapping[str, str]], None]
+HeaderCallback = Callable[[Mapping[str, str]], None]
 
 DEFAULT_BASE_URL = "https://api.anthropic.com"
 # Above this the API wants a stream, since a connection that says nothing for so long is cut on the way.
@@ -30,10 +43,10 @@ _SLOW_TOKENS_PER_S = 20  # a stream that is slower than this is given up
 class Client(Protocol):
     """What the engine needs of the wire; a test may bring its own."""
 
-    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
+    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
         """Send `request` once and return the reply's bytes; raises LLMError.
 
-        heed: is given the headers of the response, whatever its status.
+        on_headers: is given the headers of the response, whatever its status.
         """
 
     async def close(self) -> None:
@@ -69,31 +82,31 @@ class AnthropicClient:
         """The server's identity in fingerprints: platform and base URL."""
         return f"anthropic {self.base_url.rstrip('/')}"
 
-    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
+    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
         """Send `request` once and return the reply's bytes.
 
-        heed: is given the headers of the response, whatever its status.
+        on_headers: is given the headers of the response, whatever its status.
         Raises the error of its class; `billed` is set on those where the API may have charged.
         """
         sdk, fields = self._sdk, request.fields(self._api_schema(request.schema))
         try:
             if request.max_tokens > MAX_UNSTREAMED_TOKENS:
-                return await self._stream(fields, timeout_s, heed)
+                return await self._stream(fields, timeout_s, on_headers)
             # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
             async with asyncio.timeout(timeout_s):
                 response = await sdk.post(
                     "/v1/messages", cast_to=self._raw, content=to_json(fields), options={"timeout": timeout_s}
                 )
-            heed(response.headers)
+            on_headers(response.headers)
             return bytes(response.content)
         except TimeoutError as error:
             raise NetworkError(f"No complete answer within {timeout_s:g} s.", billed=True) from error
         except Exception as error:  # noqa: BLE001  # whatever the SDK raises gets its class
             if (refused := getattr(error, "response", None)) is not None:
-                heed(refused.headers)
+                on_headers(refused.headers)
             raise self._translated(error) from None
 
-    async def _stream(self, fields: dict[str, Any], timeout_s: float, heed: Heed) -> bytes:
+    async def _stream(self, fields: dict[str, Any], timeout_s: float, on_headers: HeaderCallback) -> bytes:
         """Send a request as a stream and return the message it adds up to.
 
         timeout_s: the longest silence; the whole may take as long as its tokens do at a slow model's speed.
@@ -104,7 +117,7 @@ class AnthropicClient:
             asyncio.timeout(total_s),
             self._sdk.messages.stream(**named, extra_body=fields, timeout=timeout_s) as stream,
         ):
-            heed(stream.response.headers)
+            on_headers(stream.response.headers)
             message = await stream.get_final_message()
         if message.stop_reason is None:
             raise NetworkError("The stream ended before the answer did.", billed=True)
@@ -285,3 +298,55 @@ def _prepared(schema: Any) -> Any:
         del prepared["type"]
         prepared["anyOf"] = [{"type": name} for name in types]
     return prepared
+
+
+_GATEWAY_STATUS = frozenset({499, 502, 504, 524})  # something between us and the API gave up: it may have run
+# All processes of a connection on_headers it, so that one absurd header would silence them for good.
+_LONGEST_SILENCE_S = 3600.0
+
+
+def error_of_status(status: int, *, code: str, said: str, retry_after: str | None) -> LLMError:
+    """Return the error of a response that is no reply.
+
+    code: the API's word for it, if any. said: all that is known of it, as a sentence without its full stop.
+    retry_after: the header.
+    """
+    retry_after_s = _retry_after_s(retry_after)
+    if status < 300:
+        return ServerError(f"{said}. The stream ended before the answer did.", billed=True)
+    if "spend_limit" in code or "billing" in code or status == 402:
+        return SpendLimitReached(
+            f"{said}. The account's own limit is reached: raise it in the Claude Console."
+        )
+    if status in (401, 403):
+        return AuthenticationFailed(f"{said}. Check the API key in the Airflow connection.")
+    if status == 429:
+        return RateLimited(said, retry_after_s=retry_after_s)
+    if status == 529:
+        return Overloaded(said, retry_after_s=retry_after_s)
+    if status == 404:
+        return UnknownModel(f"{said}. `airflow-llm test-connection` says which models the key can use.")
+    if status == 413 or "prompt is too long" in said:
+        return TooLong(said)
+    if status in (408, 409) or status >= 500:
+        return ServerError(said, retry_after_s=retry_after_s, billed=status in _GATEWAY_STATUS)
+    if status < 400 or status == 407:
+        return BadRequest(
+            f"{said}. Something between here and the API answered in its place, and redirects are not followed: "
+            "check the host and proxy of the Airflow connection."
+        )
+    return BadRequest(said)
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Read a Retry-After, in seconds or a date; None where it says nothing that can be waited for."""
+    if not header:
+        return None
+    try:
+        asked_s = float(header)
+    except ValueError:
+        try:
+            asked_s = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(0.0, asked_s), _LONGEST_SILENCE_S) if math.isfinite(asked_s) else None

@@ -11,16 +11,15 @@ from functools import partial
 from typing import Any
 
 from airflow_llm_provider.engine.calls import Call, Calls, add_up, last_answer
+from airflow_llm_provider.engine.checks import judge_request, require_criteria_met, run_validator
 from airflow_llm_provider.engine.concurrency import for_each
 from airflow_llm_provider.engine.endpoint import Endpoint
-from airflow_llm_provider.engine.judge import judging, require_met
 from airflow_llm_provider.engine.repair import Repair, SourceRepairs, repair
 from airflow_llm_provider.engine.reply import Message, Reply, require_complete
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import Policies, policies
 from airflow_llm_provider.engine.terms import Terms
-from airflow_llm_provider.engine.tools import Buy, Conversation
-from airflow_llm_provider.engine.validate import complaint_of
+from airflow_llm_provider.engine.tool_loop import Buy, Conversation
 from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Sighting
 from airflow_llm_provider.options import Options, Route
@@ -283,7 +282,7 @@ class Engine(Calls):
         policies: Policies,
     ) -> None:
         """Raise InvalidOutput unless the judge finds its criteria met; what was asked joins `asked` and `chain`."""
-        request = judging(judge, made.message.text, terms.source, framing=terms.framing, family=family)
+        request = judge_request(judge, made.message.text, terms.source, framing=terms.framing, family=family)
         if tools:
             tools.require_money(request)
         asked.append(request.fingerprint)
@@ -301,7 +300,7 @@ class Engine(Calls):
             raise _Unjudged(error) from error
         chain.append(verdict)
         try:
-            require_met(judge, verdict.message)
+            require_criteria_met(judge, verdict.message)
         except InvalidOutput:
             raise
         except AnswerError as error:
@@ -404,7 +403,7 @@ def _accepted(message: Message, terms: Terms) -> Any:
     if how:
         log.info("%sthe answer was %s; nothing is paid for that.", _about(terms.item_id), how)
     for validator in terms.functions:
-        if complaint := complaint_of(validator, value, terms.source):
+        if complaint := run_validator(validator, value, terms.source):
             raise InvalidOutput(
                 complaint.message,
                 reply_text=message.text,

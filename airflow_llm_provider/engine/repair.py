@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from airflow_llm_provider.engine.calls import Call
-from airflow_llm_provider.engine.framing import Framing, text_block
-from airflow_llm_provider.engine.mend import is_cut_off, members, replaced
+from airflow_llm_provider.engine.json_repair import is_cut_off, member_spans, replace_members
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.text_block import Framing, text_block
 from airflow_llm_provider.errors import InvalidOutput
 
 _WITH_SOURCE = (
@@ -52,8 +52,8 @@ class Repair:
         """Return the whole answer that a reply comes to."""
         if self.draft is None or (structure := output.structure(reply)) is None:
             return reply
-        spans = members(structure)
-        return replaced(
+        spans = member_spans(structure)
+        return replace_members(
             self.draft, {name: structure[slice(*spans[name])] for name in self.names if name in spans}
         )
 
@@ -93,7 +93,7 @@ def _small(
     structure = output.structure(answer)
     if structure is None and is_cut_off(answer):
         return None  # nobody knows what came after
-    spans = members(structure) if structure else {}
+    spans = member_spans(structure) if structure else {}
     names = [name for name in output.top_level(error.fields) if name in spans]
     if names and structure:
         bad = [f'"{name}": {structure[slice(*spans[name])]}' for name in names]

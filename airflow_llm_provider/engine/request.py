@@ -15,8 +15,9 @@ import orjson
 from airflow_llm_provider.errors import BadRequest
 from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
-Message = Mapping[str, Any]
+MessageParam = Mapping[str, Any]
 
+BYTES_PER_TOKEN = 4  # of English text; an estimate that the first replies correct
 # What the API adds around a request (its frame for schemas and tools), in tokens, generously.
 _FRAME_TOKENS = 2_000
 # What budgets, prices and the reading of the reply go by, so that `extra` may not say otherwise.
@@ -48,7 +49,7 @@ class Request:
     """
 
     model: str
-    messages: Sequence[Message]
+    messages: Sequence[MessageParam]
     system: str | None = None
     max_tokens: int = 4096
     schema: Mapping[str, Any] | None = None
@@ -161,7 +162,7 @@ class Request:
         """Bytes of all that is text."""
         return _text_bytes([self.system, self.messages, self.schema, self.tools, self.extra])
 
-    def followed_by(self, *messages: Message) -> Self:
+    def followed_by(self, *messages: MessageParam) -> Self:
         """Return the same question with the conversation continued."""
         return dataclasses.replace(self, messages=[*self.messages, *messages])
 
@@ -173,7 +174,7 @@ class Request:
     def _mark(self, *, last: bool) -> dict[str, Any]:
         return {"cache_control": {"type": "ephemeral"}} if last and self.system else {}
 
-    def _marked(self) -> Sequence[Message]:
+    def _marked(self) -> Sequence[MessageParam]:
         """Return the messages with a cache breakpoint behind the shared blocks, and one behind the first message."""
         first, *rest = self.messages
         if isinstance(first["content"], str):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from airflow_llm_provider.engine.framing import Framing
-from airflow_llm_provider.engine.tools import Toolbox
-from airflow_llm_provider.engine.validate import OutputType, reads_source
+from airflow_llm_provider.engine.checks import reads_source
+from airflow_llm_provider.engine.output_type import OutputType
+from airflow_llm_provider.engine.text_block import Framing
+from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.options import Options
 from airflow_llm_provider.validators import Judge, Validator

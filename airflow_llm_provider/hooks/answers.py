@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from airflow_llm_provider.engine.calls import Calls
     from airflow_llm_provider.engine.engine import Engine
+    from airflow_llm_provider.engine.output_type import OutputType
     from airflow_llm_provider.engine.reply import Reply
-    from airflow_llm_provider.engine.validate import OutputType
     from airflow_llm_provider.hooks.question import Question
     from airflow_llm_provider.ledger.records import CallScope
     from airflow_llm_provider.options import OnInvalid, Options

@@ -9,14 +9,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_llm_provider.documents.reader import ceiling_of_blocks
+from airflow_llm_provider.engine.chunking import ask_about, surely_fits
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
-from airflow_llm_provider.engine.long import ask_about, surely_fits
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.engine.terms import Terms
-from airflow_llm_provider.engine.tools import Toolbox
-from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import InvalidOutput, TerminalError
 from airflow_llm_provider.hooks.arguments import require_data, require_messages
 from airflow_llm_provider.hooks.storage import require_absolute

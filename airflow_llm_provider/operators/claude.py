@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from airflow.sdk.definitions.mappedoperator import MappedOperator
 
     from airflow_llm_provider.engine.reply import Reply
-    from airflow_llm_provider.engine.tool_calls import ApprovalNeeded
+    from airflow_llm_provider.engine.tool_loop import ApprovalNeeded
     from airflow_llm_provider.hooks.question import Question
 
 
@@ -232,7 +232,7 @@ class ClaudeOperator(ClaudeTask):
 
     def execute(self, context: Context) -> Any:
         """Ask in this worker, and return the answer."""
-        from airflow_llm_provider.engine.tool_calls import ApprovalNeeded
+        from airflow_llm_provider.engine.tool_loop import ApprovalNeeded
 
         question, options = self.question, self.options
         try:

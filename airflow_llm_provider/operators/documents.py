@@ -306,7 +306,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
     def _run(self, engine: Engine, context: Context) -> Run:
         from airflow_llm_provider.documents.prompt import DocumentPrompt
         from airflow_llm_provider.documents.run import Run
-        from airflow_llm_provider.engine.validate import OutputType
+        from airflow_llm_provider.engine.output_type import OutputType
         from airflow_llm_provider.hooks.question import with_models
 
         options = self.options

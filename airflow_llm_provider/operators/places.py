@@ -88,7 +88,7 @@ def row_sink(
     """Return where the rows about `documents` go; raises Misplaced."""
     from airflow_llm_provider.documents.formats import MissingExtra
     from airflow_llm_provider.documents.output import RowWriter
-    from airflow_llm_provider.engine.validate import OutputType
+    from airflow_llm_provider.engine.output_type import OutputType
 
     try:
         require_absolute("output", output)

@@ -239,7 +239,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
 
     def _require_plain_validators(self) -> None:
         """Fail before a person is asked for an edit that could not be checked."""
-        from airflow_llm_provider.engine.validate import reads_source
+        from airflow_llm_provider.engine.checks import reads_source
         from airflow_llm_provider.validators import Judge
 
         for validator in self.validators:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from airflow_llm_provider.engine.json_schema import resolve_reference
 from airflow_llm_provider.testing.options import choose, holds, supported
 from airflow_llm_provider.testing.question import Question
 from airflow_llm_provider.testing.spans import Text, words_of
@@ -129,10 +130,7 @@ class _Filler:
         """Follow `$ref` and merge `allOf`; what stands beside them wins."""
         for _ in range(_DEEPEST):
             if isinstance(reference := schema.get("$ref"), str):
-                target: Any = self.root
-                for part in reference.removeprefix("#").strip("/").split("/"):
-                    part = part.replace("~1", "/").replace("~0", "~")
-                    target = target.get(part, {}) if part and isinstance(target, dict) else target
+                target = resolve_reference(reference, self.root)
                 beside = {key: value for key, value in schema.items() if key != "$ref"}
                 schema = {**(target if isinstance(target, dict) else {}), **beside}
             elif isinstance(parts := schema.get("allOf"), list):

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from airflow_llm_provider import _airflow
 from airflow_llm_provider.engine.engine import other_connections
-from airflow_llm_provider.engine.names import found
+from airflow_llm_provider.engine.output_type import type_from_name
 from airflow_llm_provider.errors import AnswerError, BudgetAsks, LLMError, TerminalError, record_of
 from airflow_llm_provider.hooks.answers import CHECKS, USAGE, returned, saving_of, xcoms
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION, Connection
@@ -91,7 +91,7 @@ class ClaudeTrigger(BaseTrigger):
                 await _airflow.delete_xcom(ti, key)
         async with asyncio.timeout(_RESOLVE_S):
             given = await resolved(call["arguments"], self._context, () if "scope" in call else TEMPLATES)
-        question = Question.of({**given, "output_type": found(given.get("output_type"))})
+        question = Question.of({**given, "output_type": type_from_name(given.get("output_type"))})
         options = _options(given)
         require_plain_end_of_call(options.on_invalid, options.budget, options.reuse)
         connection_id = given.get("claude_conn_id") or DEFAULT_CONNECTION

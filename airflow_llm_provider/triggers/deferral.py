@@ -79,7 +79,7 @@ def value_object(fields: Mapping[str, Any]) -> Any:
 
 def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call as JSON data; raises NeedsWorker."""
-    from airflow_llm_provider.engine.names import named
+    from airflow_llm_provider.engine.output_type import type_to_name
 
     if arguments.get("validators"):
         raise NeedsWorker("it has validators, which are Python")
@@ -89,7 +89,7 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         OnInvalid.of(arguments.get("on_invalid")), _budget(arguments), arguments.get("reuse", "run")
     )
     try:
-        output_type = named(arguments.get("output_type"))
+        output_type = type_to_name(arguments.get("output_type"))
     except ValueError as error:
         raise NeedsWorker(str(error)) from error
     # A person is asked by a worker only, so reviewers are not needed in the triggerer.

@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import DAG, XComArg, task
 
 from airflow_llm_provider.documents.pdf import PdfMode
-from airflow_llm_provider.engine.framing import Framing
+from airflow_llm_provider.engine.text_block import Framing
 from airflow_llm_provider.hooks.branching import OnUnsure
 from airflow_llm_provider.operators.branch import LLMBranchOperator
 from airflow_llm_provider.operators.claude import ClaudeOperator

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from airflow_llm_provider.engine.client import AnthropicClient, Heed
+from airflow_llm_provider.engine.client import AnthropicClient, HeaderCallback
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
@@ -24,10 +24,10 @@ from airflow_llm_provider.ledger.records import CallScope
 class WatchedClient(AnthropicClient):
     """Notes when each call was permitted and is sent."""
 
-    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
-        PERMITTED.append(heed.__self__.at_s)  # it is its permit's
+    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
+        PERMITTED.append(on_headers.__self__.at_s)  # it is its permit's
         SENT.append(time.monotonic())
-        return await super().send(request, timeout_s=timeout_s, heed=heed)
+        return await super().send(request, timeout_s=timeout_s, on_headers=on_headers)
 
 
 PERMITTED: list[float] = []

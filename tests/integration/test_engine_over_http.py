@@ -14,11 +14,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from airflow_llm_provider.engine.client import AnthropicClient, Client, Heed
+from airflow_llm_provider.engine.client import AnthropicClient, Client, HeaderCallback
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -77,8 +77,8 @@ class Garbling:
     def __init__(self, api: Client, odd: dict) -> None:
         self.api, self.odd = api, odd
 
-    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
-        reply = orjson.loads(await self.api.send(request, timeout_s=timeout_s, heed=heed))
+    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
+        reply = orjson.loads(await self.api.send(request, timeout_s=timeout_s, on_headers=on_headers))
         odd, self.odd = self.odd, {}
         return orjson.dumps(reply | odd | {"usage": reply["usage"] | odd.get("usage", {})})
 

@@ -15,10 +15,10 @@ from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.estimate import Estimate, estimate
 from airflow_llm_provider.documents.output import RowWriter
 from airflow_llm_provider.documents.run import Run
+from airflow_llm_provider.engine.chunking import LongInput
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.engine import Engine
-from airflow_llm_provider.engine.long import LongInput
-from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.options import Route

@@ -14,7 +14,7 @@ from pathlib import Path
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.tools import Toolbox
+from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope

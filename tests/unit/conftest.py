@@ -7,9 +7,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from airflow_llm_provider.engine.client import Heed
+from airflow_llm_provider.engine.client import HeaderCallback
 from airflow_llm_provider.engine.engine import Engine
-from airflow_llm_provider.engine.pace import Pace
+from airflow_llm_provider.engine.rate_limiter import RateLimiter
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
@@ -46,14 +46,14 @@ class Wire:
         self.headers: dict[str, str] = {}
         self.closed = False
 
-    async def send(self, request: Request, *, timeout_s: float, heed: Heed) -> bytes:
+    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
         self.sent.append(request)
         step = self.script.pop(0) if self.script else self.usually
         if self.gate:
             await self.gate.wait()
         await asyncio.sleep(0)
         answer = step(request) if callable(step) else step
-        heed(self.headers)
+        on_headers(self.headers)
         if isinstance(answer, LLMError):
             raise answer
         return answer
@@ -95,6 +95,6 @@ def ledger_url(tmp_path: Path) -> str:
 async def engine(wire: Wire, clock: Clock, ledger_url: str) -> AsyncIterator[Engine]:
     ledger = Ledger(ledger_url)
     engine = Engine(client=wire, ledger=ledger, sleep=clock.sleep)
-    engine.pace = Pace(ledger, now=clock.now, sleep=clock.sleep)
+    engine.rate_limiter = RateLimiter(ledger, now=clock.now, sleep=clock.sleep)
     yield engine
     await engine.close()

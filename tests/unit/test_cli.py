@@ -19,7 +19,7 @@ from airflow_llm_provider.cli.demo_endpoint import open_endpoint
 from airflow_llm_provider.cli.output import shown
 from airflow_llm_provider.cli.stand_in import read_fault
 from airflow_llm_provider.engine.engine import Engine
-from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.errors import InvalidOutput
 from airflow_llm_provider.ledger.ledger import Ledger
 

@@ -24,7 +24,7 @@ from airflow_llm_provider.documents.content import (
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES
 from airflow_llm_provider.documents.reader import ceiling_of_blocks, read
-from airflow_llm_provider.engine.framing import _tag
+from airflow_llm_provider.engine.text_block import _tag
 
 HELM = """\
 {{- define "chart.name" -}}

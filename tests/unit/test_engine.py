@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from conftest import SCOPE, Clock, Wire, message, question
 
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import (
     AnswerError,
     BadRequest,
@@ -232,12 +232,12 @@ async def test_no_more_than_asked_are_in_flight(engine: Engine, wire: Wire) -> N
     in_flight, most = 0, 0
     send = wire.send
 
-    async def counted(request: object, *, timeout_s: float, heed: object) -> bytes:
+    async def counted(request: object, *, timeout_s: float, on_headers: object) -> bytes:
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
         try:
-            return await send(request, timeout_s=timeout_s, heed=heed)
+            return await send(request, timeout_s=timeout_s, on_headers=on_headers)
         finally:
             in_flight -= 1
 

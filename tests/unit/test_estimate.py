@@ -24,10 +24,10 @@ from airflow_llm_provider.documents.forecast import Asking, Forecast
 from airflow_llm_provider.documents.output import RowWriter
 from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sources import list_documents
+from airflow_llm_provider.engine.chunking import LongInput
 from airflow_llm_provider.engine.engine import Engine
-from airflow_llm_provider.engine.long import LongInput
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.ledger.queries import PastCall, past_calls
 from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.ledger.records import Sighting

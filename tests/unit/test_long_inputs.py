@@ -9,10 +9,10 @@ from conftest import SCOPE, Wire, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_llm_provider.engine.chunking import LongInput, ask_about, estimate_tokens, split_text
 from airflow_llm_provider.engine.engine import Engine
-from airflow_llm_provider.engine.long import LongInput, ask_about, estimated_tokens, split
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import Refused, TooLong
 
 
@@ -55,7 +55,7 @@ async def test_truncating_reads_the_beginning(engine: Engine, wire: Wire) -> Non
     await ask_about(engine, book(100), about, long=long, scope=SCOPE)
     sent = wire.sent[0].messages[0]["content"][1]["text"]
     assert book(100).startswith(sent)
-    assert 4000 < estimated_tokens(sent) <= 5000
+    assert 4000 < estimate_tokens(sent) <= 5000
 
 
 async def test_every_fact_of_a_300_page_book_is_found_in_parts_and_kept_for_a_retry(
@@ -91,8 +91,8 @@ async def test_answers_that_take_judgement_are_merged_by_the_model(engine: Engin
 
 @given(st.text(min_size=1, max_size=2000), st.integers(10, 100))
 def test_no_part_is_longer_than_asked_and_no_word_is_lost(text: str, tokens: int) -> None:
-    parts = split(text, tokens)
-    assert all(estimated_tokens(part) <= tokens for part in parts)
+    parts = split_text(text, tokens)
+    assert all(estimate_tokens(part) <= tokens for part in parts)
     assert "".join("".join(parts).split()) == "".join(text.split())
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.errors import InvalidOutput, TerminalError
 
 

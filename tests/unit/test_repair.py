@@ -15,12 +15,12 @@ from conftest import SCOPE, Wire, message, question
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from airflow_llm_provider.engine import mend
+from airflow_llm_provider.engine import json_repair
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.json_schema import part_of
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.schema import part_of
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.errors import BusinessError, InvalidOutput, NetworkError, TerminalError, Truncated
 from airflow_llm_provider.ledger.records import Sighting
 from airflow_llm_provider.ledger.reports import invalid_answers
@@ -119,7 +119,7 @@ def test_json_is_found_in_prose_and_in_fences(text: str) -> None:
 def test_punctuation_is_mended(text: str) -> None:
     value, how = INVOICE.read(text)
     assert value == Invoice(vendor="Acme Inc.", kind="invoice", lines=[], total=112.5)
-    assert how == "mended in its punctuation"
+    assert how == "repaired in its punctuation"
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ objects = st.dictionaries(st.text(), values, max_size=5)
 @given(objects, st.text("abc .\n`}]"), st.text("abc .\n`}"))
 def test_an_object_in_prose_is_found_as_it_is(data: dict, before: str, after: str) -> None:
     text = json.dumps(data)
-    assert mend.found_objects(f"{before}{text}{after}") == [text]
+    assert json_repair.find_objects(f"{before}{text}{after}") == [text]
 
 
 @given(objects)
 def test_valid_json_is_not_changed_by_mending(data: dict) -> None:
     text = json.dumps(data, ensure_ascii=False)
-    assert mend.objects_in(text, frozenset()) == []
-    put_right = mend.mended(text)
+    assert json_repair.objects_in(text, frozenset()) == []
+    put_right = json_repair.repair_punctuation(text)
     assert put_right is None or json.loads(put_right) == data
 
 
@@ -184,7 +184,10 @@ def test_what_is_mended_is_what_was_meant_letter_for_letter(data: dict) -> None:
     ):  # only between texts, not in one
         brokens.append(text.replace('", "', '" "'))
     for broken in brokens:
-        if not mend.is_json(broken) and (put_right := mend.mended(broken)) is not None:
+        if (
+            not json_repair.is_json(broken)
+            and (put_right := json_repair.repair_punctuation(broken)) is not None
+        ):
             assert json.loads(put_right) == data
 
 
@@ -197,12 +200,12 @@ def test_a_part_whose_references_lead_nowhere_is_none(reference: str) -> None:
 
 
 def test_long_numbers_are_read_in_no_time() -> None:
-    assert mend.mended('{"a": 1.' + "0" * 90_000 + "1,}") is None
+    assert json_repair.repair_punctuation('{"a": 1.' + "0" * 90_000 + "1,}") is None
 
 
 @pytest.mark.parametrize("inner", ['x" y" ', 'x " y ', 'x", y" '])
 def test_a_list_full_of_quotes_is_left_to_the_model(inner: str) -> None:
-    assert mend.mended('{"a": ["' + inner * 8_000 + '"]}') is None
+    assert json_repair.repair_punctuation('{"a": ["' + inner * 8_000 + '"]}') is None
 
 
 def test_fields_that_are_not_shown_tell_answers_apart_too() -> None:
@@ -218,7 +221,7 @@ def test_fields_that_are_not_shown_tell_answers_apart_too() -> None:
 @example("", '{"a": "\\ud800",}')
 def test_no_text_breaks_the_mending(words: str, broken: str) -> None:
     for text in (words, broken, f"{{{words}}}", f'{{"a": {broken}}}'):
-        if (put_right := mend.mended(text)) is not None:
+        if (put_right := json_repair.repair_punctuation(text)) is not None:
             assert isinstance(json.loads(put_right), dict)
         INVOICE.structure(text)
         INVOICE.read_loosely(text)
@@ -228,23 +231,23 @@ def test_no_text_breaks_the_mending(words: str, broken: str) -> None:
 def test_a_cut_off_answer_is_never_completed(data: dict, draw: st.DataObject) -> None:
     text = json.dumps(data)
     cut = text[: draw.draw(st.integers(1, len(text) - 1))]
-    assert mend.mended(cut) is None
-    assert mend.found_objects(cut) == []
+    assert json_repair.repair_punctuation(cut) is None
+    assert json_repair.find_objects(cut) == []
 
 
 @settings(max_examples=40)
 @given(objects, objects)
 def test_a_repaired_part_leaves_everything_else_byte_for_byte(data: dict, part: dict) -> None:
     text = json.dumps(data, indent=1)
-    merged = mend.replaced(text, {name: json.dumps(value) for name, value in part.items()})
+    merged = json_repair.replace_members(text, {name: json.dumps(value) for name, value in part.items()})
     assert json.loads(merged) == {**data, **part}
-    spans, before = mend.members(merged), mend.members(text)
+    spans, before = json_repair.member_spans(merged), json_repair.member_spans(text)
     for name in data.keys() - part.keys():
         assert merged[slice(*spans[name])] == text[slice(*before[name])]
 
 
 def test_a_number_that_no_float_holds_survives_the_repair_of_another_field() -> None:
-    merged = mend.replaced('{"id": 18446744073709551617.10, "total" : "x"}', {"total": "1"})
+    merged = json_repair.replace_members('{"id": 18446744073709551617.10, "total" : "x"}', {"total": "1"})
     assert merged == '{"id": 18446744073709551617.10, "total" : 1}'
 
 

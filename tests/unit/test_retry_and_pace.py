@@ -10,7 +10,7 @@ import pytest
 from conftest import SCOPE, Clock, question
 
 from airflow_llm_provider.engine.concurrency import for_each
-from airflow_llm_provider.engine.pace import Pace, Permit
+from airflow_llm_provider.engine.rate_limiter import Permit, RateLimiter
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy, policies, retrying
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
@@ -70,7 +70,7 @@ def quick(attempts: int) -> RetryPolicy:
     return RetryPolicy(attempts=attempts, first_wait_s=0.1, max_wait_s=0.1)
 
 
-# Pace.
+# RateLimiter.
 
 
 @pytest.fixture
@@ -90,9 +90,9 @@ def headers(limit: int, remaining: int) -> dict[str, str]:
     }
 
 
-async def permitted(pace: Pace, count: int, *, within_s: float) -> list[Permit]:
+async def permitted(pace: RateLimiter, count: int, *, within_s: float) -> list[Permit]:
     """Return the permits that of `count` who wait are given in time."""
-    waiting = [asyncio.create_task(pace.permit(question(), SCOPE)) for _ in range(count)]
+    waiting = [asyncio.create_task(pace.acquire(question(), SCOPE)) for _ in range(count)]
     done, late = await asyncio.wait(waiting, timeout=within_s)
     for task in late:
         task.cancel()
@@ -100,36 +100,36 @@ async def permitted(pace: Pace, count: int, *, within_s: float) -> list[Permit]:
 
 
 async def test_nobody_sends_while_one_was_told_to_wait(ledger: Ledger, clock: Clock) -> None:
-    told = Pace(ledger, now=clock.now, sleep=clock.sleep)
-    permit = await told.permit(question(), SCOPE)
-    permit.failed(Overloaded("no", retry_after_s=20))
+    told = RateLimiter(ledger, now=clock.now, sleep=clock.sleep)
+    permit = await told.acquire(question(), SCOPE)
+    permit.record_error(Overloaded("no", retry_after_s=20))
     await told.close()  # the others are told
-    await told.permit(question(), SCOPE)
+    await told.acquire(question(), SCOPE)
     assert 20 <= clock.now() <= 22
 
     others = Clock()  # of another process
-    await Pace(ledger, now=others.now, sleep=others.sleep).permit(question(), SCOPE)
+    await RateLimiter(ledger, now=others.now, sleep=others.sleep).acquire(question(), SCOPE)
     assert 18 <= others.now() <= 22
 
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(rpm=6_000)])
-async def test_a_silence_longer_than_anybody_waits_is_an_error_that_says_how_long(
+async def test_a_pause_longer_than_the_deadline_is_an_error_that_says_how_long(
     ledger: Ledger, clock: Clock, limits: Limits
 ) -> None:
-    told = Pace(ledger, limits, now=clock.now, sleep=clock.sleep)
-    (await told.permit(question(), SCOPE)).failed(RateLimited("no", retry_after_s=86_400))
+    told = RateLimiter(ledger, limits, now=clock.now, sleep=clock.sleep)
+    (await told.acquire(question(), SCOPE)).record_error(RateLimited("no", retry_after_s=86_400))
     await told.close()
-    for pace in (told, Pace(ledger, limits)):
-        with pytest.raises(RateLimited, match=r"silence.*Nothing was sent") as refused:
-            await asyncio.wait_for(pace.permit(question(), SCOPE), timeout=5)
+    for pace in (told, RateLimiter(ledger, limits)):
+        with pytest.raises(RateLimited, match=r"wait.*Nothing was sent") as refused:
+            await asyncio.wait_for(pace.acquire(question(), SCOPE), timeout=5)
         assert refused.value.retry_after_s == pytest.approx(86_400, rel=0.01)
 
 
 async def test_who_has_looked_already_hears_within_a_second(ledger: Ledger) -> None:
-    other, told = Pace(ledger), Pace(ledger)
+    other, told = RateLimiter(ledger), RateLimiter(ledger)
     for pace in (other, told):
-        permit = await pace.permit(question(), SCOPE)
-    permit.failed(RateLimited("no", retry_after_s=2))
+        permit = await pace.acquire(question(), SCOPE)
+    permit.record_error(RateLimited("no", retry_after_s=2))
     await asyncio.sleep(1.05)
     assert await permitted(other, 1, within_s=0.4) == []
     await told.close()
@@ -138,18 +138,21 @@ async def test_who_has_looked_already_hears_within_a_second(ledger: Ledger) -> N
 async def test_no_more_requests_a_minute_than_the_account_allows_over_all_processes(ledger: Ledger) -> None:
     limits = Limits(rpm=60, burst_s=3)
     given = await asyncio.gather(
-        *(permitted(pace, 5, within_s=0.6) for pace in (Pace(ledger, limits), Pace(ledger, limits)))
+        *(
+            permitted(pace, 5, within_s=0.6)
+            for pace in (RateLimiter(ledger, limits), RateLimiter(ledger, limits))
+        )
     )
     assert sum(map(len, given)) == 3
 
 
 async def test_a_request_larger_than_a_minutes_tokens_still_goes(ledger: Ledger) -> None:
-    pace = Pace(ledger, Limits(itpm=100, otpm=10))
-    await asyncio.wait_for(pace.permit(question("long " * 1000), SCOPE), timeout=1)
+    pace = RateLimiter(ledger, Limits(itpm=100, otpm=10))
+    await asyncio.wait_for(pace.acquire(question("long " * 1000), SCOPE), timeout=1)
 
 
 async def test_waiting_calls_go_one_interval_apart(ledger: Ledger) -> None:
-    pace = Pace(ledger, Limits(rpm=1200, burst_s=0.05))
+    pace = RateLimiter(ledger, Limits(rpm=1200, burst_s=0.05))
     given = sorted(permit.at_s for permit in await permitted(pace, 30, within_s=1.5))
     assert 20 <= len(given) <= 30
     busiest = max(sum(start <= at < start + 0.5 for at in given) for start in given)
@@ -157,54 +160,54 @@ async def test_waiting_calls_go_one_interval_apart(ledger: Ledger) -> None:
 
 
 async def test_a_permit_that_was_not_used_goes_to_the_next_at_once(ledger: Ledger) -> None:
-    pace = Pace(ledger, Limits(rpm=1, burst_s=60))
-    permit = await pace.permit(question(), SCOPE)
-    waiting = asyncio.create_task(pace.permit(question(), SCOPE))
+    pace = RateLimiter(ledger, Limits(rpm=1, burst_s=60))
+    permit = await pace.acquire(question(), SCOPE)
+    waiting = asyncio.create_task(pace.acquire(question(), SCOPE))
     await asyncio.sleep(0.1)
     assert not waiting.done()
-    permit.unused()
+    permit.release()
     await asyncio.wait_for(waiting, timeout=0.1)
 
 
 async def test_what_is_left_is_given_back_in_the_end(ledger: Ledger) -> None:
     limits = Limits(rpm=60, burst_s=3)
-    pace = Pace(ledger, limits)
+    pace = RateLimiter(ledger, limits)
     for permit in await permitted(pace, 3, within_s=1):
-        permit.unused()
+        permit.release()
     await pace.close()
-    assert len(await permitted(Pace(ledger, limits), 5, within_s=0.5)) == 3
+    assert len(await permitted(RateLimiter(ledger, limits), 5, within_s=0.5)) == 3
 
 
 async def test_who_stops_waiting_takes_nothing_from_the_others(ledger: Ledger) -> None:
-    pace = Pace(ledger, Limits(rpm=600, burst_s=0.1))
+    pace = RateLimiter(ledger, Limits(rpm=600, burst_s=0.1))
     assert len(await permitted(pace, 5, within_s=0.05)) <= 2
     assert len(await permitted(pace, 5, within_s=1.5)) == 5
 
 
 async def test_the_reply_corrects_what_was_expected_of_a_call(ledger: Ledger) -> None:
-    pace = Pace(ledger, Limits(otpm=60_000, burst_s=1))  # a thousand a second
-    permit = await pace.permit(question(), SCOPE)
-    permit.spent(Usage(uncached_tokens=10, output_tokens=5_000))
+    pace = RateLimiter(ledger, Limits(otpm=60_000, burst_s=1))  # a thousand a second
+    permit = await pace.acquire(question(), SCOPE)
+    permit.record_usage(Usage(uncached_tokens=10, output_tokens=5_000))
     assert await permitted(pace, 1, within_s=1) == []
 
 
 async def test_without_a_known_limit_the_ledger_is_not_asked_call_by_call(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    pace = Pace(ledger)
-    (await pace.permit(question(), SCOPE)).heed({})
+    pace = RateLimiter(ledger)
+    (await pace.acquire(question(), SCOPE)).read_headers({})
     (tmp_path / "ledger.db").rename(tmp_path / "away.db")
     assert len(await permitted(pace, 500, within_s=0.4)) == 500
 
 
 async def test_a_server_that_has_said_nothing_yet_is_sent_a_few_calls_only(ledger: Ledger) -> None:
-    pace = Pace(ledger)
-    waiting = [asyncio.create_task(pace.permit(question(), SCOPE)) for _ in range(200)]
+    pace = RateLimiter(ledger)
+    waiting = [asyncio.create_task(pace.acquire(question(), SCOPE)) for _ in range(200)]
     await asyncio.sleep(0.3)
     gone = [task.result() for task in waiting if task.done()]
     assert len(gone) == 32
     for permit in gone:
-        permit.heed(headers(600, 68))  # of a small bucket, which the 200 would have run over
+        permit.read_headers(headers(600, 68))  # of a small bucket, which the 200 would have run over
     await asyncio.sleep(0.5)
     assert len(gone) <= sum(task.done() for task in waiting) <= 32 + 10
     for task in waiting:
@@ -213,16 +216,16 @@ async def test_a_server_that_has_said_nothing_yet_is_sent_a_few_calls_only(ledge
 
 @pytest.mark.parametrize("said", [{}, headers(6_000_000, 6_000_000)], ids=["no limit", "a large one"])
 async def test_at_its_first_word_that_there_is_room_all_go(ledger: Ledger, said: dict[str, str]) -> None:
-    pace = Pace(ledger)
-    waiting = [asyncio.create_task(pace.permit(question(), SCOPE)) for _ in range(200)]
+    pace = RateLimiter(ledger)
+    waiting = [asyncio.create_task(pace.acquire(question(), SCOPE)) for _ in range(200)]
     await asyncio.sleep(0.2)
-    next(task for task in waiting if task.done()).result().heed(said)
+    next(task for task in waiting if task.done()).result().read_headers(said)
     _, late = await asyncio.wait(waiting, timeout=0.5)
     assert not late
 
 
 async def test_a_slow_first_answer_holds_nobody_up_for_long(ledger: Ledger) -> None:
-    assert len(await permitted(Pace(ledger), 200, within_s=3.5)) == 200
+    assert len(await permitted(RateLimiter(ledger), 200, within_s=3.5)) == 200
 
 
 async def test_on_a_machine_that_is_slower_than_what_it_hears_holds_all_go_nevertheless(
@@ -235,18 +238,18 @@ async def test_on_a_machine_that_is_slower_than_what_it_hears_holds_all_go_never
             looks
         )  # whatever was heard is half a second old; a call that turns in circles ends here
 
-    pace = Pace(ledger, now=now)
+    pace = RateLimiter(ledger, now=now)
     others = dataclasses.replace(SCOPE, dag_id="another")
-    await asyncio.gather(*(pace.permit(question(n), scope) for n in range(5) for scope in (SCOPE, others)))
+    await asyncio.gather(*(pace.acquire(question(n), scope) for n in range(5) for scope in (SCOPE, others)))
 
 
 async def test_a_limit_that_was_raised_holds_at_once(ledger: Ledger) -> None:
-    pace = Pace(ledger)
-    permit = await pace.permit(question(), SCOPE)
-    permit.heed(headers(60, 1))
+    pace = RateLimiter(ledger)
+    permit = await pace.acquire(question(), SCOPE)
+    permit.read_headers(headers(60, 1))
     await pace.close()
     assert len(await permitted(pace, 20, within_s=0.5)) <= 1
-    permit.heed(headers(600_000, 600_000))
+    permit.read_headers(headers(600_000, 600_000))
     await pace.close()
     assert len(await permitted(pace, 20, within_s=2)) == 20
 
@@ -256,29 +259,29 @@ async def test_nobody_is_permitted_to_send_while_the_ledger_is_away(ledger_url: 
     (tmp_path / "ledger.db").rename(tmp_path / "away.db")
     for limits in (None, Limits(rpm=600)):
         with pytest.raises(LedgerUnavailable):
-            await Pace(ledger, limits).permit(question(), SCOPE)
+            await RateLimiter(ledger, limits).acquire(question(), SCOPE)
     ledger.close()
 
 
 async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledger: Ledger) -> None:
-    pace, other = Pace(ledger), Pace(ledger)
-    permit = await pace.permit(question(), SCOPE)
-    permit.heed(headers(60, 31))
+    pace, other = RateLimiter(ledger), RateLimiter(ledger)
+    permit = await pace.acquire(question(), SCOPE)
+    permit.read_headers(headers(60, 31))
     await pace.close()
     assert len(await permitted(pace, 20, within_s=1)) == 20
-    permit.heed(headers(60, 29))
+    permit.read_headers(headers(60, 29))
     await pace.close()  # it is in the ledger
     assert len(await permitted(other, 5, within_s=1.5)) == 1
     elsewhere = dataclasses.replace(SCOPE, connection_id="another")
-    await asyncio.wait_for(other.permit(question(), elsewhere), timeout=1)
+    await asyncio.wait_for(other.acquire(question(), elsewhere), timeout=1)
 
 
 @pytest.mark.parametrize("limit", [10**30, 10**400], ids=["10^30", "10^400"])
 async def test_a_limit_that_can_be_none_is_not_heeded(
     ledger: Ledger, limit: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pace = Pace(ledger)
-    (await pace.permit(question(), SCOPE)).heed(headers(limit, 1))
+    pace = RateLimiter(ledger)
+    (await pace.acquire(question(), SCOPE)).read_headers(headers(limit, 1))
     await pace.close()
     assert len(await permitted(pace, 20, within_s=2)) == 20
     gc.collect()  # what asyncio says of a task that failed unheard
@@ -286,9 +289,9 @@ async def test_a_limit_that_can_be_none_is_not_heeded(
 
 
 async def test_a_429_sets_a_pace_where_none_is_known(ledger: Ledger) -> None:
-    pace = Pace(ledger)
+    pace = RateLimiter(ledger)
     for permit in await permitted(pace, 50, within_s=2):
-        permit.failed(RateLimited("no"))
+        permit.record_error(RateLimited("no"))
     await pace.close()
     assert (
         len(await permitted(pace, 20, within_s=2.5)) <= 4

@@ -21,10 +21,9 @@ from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
-from airflow_llm_provider.engine.tool_calls import MAX_OUTPUT_CHARACTERS, ApprovalNeeded, Verdict
-from airflow_llm_provider.engine.tools import Toolbox
-from airflow_llm_provider.engine.validate import OutputType
+from airflow_llm_provider.engine.tool_loop import MAX_OUTPUT_CHARACTERS, ApprovalNeeded, Toolbox, ToolVerdict
 from airflow_llm_provider.errors import EffectUnknown, InvalidOutput, ToolLimit
 from airflow_llm_provider.ledger import effects
 from airflow_llm_provider.ledger.ledger import Ledger
@@ -402,8 +401,8 @@ async def test_no_tool_runs_when_turns_are_forbidden(engine: Engine, wire: Wire,
 async def test_a_tool_that_hangs_ends_the_conversation_in_time(
     engine: Engine, wire: Wire, needs_approval: bool
 ) -> None:
-    async def yes(_: ApprovalNeeded) -> Verdict:
-        return Verdict(is_approved=True)
+    async def yes(_: ApprovalNeeded) -> ToolVerdict:
+        return ToolVerdict(is_approved=True)
 
     release = threading.Event()
 
@@ -699,10 +698,10 @@ async def test_what_is_being_made_cannot_be_settled(engine: Engine) -> None:
 class Person:
     """Says what a test lets them say."""
 
-    def __init__(self, **said: Verdict) -> None:
-        self.said: dict[str, Verdict] = said
+    def __init__(self, **said: ToolVerdict) -> None:
+        self.said: dict[str, ToolVerdict] = said
 
-    async def __call__(self, needed: ApprovalNeeded) -> Verdict | None:
+    async def __call__(self, needed: ApprovalNeeded) -> ToolVerdict | None:
         return self.said.get(needed.key)
 
 
@@ -716,7 +715,7 @@ async def test_a_call_waits_for_a_person_and_runs_when_approved(
     [waiting] = asked.value.calls
     assert (waiting.tool.name, waiting.arguments) == ("pay", {"amount": 7})
     assert bank.runs == [("balance", "A1")]
-    person.said[asked.value.key] = Verdict(is_approved=True)
+    person.said[asked.value.key] = ToolVerdict(is_approved=True)
     reply = await ask(later(), bank.approved, bank.balance, bounds={"verdict": person}, scope=RETRY)
     assert reply.value == "Done."
     assert bank.runs == [("balance", "A1"), ("pay", 7)]
@@ -731,7 +730,7 @@ async def test_a_refusal_and_its_reason_are_told(engine: Engine, wire: Wire, ban
     person = Person()
     with pytest.raises(ApprovalNeeded) as asked:
         await ask(engine, bank.approved, bounds={"verdict": person})
-    person.said[asked.value.key] = Verdict(is_approved=False, reason="Too much.")
+    person.said[asked.value.key] = ToolVerdict(is_approved=False, reason="Too much.")
     assert (await ask(engine, bank.approved, bounds={"verdict": person})).value == "Then not."
     assert bank.runs == []
     [block] = told(wire.sent[1])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.engine.validate import reads_source
+from airflow_llm_provider.engine.checks import reads_source
 from airflow_llm_provider.errors import BusinessError, TerminalError
 from airflow_llm_provider.personal_data import no_personal_data
 from airflow_llm_provider.validators import (

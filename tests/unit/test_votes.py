@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.retry import policies
-from airflow_llm_provider.engine.validate import OutputType
 from airflow_llm_provider.engine.votes import cast, count
 from airflow_llm_provider.errors import AuthenticationFailed, InvalidOutput, Overloaded, Refused
 

@@ -1,13 +1,16 @@
-"""A judge's request, and what its verdict says."""
+"""Checks of an answer's content: validator functions, and judges, which are models."""
 
 from __future__ import annotations
 
-from airflow_llm_provider.engine.framing import Framing, text_block
+import inspect
+from typing import Any
+
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Message, require_complete
 from airflow_llm_provider.engine.request import Request
-from airflow_llm_provider.engine.validate import OutputType
-from airflow_llm_provider.errors import AnswerError, InvalidOutput
-from airflow_llm_provider.validators import Judge
+from airflow_llm_provider.engine.text_block import Framing, text_block
+from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
+from airflow_llm_provider.validators import Complaint, Judge, Validator
 
 _PROMPT = """Judge whether an answer meets these criteria:
 
@@ -42,7 +45,9 @@ _VERDICT = OutputType(
 )
 
 
-def judging(judge: Judge, answer: str, source: str | None, *, framing: Framing, family: str = "") -> Request:
+def judge_request(
+    judge: Judge, answer: str, source: str | None, *, framing: Framing, family: str = ""
+) -> Request:
     """Return the request that asks for a verdict on an answer.
 
     source: the text it is about; None only where the judge does not read it.
@@ -65,7 +70,7 @@ def judging(judge: Judge, answer: str, source: str | None, *, framing: Framing, 
     )
 
 
-def require_met(judge: Judge, message: Message) -> None:
+def require_criteria_met(judge: Judge, message: Message) -> None:
     """Raise InvalidOutput with the judge's reasons unless it finds every criterion met.
 
     Raises another AnswerError where its reply is no verdict.
@@ -84,3 +89,42 @@ def require_met(judge: Judge, message: Message) -> None:
         reasons += [why.strip() or f"Not met: {criterion}" for why in unmet]
     if reasons:
         raise InvalidOutput("\n".join(reasons))
+
+
+def reads_source(validator: Validator | Judge) -> bool:
+    """Tell whether a validator compares the answer with the text that was asked about.
+
+    Raises TerminalError for what is no validator, since this is asked before anything is paid.
+    """
+    if isinstance(validator, Judge):
+        return validator.reads_source
+    if not callable(validator):
+        raise TerminalError(
+            f"{validator!r} among the validators is neither a function nor a Judge. Nothing was sent."
+        )
+    try:
+        return "source" in inspect.signature(validator).parameters
+    except (TypeError, ValueError):  # some builtins
+        return False
+
+
+def run_validator(validator: Validator, value: Any, source: str | None) -> Complaint | None:
+    """Call a validator; what it raises is about this answer, and must not end a run of others."""
+    name = getattr(validator, "__name__", repr(validator))
+    try:
+        complaint = validator(value, source=source) if reads_source(validator) else validator(value)
+    except LLMError:
+        raise
+    except Exception as error:
+        raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
+    if isinstance(complaint, str):
+        return Complaint(complaint) if complaint.strip() else None  # such as "; ".join(of no problems)
+    if callable(complaint):
+        raise BusinessError(
+            f"{name} makes a validator and is none itself: call it, as in validators=[{name}(…)]."
+        )
+    if complaint is not None and not isinstance(complaint, Complaint):
+        raise BusinessError(
+            f"The validator {name} returned {complaint!r}: return None, a text, or a Complaint."
+        )
+    return complaint

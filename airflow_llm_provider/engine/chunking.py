@@ -57,30 +57,30 @@ async def ask_about(
     """
     long_input = terms.options.long_input
     room = _room(request(""), long_input)
-    if room >= estimated_tokens(text):
+    if room >= estimate_tokens(text):
         return await engine.ask(request(text), dataclasses.replace(terms, source=source(text)))
     if long_input.too_long == "fail" or room <= 0:
         raise TooLong(
-            f"The text has about {estimated_tokens(text)} tokens, and {max(room, 0)} can be read at once. "
+            f"The text has about {estimate_tokens(text)} tokens, and {max(room, 0)} can be read at once. "
             "Set long_input='map_reduce' to read it in parts, long_input='truncate' to read its beginning, or raise "
             "LongInput(max_input_tokens=…) where the model can read more."
         )
     if long_input.too_long == "truncate":
         beginning = text[: room * _CHARACTERS_A_TOKEN]
         return await engine.ask(request(beginning), dataclasses.replace(terms, source=source(beginning)))
-    return await _map_reduce(engine, text, split(text, room), request, terms, source)
+    return await _map_reduce(engine, text, split_text(text, room), request, terms, source)
 
 
-def split(text: str, tokens: int) -> list[str]:
+def split_text(text: str, tokens: int) -> list[str]:
     """Split a text into parts of at most so many tokens, at its sections, paragraphs and sentences."""
     import semchunk
 
-    parts = semchunk.chunk(text, tokens, estimated_tokens, memoize=False)  # type: ignore[attr-defined]  # not in its __all__
+    parts = semchunk.chunk(text, tokens, estimate_tokens, memoize=False)  # type: ignore[attr-defined]  # not in its __all__
     assert isinstance(parts, list)
     return parts
 
 
-def estimated_tokens(text: str) -> int:
+def estimate_tokens(text: str) -> int:
     """Estimate the tokens of a text, rather too many than too few."""
     return -(-len(text) // _CHARACTERS_A_TOKEN)
 

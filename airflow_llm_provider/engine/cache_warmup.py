@@ -12,19 +12,19 @@ _WORTH_WARMING_CHARACTERS = 4_000
 
 
 @dataclass(slots=True)
-class Warmth:
+class CacheWarmup:
     """Which prefixes this engine has sent once already."""
 
     _events: dict[str, asyncio.Event] = field(default_factory=dict)
 
-    def of(self, request: Request) -> _Turn:
+    def guard(self, request: Request) -> _PrefixGuard:
         """Return the turn of a request; entering it waits while another warms the same prefix."""
         worth = request.shared_characters >= _WORTH_WARMING_CHARACTERS
-        return _Turn(self._events, request.shared_prefix if worth else "")
+        return _PrefixGuard(self._events, request.shared_prefix if worth else "")
 
 
 @dataclass(slots=True)
-class _Turn:
+class _PrefixGuard:
     """The first to come goes alone; the others wait until it is back."""
 
     events: dict[str, asyncio.Event]

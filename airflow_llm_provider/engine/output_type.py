@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-import inspect
+import importlib
 import json
 import math
 import re
@@ -12,13 +12,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import PurePath
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from airflow_llm_provider.engine.json_schema import require_checkable
-from airflow_llm_provider.engine.mend import is_json, members, objects_in
-from airflow_llm_provider.engine.schema import fields_of, names_in, part_of
-from airflow_llm_provider.errors import BusinessError, InvalidOutput, LLMError, TerminalError
-from airflow_llm_provider.validators import Complaint, Judge, Validator
+from airflow_llm_provider.engine.json_repair import is_json, member_spans, objects_in
+from airflow_llm_provider.engine.json_schema import fields_of, names_in, part_of, require_checkable
+from airflow_llm_provider.errors import InvalidOutput, TerminalError
+from airflow_llm_provider.validators import Complaint
 
 # The API wants an object at the top; anything else travels in one field of this name.
 _LIST_FIELD, _VALUE_FIELD = "items", "value"
@@ -120,7 +119,7 @@ class OutputType:
         """Return an answer that comes from elsewhere, text or data, as the text that a model would have given."""
         if isinstance(given, str):
             structure = None if self._field is None else self.structure(given)
-            if self._field is None or (structure and self._field in members(structure)):
+            if self._field is None or (structure and self._field in member_spans(structure)):
                 return given
             # The text "1" may be a number, or what it is.
             written = [f'{{"{self._field}": {text}}}' for text in (given, json.dumps(given)) if is_json(text)]
@@ -288,45 +287,6 @@ class OutputType:
         return _LIST_FIELD if self.is_list else _VALUE_FIELD
 
 
-def reads_source(validator: Validator | Judge) -> bool:
-    """Tell whether a validator compares the answer with the text that was asked about.
-
-    Raises TerminalError for what is no validator, since this is asked before anything is paid.
-    """
-    if isinstance(validator, Judge):
-        return validator.reads_source
-    if not callable(validator):
-        raise TerminalError(
-            f"{validator!r} among the validators is neither a function nor a Judge. Nothing was sent."
-        )
-    try:
-        return "source" in inspect.signature(validator).parameters
-    except (TypeError, ValueError):  # some builtins
-        return False
-
-
-def complaint_of(validator: Validator, value: Any, source: str | None) -> Complaint | None:
-    """Call a validator; what it raises is about this answer, and must not end a run of others."""
-    name = getattr(validator, "__name__", repr(validator))
-    try:
-        complaint = validator(value, source=source) if reads_source(validator) else validator(value)
-    except LLMError:
-        raise
-    except Exception as error:
-        raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
-    if isinstance(complaint, str):
-        return Complaint(complaint) if complaint.strip() else None  # such as "; ".join(of no problems)
-    if callable(complaint):
-        raise BusinessError(
-            f"{name} makes a validator and is none itself: call it, as in validators=[{name}(…)]."
-        )
-    if complaint is not None and not isinstance(complaint, Complaint):
-        raise BusinessError(
-            f"The validator {name} returned {complaint!r}: return None, a text, or a Complaint."
-        )
-    return complaint
-
-
 def _finite(written: str) -> float:
     number = float(written)
     if not math.isfinite(number):
@@ -369,3 +329,40 @@ def _told(error: Any) -> str:
         return str(error.message)
     rule = json.dumps(error.validator_value, ensure_ascii=False, default=str)
     return f"{error.validator} should be {rule[:200]}"
+
+
+_PLAIN = {cls.__name__: cls for cls in (str, int, float, bool)}
+
+
+def type_to_name(output_type: Any) -> Any:
+    """Return JSON data that `found` makes the same type of; raises ValueError where there is none."""
+    if output_type is None or isinstance(output_type, Mapping):
+        return output_type
+    if get_origin(output_type) is list:
+        return {"list of": type_to_name(get_args(output_type)[0])}
+    if get_origin(output_type) is Literal:
+        return {"one of": list(get_args(output_type))}
+    if output_type in _PLAIN.values():
+        return output_type.__name__
+    if isinstance(output_type, type) and is_importable(output_type):
+        return f"{output_type.__module__}:{output_type.__qualname__}"
+    raise ValueError(f"{output_type!r} can't be imported by name; define it in a module beside the DAG file")
+
+
+def type_from_name(name: Any) -> Any:
+    """Return the output type of a name."""
+    match name:
+        case str() if name in _PLAIN:
+            return _PLAIN[name]
+        case str():
+            module, _, qualname = name.partition(":")
+            cls: Any = importlib.import_module(module)
+            for part in qualname.split("."):
+                cls = getattr(cls, part)
+            return cls
+        case {"list of": item}:
+            return list[type_from_name(item)]  # type: ignore[misc]  # a type made at run time
+        case {"one of": options}:
+            return Literal[tuple(options)]
+        case _:
+            return name

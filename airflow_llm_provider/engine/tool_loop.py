@@ -1,0 +1,466 @@
+"""The tool loop: run what the model calls, send it the results, and repeat within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import datetime as dt
+import inspect
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from airflow_llm_provider.engine.calls import Call
+from airflow_llm_provider.engine.reply import Message
+from airflow_llm_provider.engine.request import Request, ceiling_micro_usd, to_json
+from airflow_llm_provider.errors import EffectUnknown, KeyBusy, LedgerUnavailable, ToolLimit
+from airflow_llm_provider.ledger import effects
+from airflow_llm_provider.ledger.effects import Effect, Intent, Outcome
+from airflow_llm_provider.ledger.ledger import BEAT_S, LEASE_S, Ledger
+from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.pricing import Prices, usd
+from airflow_llm_provider.tools import Tool
+
+log = logging.getLogger(__name__)
+
+MAX_OUTPUT_CHARACTERS = 100_000  # what a tool returns is read, and paid for, again in every turn after it
+_LEASE_MS = int(LEASE_S * 1000)
+_GRACE_S = 4.0  # a task told to stop is killed 5 s later
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    """A call that can be made: the tool, its arguments as checked, and how the ledger knows it."""
+
+    tool: Tool
+    arguments: Mapping[str, Any]
+    intent: Intent
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether it must not be made beside others, or twice to be on the safe side."""
+        return self.tool.irreversible or self.tool.needs_approval
+
+    def __str__(self) -> str:
+        return f"{self.tool.name}({_shorten(self.intent.arguments.decode())})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolVerdict:
+    """What a person said of tool calls; the reason is told to the model."""
+
+    is_approved: bool
+    reason: str = ""
+
+
+APPROVED = ToolVerdict(is_approved=True)
+
+
+class ApprovalNeeded(Exception):
+    """Tool calls of one reply wait for a person's verdict: the task has to be parked until there is one.
+
+    key: 64 hex digits that name the question: these calls with these arguments, of this task instance.
+    """
+
+    def __init__(self, key: str, calls: Sequence[ToolCall]) -> None:
+        super().__init__(f"{', '.join(map(str, calls))} must be approved first.")
+        self.key, self.calls = key, calls
+
+
+@dataclass(kw_only=True)
+class ToolRunner:
+    """Makes the tool calls of one conversation.
+
+    verdict: looks up what was said of calls that need approval; None while nobody has said anything.
+    until_s: on the monotonic clock, how long to wait for another process that is making the same call.
+    """
+
+    tools: Mapping[str, Tool]
+    ledger: Ledger
+    scope: CallScope
+    item_id: str | None
+    verdict: Callable[[ApprovalNeeded], Awaitable[ToolVerdict | None]] | None
+    until_s: float
+    sleep: Callable[[float], Awaitable[None]]
+
+    def read(self, block: Mapping[str, Any], call_id: str) -> ToolCall | Outcome:
+        """Return the call that a reply's block asks for, or what to tell the model where it can't be made.
+
+        call_id: the attempt whose reply it is.
+        """
+        given = to_json(block["input"])
+        tool = self.tools.get(block["name"])
+        if tool is None:
+            known = ", ".join(sorted(self.tools))
+            return _reject(
+                _shorten(block["name"]), f"There is no tool {block['name']!r}. There are: {known}."
+            )
+        try:
+            arguments = tool.arguments(given)
+        except ValueError as error:
+            return _reject(tool.name, f"The arguments are wrong, and nothing was done.\n{error}")
+        intent = Intent(
+            scope=self.scope,
+            item_id=self.item_id,
+            call_id=call_id,
+            tool_use_id=block["id"],
+            tool=tool.name,
+            is_irreversible=tool.irreversible,
+            arguments=given,
+        )
+        return ToolCall(tool=tool, arguments=arguments, intent=intent)
+
+    async def approve(self, calls: Sequence[ToolCall]) -> ToolVerdict:
+        """Return what a person said of a reply's calls, all at once; raises ApprovalNeeded before that.
+
+        What has begun was approved before it did.
+        """
+        asked = [call for call in calls if call.tool.needs_approval]
+        if all([await self._has_begun(call) for call in asked]):
+            return APPROVED
+        needed = ApprovalNeeded(effects.digest(*(call.intent.key for call in asked)), asked)
+        verdict = await self.verdict(needed) if self.verdict else None
+        if verdict is None:
+            raise needed
+        return verdict
+
+    async def outcome(self, call: ToolCall, verdict: ToolVerdict = APPROVED) -> Outcome:
+        """Make a call, or take what the ledger has of it; what the tool raises is told to the model.
+
+        verdict: on the calls of its reply that need approval. Raises EffectUnknown, KeyBusy.
+        """
+        if call.tool.needs_approval and not verdict.is_approved and not await self._has_begun(call):
+            reason = verdict.reason or "No reason was given."
+            return _reject(call, f"A person refused this call, and nothing was done. {reason}")
+        begun = await self._begin(call.intent)
+        if begun.outcome:
+            return _recorded_outcome(begun, begun.outcome, call)
+        started = time.monotonic()
+        outcome = await self._run(call)
+        took_s = time.monotonic() - started
+        log.info(
+            "Tool %s %s in %.2f s: %s",
+            call,
+            "failed" if outcome.is_error else "returned",
+            took_s,
+            _shorten(outcome.content),
+        )
+        return outcome
+
+    async def _has_begun(self, call: ToolCall) -> bool:
+        return await self.ledger.read(partial(effects.find, effect_id=call.intent.id)) is not None
+
+    async def _begin(self, intent: Intent) -> Effect:
+        """Write down that the call begins; return what the ledger has of it, ended or ours to make."""
+        while True:
+            begun = await self.ledger.write(partial(effects.begin, intent=intent, lease_ms=_LEASE_MS))
+            if begun.outcome or begun.holder == intent.holder:
+                return begun
+            if not begun.is_live:
+                raise _effect_unknown(begun)
+            # Another process of this task instance is making it.
+            if time.monotonic() >= self.until_s:
+                raise KeyBusy(
+                    f"Another process has been running the tool {begun.tool} since "
+                    f"{_format_time(begun.began_ms)}. Its result will be used by the next retry."
+                )
+            await self.sleep(0.2 + random.random() * 0.3)
+
+    async def _run(self, call: ToolCall) -> Outcome:
+        """Run a tool and write down how it ended."""
+        running = asyncio.ensure_future(self._run_and_record(call))
+        beating = asyncio.ensure_future(self._renew(call.intent))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if call.tool.irreversible:  # half done, nobody would know what has happened
+                await asyncio.wait([running], timeout=_GRACE_S)
+            running.cancel()
+            raise
+        finally:
+            beating.cancel()
+
+    async def _run_and_record(self, call: ToolCall) -> Outcome:
+        outcome = await _call_tool(call.tool, call.arguments)
+        return await self.ledger.write(partial(effects.end, effect_id=call.intent.id, outcome=outcome))
+
+    async def _renew(self, intent: Intent) -> None:
+        """Keep telling other processes that the call is being made."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            with contextlib.suppress(LedgerUnavailable):
+                await self.ledger.write(partial(effects.renew, intent=intent, lease_ms=_LEASE_MS))
+
+
+async def _call_tool(tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
+    """Call a tool, and return what the model is told: what it returned, or what it raised."""
+    if inspect.iscoroutinefunction(tool.function):
+        try:
+            return _output_of(await tool.function(**arguments))
+        except Exception as error:  # noqa: BLE001  # the model is told, and may find another way
+            return _error_output(error)
+
+    def call() -> Outcome:
+        try:
+            return _output_of(tool.function(**arguments))
+        except Exception as error:  # noqa: BLE001  # as above
+            return _error_output(error)
+
+    return await _in_thread(call)
+
+
+async def _in_thread(call: Callable[[], Outcome]) -> Outcome:
+    """Return what `call` returns in a thread that the process does not wait for when it ends."""
+    done: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
+
+    def work() -> None:
+        if not done.set_running_or_notify_cancel():
+            return
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001  # raised where it is awaited
+            done.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name="llm-tool", daemon=True).start()
+    return await asyncio.wrap_future(done)
+
+
+def _output_of(value: Any) -> Outcome:
+    """Return what the model is told of a value: text as it is, data as JSON, anything else as str() has it."""
+    if isinstance(value, str):
+        return _truncate(value)
+    from pydantic_core import to_json as dumped
+
+    try:
+        return _truncate(dumped(value, fallback=str).decode())
+    except ValueError:  # it holds itself, or bytes that are no text
+        return _truncate(str(value))
+
+
+def _error_output(error: Exception) -> Outcome:
+    return Outcome(content=_truncate(f"{type(error).__name__}: {error}").content, is_error=True)
+
+
+def _truncate(text: str) -> Outcome:
+    text = text.encode("utf-8", "replace").decode()  # half a character can't be sent
+    if len(text) <= MAX_OUTPUT_CHARACTERS:
+        return Outcome(content=text)
+    return Outcome(
+        content=f"{text[:MAX_OUTPUT_CHARACTERS]}\n… cut off: these are the first {MAX_OUTPUT_CHARACTERS:,} of "
+        f"{len(text):,} characters. Ask for less at a time."
+    )
+
+
+def _reject(call: ToolCall | str, complaint: str) -> Outcome:
+    log.warning("Tool %s was not run: %s", call, _shorten(complaint))
+    return Outcome(content=complaint, is_error=True)
+
+
+def _recorded_outcome(found: Effect, outcome: Outcome, call: ToolCall) -> Outcome:
+    """Return what the ledger has of a call; what may happen once may have happened with other arguments."""
+    if json.loads(found.arguments) == json.loads(call.intent.arguments):
+        log.info("Tool %s ran before and returned: %s", call, _shorten(outcome.content))
+        return outcome
+    return _reject(
+        call,
+        f"Nothing was done: {found.tool} may run once, and has run with the arguments {found.arguments.decode()}. "
+        f"It returned: {outcome.content}",
+    )
+
+
+def _effect_unknown(found: Effect) -> EffectUnknown:
+    return EffectUnknown(
+        f"The tool {found.tool} may run once. It began at {_format_time(found.began_ms)} with the arguments "
+        f"{_shorten(found.arguments.decode())}, and its process ended before it could say how it went, so it may have "
+        "happened or not. It is not run again. Find out, and say so: `airflow-llm effects settle "
+        f"{found.id[:12]} --output '…'` with what it returned, or `… --did-not-happen`, so that it may run. Then "
+        "clear the task: what was paid is kept."
+    )
+
+
+def _format_time(ms: int) -> str:
+    return f"{dt.datetime.fromtimestamp(ms / 1000, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _shorten(text: str, most: int = 200) -> str:
+    """Return a text for the log: one line, shortened."""
+    line = json.dumps(text[: most + 1], ensure_ascii=False)[1:-1].replace('\\"', '"')
+    return line if len(text) <= most else f"{line[:most]}…"
+
+
+Block = Mapping[str, Any]
+Buy = Callable[[Request], Awaitable[Call]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Toolbox:
+    """The tools of a question, and the bounds of the conversation they are used in.
+
+    tools: by name.
+    max_turns: how many replies of a model may call tools.
+    max_s: how long a conversation may take. A turn in flight then is not cut off, nor is an irreversible tool.
+    max_micro_usd: what the whole answer may cost, the next turn counted at the most it can cost; None: no bound.
+    verdict: looks up what was said of calls that need approval; None while nobody has said anything.
+    """
+
+    tools: Mapping[str, Tool]
+    max_turns: int = 10
+    max_s: float = 600.0
+    max_micro_usd: int | None = None
+    verdict: Callable[[ApprovalNeeded], Awaitable[ToolVerdict | None]] | None = None
+
+    def conversation(
+        self,
+        *,
+        ledger: Ledger,
+        scope: CallScope,
+        item_id: str | None,
+        sleep: Callable[[float], Awaitable[None]],
+        buy: Buy,
+        spent: Sequence[Call],
+        prices: Prices,
+    ) -> Conversation:
+        """Begin a conversation; its time runs from here.
+
+        buy: obtains the next turn; spent: all that was bought for the answer, what `buy` buys included.
+        """
+        runner = ToolRunner(
+            tools=self.tools,
+            verdict=self.verdict,
+            ledger=ledger,
+            scope=scope,
+            item_id=item_id,
+            until_s=time.monotonic() + self.max_s,
+            sleep=sleep,
+        )
+        return Conversation(toolbox=self, runner=runner, buy=buy, spent=spent, prices=prices)
+
+    def require_price(self, request: Request, prices: Prices) -> None:
+        """Raise ToolLimit where the bound on money could not be kept."""
+        if self.max_micro_usd is not None and prices.card(request.model) is None:
+            raise ToolLimit(
+                f"max_tool_usd can't be kept: {request.model} has no known price. Nothing was sent; take a model "
+                "with a price, or leave max_tool_usd away and bound the turns."
+            )
+
+
+@dataclass(kw_only=True)
+class Conversation:
+    """One model's conversation with tools, from the question to its answer, repairs included."""
+
+    toolbox: Toolbox
+    runner: ToolRunner
+    buy: Buy
+    spent: Sequence[Call]
+    prices: Prices
+    turns: int = 0
+
+    async def finish(self, request: Request, bought: Call) -> tuple[Request, Call]:
+        """Run what replies call and tell the model, until a reply calls nothing; return it with its request.
+
+        Every turn is a request like any other and every tool call is in the ledger, so that a retry goes through
+        it all again and pays, and does, nothing twice. Raises ToolLimit, EffectUnknown, ApprovalNeeded.
+        """
+        while blocks := _tool_blocks(bought.message):
+            self._require_turns(blocks)
+            results = await self._results(blocks, bought.attempt_id)
+            request = request.followed_by(
+                {"role": "assistant", "content": bought.message.content},
+                {"role": "user", "content": results},
+            )
+            bought = await self.buy(request)
+        return request, bought
+
+    # -- bounds --------------------------------------------------------------------------------------
+
+    def _require_turns(self, blocks: Sequence[Block]) -> None:
+        if self.turns >= self.toolbox.max_turns:
+            raise ToolLimit(
+                f"The model still calls tools ({', '.join(sorted({block['name'] for block in blocks}))}) after "
+                f"{self.turns} turns with them. Raise max_tool_turns, or say in the prompt when it is done. {_KEPT}"
+            )
+        self.turns += 1
+        if self._left_s <= 0:
+            raise self._out_of_time("before it could run the tools that the model calls")
+
+    def require_money(self, request: Request) -> None:
+        """Raise ToolLimit where the next request of the conversation could cost more than there is left."""
+        bound = self.toolbox.max_micro_usd
+        if bound is None:
+            return
+        ceiling = ceiling_micro_usd(request, self.prices)
+        costs = [ceiling, *(purchase.cost_micro_usd for purchase in self.spent)]
+        known = [cost for cost in costs if cost is not None]
+        if ceiling is None or len(known) < len(costs):
+            raise ToolLimit(f"max_tool_usd can't be kept: some of what was asked has no known price. {_KEPT}")
+        if sum(known) > bound:
+            raise ToolLimit(
+                f"${usd(sum(known) - ceiling)} is spent, and the next turn can cost up to ${usd(ceiling)}: more than "
+                f"max_tool_usd, ${usd(bound)}. Raise it. {_KEPT}"
+            )
+
+    @property
+    def _left_s(self) -> float:
+        return self.runner.until_s - time.monotonic()
+
+    def _out_of_time(self, when: str) -> ToolLimit:
+        return ToolLimit(
+            f"The conversation has taken {self.toolbox.max_s:g} s {when}. Raise max_tool_s. {_KEPT}"
+        )
+
+    # -- tool calls ----------------------------------------------------------------------------------
+
+    async def _results(self, blocks: Sequence[Block], call_id: str) -> list[Block]:
+        """Return the results of one reply's calls: those that can be repeated at once, then the others in turn."""
+        read = {block["id"]: self.runner.read(block, call_id) for block in blocks}
+        outcomes = {id_: told for id_, told in read.items() if isinstance(told, Outcome)}
+        calls = {id_: call for id_, call in read.items() if isinstance(call, ToolCall)}
+        careful = {id_: call for id_, call in calls.items() if call.is_careful}
+        outcomes |= await self._at_once({id_: call for id_, call in calls.items() if id_ not in careful})
+        verdict = await self.runner.approve(list(careful.values()))
+        for id_, call in careful.items():
+            if call.tool.irreversible:
+                outcomes[id_] = await self.runner.outcome(call, verdict)
+            else:
+                outcomes |= await self._at_once({id_: call}, verdict)
+        return [_result_block(block["id"], outcomes[block["id"]]) for block in blocks]
+
+    async def _at_once(
+        self, calls: Mapping[str, ToolCall], verdict: ToolVerdict = APPROVED
+    ) -> dict[str, Outcome]:
+        made = [self.runner.outcome(call, verdict) for call in calls.values()]
+        try:
+            async with asyncio.timeout(self._left_s):
+                done = await asyncio.gather(*made, return_exceptions=True)
+        except TimeoutError:
+            raise self._out_of_time(f"while {', '.join(map(str, calls.values()))} ran") from None
+        outcomes: dict[str, Outcome] = {}
+        for id_, outcome in zip(calls, done, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            outcomes[id_] = outcome
+        return outcomes
+
+
+_KEPT = "What was paid and done is in the ledger: clear the task, and it goes on from there."
+
+
+def _tool_blocks(message: Message) -> list[Block]:
+    """Return the calls that a reply waits for."""
+    if message.stop_reason != "tool_use":
+        return []
+    return [block for block in message.content if block["type"] == "tool_use"]
+
+
+def _result_block(tool_use_id: str, outcome: Outcome) -> Block:
+    error = {"is_error": True} if outcome.is_error else {}
+    return {"type": "tool_result", "tool_use_id": tool_use_id, "content": outcome.content, **error}
