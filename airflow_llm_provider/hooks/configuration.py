@@ -63,10 +63,10 @@ def lease_s() -> float:
 
     text = conf.get("llm", "lease_s", fallback="45")
     try:
-        lease_s = float(text)
+        seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not 1 <= lease_s <= _LONGEST_LEASE_S:
+    if not 1 <= seconds <= _LONGEST_LEASE_S:
         raise AirflowFailException(
             f"[llm] lease_s is {text!r}, and should be a number of seconds from 1 to {_LONGEST_LEASE_S}."
         )
