@@ -1,18 +1,17 @@
 """Claude plans, a person decides, and exactly what the person approved is carried out.
 
-After an outage somebody has to decide which customers get what credit. The strong tier reads the incident report and
-writes a plan: account, amount, reason, and the letter that goes with it. The rules that can be checked are checked in
-code, before anybody spends time on the plan.
+After an outage a person must decide which customers get which credit. The strong tier reads the incident report and
+writes a plan: account, amount, reason, and a letter. Code checks the rules that can be checked, before a person spends
+time on the plan.
 
-Then the DAG waits, for days if need be, and holds neither a worker nor a trigger. Under *Required Actions* a person
-sees the plan, what it does and what it cost, and approves it, approves it with changes typed into the form, or rejects
-it with a reason. A change is held to the same rules as the plan; silence for two days means no.
+Then the DAG waits, for days if necessary, and uses neither a worker nor a trigger. Under *Required Actions* a person
+sees the plan, what it does and what it cost. The person approves it, approves it with changes typed into the form, or
+rejects it with a reason. Changes must follow the same rules as the plan. No answer within two days rejects the plan.
 
-The last task knows nothing of Claude. It books what was approved, from the decision itself, and writes down who
-approved it and the hash of what they saw. After a rejection it is skipped. A retry or a clear of any of these tasks
-pays for nothing again.
+The last task does not use Claude. It books what was approved, from the decision itself, and records who approved it and
+the hash of what they saw. After a rejection it is skipped. A retry or a clear of any task pays for nothing again.
 
-Bookings land in `$AIRFLOW_HOME/credits/`, one JSON file a run.
+Bookings are written to `$AIRFLOW_HOME/credits/`, one JSON file per run.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ from typing import Any
 from airflow.sdk import Param, dag, task
 from pydantic import BaseModel, Field
 
-from airflow_llm_provider.operators.claude import ClaudeOperator
-from airflow_llm_provider.sensors.approval import ApprovalSensor
+from airflow_llm_provider import ApprovalSensor, ClaudeOperator, Reviewers
 
 REPORT = Path(__file__).parent / "inputs" / "outage" / "report.txt"
 BOOKED = Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser() / "credits"
@@ -57,7 +55,7 @@ class Plan(BaseModel):
 
 
 def within_the_limit(plan: Plan) -> str | None:
-    """Hold every credit against the limit, whoever wrote it down."""
+    """Check every credit against the limit, in the plan and in a person's changes."""
     too_much = [
         f"{credit.account} EUR {credit.amount_eur:.2f}"
         for credit in plan.credits
@@ -67,7 +65,7 @@ def within_the_limit(plan: Plan) -> str | None:
 
 
 def each_account_once(plan: Plan) -> str | None:
-    """Pay nobody twice."""
+    """Check that no account is paid twice."""
     twice = [account for account, count in Counter(c.account for c in plan.credits).items() if count > 1]
     return f"These accounts are in the plan more than once: {', '.join(twice)}." if twice else None
 
@@ -88,7 +86,7 @@ RULES = [within_the_limit, each_account_once]
             type=["null", "string"],
             format="multiline",
             title="Incident report",
-            description="Its text, pasted. Empty: the example beside this DAG.",
+            description="The text of a report. Empty: the example beside this DAG.",
         ),
         "goodwill_eur": Param(
             250,
@@ -96,7 +94,7 @@ RULES = [within_the_limit, each_account_once]
             minimum=0,
             maximum=int(LIMIT_EUR),
             title="Goodwill (EUR)",
-            description="The most goodwill that is proposed for one customer.",
+            description="The highest goodwill that is proposed for one customer.",
         ),
     },
 )
@@ -110,7 +108,7 @@ def human_checkpoint() -> None:
 
     @task
     def book(decision: dict[str, Any], run_id: str) -> str:
-        """Book what was approved, and nothing else; a retry writes the same file again."""
+        """Book what was approved, and nothing else. A retry writes the same file again."""
         booking = {
             "approved_by": decision["decided_by"],
             "approved_at": decision["decided_at"],
@@ -136,10 +134,10 @@ def human_checkpoint() -> None:
         content=plan.output,
         subject="Credits after an outage",
         action="The amounts are booked to the customers' accounts, and the letter goes out.",
-        risk="A booking can't be taken back without the customer's consent.",
+        risk="A booking cannot be reversed without the customer's consent.",
         output_type=Plan,
         validators=RULES,
-        response_timeout=timedelta(days=2),
+        reviewers=Reviewers(timeout=timedelta(days=2)),
     )
     book(approval.output)
 

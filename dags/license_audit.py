@@ -1,14 +1,13 @@
-"""What the licenses of everything that is installed here allow and demand: one row a license file.
+"""What the licenses of all installed packages allow and require: one row per license file.
 
-Every distribution that pip has installed beside this Airflow brings license and notice files. Claude reads each
-of them and says which license it is, whether it is copyleft, whether it grants patents, what attribution it
-demands, and quotes the very words for each. The same text in a hundred packages is asked about once, and a weekly
-run pays only for what is new.
+Every package that pip has installed beside this Airflow brings license and notice files. Claude reads each file and
+says which license it is, whether it is copyleft, whether it grants patents and what attribution it requires, with a
+quote for each. The same text in a hundred packages is asked about once, and a weekly run pays only for new files.
 
-Rows land in `$AIRFLOW_HOME/license_audit/rows.jsonl`; the Variable `license_audit_output` names another place
-(`.jsonl`, a path or an object storage URL). The last task holds the SPDX ids against the packages' own metadata.
-To audit another folder, name it when you trigger the DAG; it must lie below the `roots` of the configuration's
-`[llm]` section. `dry_run` says what it would cost, and asks nothing.
+Rows are written to `$AIRFLOW_HOME/license_audit/rows.jsonl`. The Variable `license_audit_output` names another place
+(`.jsonl`, a path or an object storage URL). The last task compares the SPDX ids with the packages' own metadata. To
+audit another folder, name it when you trigger the DAG; it must be below the `roots` of the configuration's `[llm]`
+section. `dry_run` shows what it would cost, and asks nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from typing import Any, Literal, get_args
 
 from airflow.sdk import ObjectStoragePath, Param, dag, get_current_context, task
 from pydantic import BaseModel, Field
+
+from airflow_llm_provider import Reading, RequestFields
 
 log = logging.getLogger(__name__)
 
@@ -115,46 +116,46 @@ class License(BaseModel):
             None,
             type=["null", "string"],
             title="Folder",
-            description="A site-packages folder to audit. Empty: all that is installed beside this Airflow.",
+            description="A site-packages folder to audit. Empty: the packages installed beside this Airflow.",
         ),
         "tier": Param(
             "fast",
             enum=["fast", "balanced", "strong"],
             title="Model tier",
-            description="Who reads the files; the connection says which model that is.",
+            description="The tier that reads the files; the connection says which model that is.",
         ),
         "limit": Param(
             None,
             type=["null", "integer"],
             minimum=1,
             title="Limit",
-            description="Ask about so many files at most.",
+            description="The highest number of files to ask about.",
         ),
         "dry_run": Param(
             False,
             type="boolean",
             title="Dry run",
-            description="Only say what would be asked, and about what it would cost.",
+            description="Only show what would be asked, and about what it would cost.",
         ),
     },
 )
 def license_audit() -> None:
-    """Ask about every license file, then compare."""
+    """Ask about every license file, then compare with the metadata."""
 
     @task.claude_documents(
         prompt=PROMPT,
         output_type=License,
         output="{{ var.value.get('license_audit_output', '" + str(OUTPUT) + "') }}",
-        text_field="text",
+        reading=Reading(text_field="text"),
         model="{{ params.tier }}",
         limit="{{ params.limit }}",
         dry_run="{{ params.dry_run }}",
-        max_failed=0.05,  # an empty or broken file among hundreds is worth a look, not a failed audit
+        max_failed="5%",  # some empty or broken files among hundreds should not fail the audit
         max_in_flight=64,
-        max_tokens=2048,
+        request=RequestFields(max_tokens=2048),
     )
     def read_licenses(params: dict[str, Any]) -> list[dict[str, str]]:
-        """Return every license file's text; the text alone, so that equal ones are asked about once."""
+        """Return the text of every license file; only the text, so that equal texts are asked about once."""
         search_path = _search_path(params["folder"])
         documents = [
             {"id": document_id, "text": _text(file)} for document_id, file in _license_files(search_path)
@@ -164,7 +165,7 @@ def license_audit() -> None:
 
     @task
     def compare(manifest: dict[str, Any]) -> dict[str, Any]:
-        """Hold the SPDX ids against what the packages say of themselves, and the quotes against the files."""
+        """Compare the SPDX ids with what the packages declare, and the quotes with the files."""
         if manifest.get("dry_run"):
             return manifest
         search_path = _search_path(get_current_context()["params"]["folder"])

@@ -1,12 +1,12 @@
-"""A contract on four desks at once: legal, finance, compliance and planning; one recommendation in the end.
+"""A contract read by four specialists at once (legal, finance, compliance, planning), and one recommendation.
 
-Each specialist is a task of its own, with instructions of its own, and all four read the same contract side by side.
-None of them sees what the others write: four independent readings find more than one long one, and where they
-disagree, that is worth knowing. The last call gets the four opinions, without the contract, and weighs them.
+Each specialist is a task with its own instructions, and all four read the same contract at the same time. None of them
+sees the other opinions: four independent readings find more than one long reading, and show where they disagree. The
+last call gets the four opinions, without the contract, and weighs them.
 
-Airflow does the fanning out: `max_active_tasks` bounds how many read at once, a specialist that fails is retried
-alone, and clearing one of them asks that one again. Whether we may sign is not left to the model: a single `stop`
-among the opinions blocks it, by the last task, in code.
+Airflow runs them in parallel: `max_active_tasks` limits how many run at once, a specialist that fails is retried alone,
+and clearing one asks only that one again. The model does not decide whether we may sign: a single `stop` among the
+opinions blocks the signature, in the code of the last task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from airflow.sdk import Param, dag, task
 from pydantic import BaseModel, Field
 
-from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider import ClaudeOperator
 from airflow_llm_provider.validators import quotes_in_source
 
 CONTRACTS = Path(__file__).parent / "inputs" / "contracts"
@@ -90,7 +90,7 @@ class Recommendation(BaseModel):
             type=["null", "string"],
             format="multiline",
             title="Your own contract",
-            description="Its text, pasted. Read instead of the example.",
+            description="The text of a contract. It is read instead of the example.",
         ),
         "side": Param(
             "client",
@@ -101,7 +101,7 @@ class Recommendation(BaseModel):
     },
 )
 def parallel_fan_out() -> None:
-    """Four opinions side by side, then one recommendation."""
+    """Four opinions in parallel, then one recommendation."""
 
     @task
     def contract(params: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def parallel_fan_out() -> None:
 
     @task
     def decision(recommendation: dict[str, Any], opinions: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Let no recommendation talk us past a specialist who says stop."""
+        """Block the signature when one specialist says stop, whatever the recommendation."""
         blocked_by = sorted(name for name, opinion in opinions.items() if opinion["verdict"] == "stop")
         return {**recommendation, "blocked_by": blocked_by, "may_sign": not blocked_by}
 

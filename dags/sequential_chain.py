@@ -1,15 +1,14 @@
-"""A contract, read in three steps: what it says, what is dangerous in it, and a page for the person who signs.
+"""A contract, read in three steps: its terms, its risks, and a page for the person who signs.
 
-The fast tier copies the terms out of the contract; that is easy, and there may be thousands of them. The balanced
-tier reads the contract beside those terms and names the risks, each with the words it rests on. The last call
-writes half a page, from the terms and the risks alone. What the reader must be able to rely on, the dates and
-amounts, is put on top of that page by plain code. A quote that does not stand in the contract word for word is sent
-back to whoever made it up.
+The fast tier copies the terms out of the contract. The balanced tier reads the contract together with those terms and
+names the risks, each with a quote. The last call writes half a page, from the terms and the risks alone. Plain code
+puts the dates and amounts, which must be exact, at the top of that page. A quote that is not in the contract word for
+word is sent back to the model that wrote it.
 
-A contract that was read once is not paid for again, whichever run it comes back in: `reuse="always"`. Change a prompt
-and only that step and what follows from it is asked anew.
+A contract is paid for once, in whichever run it comes back: `reuse="always"`. When a prompt changes, only that step and
+the steps after it are asked again.
 
-Start it from the UI: choose one of the example contracts, or paste a contract of your own.
+Start it from the UI: choose an example contract, or paste a contract of your own.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, Literal
 from airflow.sdk import Param, dag, task
 from pydantic import BaseModel, Field
 
-from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider import ClaudeOperator, RequestFields
 from airflow_llm_provider.validators import quotes_in_source
 
 CONTRACTS = Path(__file__).parent / "inputs" / "contracts"
@@ -97,7 +96,7 @@ class Risks(BaseModel):
             type=["null", "string"],
             format="multiline",
             title="Your own contract",
-            description="Its text, pasted. Read instead of the example.",
+            description="The text of a contract. It is read instead of the example.",
         ),
         "side": Param(
             "customer",
@@ -117,7 +116,7 @@ def sequential_chain() -> None:
 
     @task
     def page(terms: dict[str, Any], risks: dict[str, Any], summary: str) -> str:
-        """Put the facts over the words: what is copied from the contract can be checked against it."""
+        """Put the facts above the summary: what is copied from the contract can be checked against it."""
         facts = [f"- {name.replace('_', ' ')}: {value}" for name, value in terms.items() if value]
         clauses = [f"- **{risk['severity']}**, {risk['area']}: “{risk['quote']}”" for risk in risks["risks"]]
         return "\n".join([*facts, "", *clauses, "", summary])
@@ -146,7 +145,7 @@ def sequential_chain() -> None:
         model="balanced",
         prompt=SUMMARY,
         inputs={"terms": terms.output, "risks": risks.output},
-        max_tokens=1000,
+        request=RequestFields(max_tokens=1000),
         reuse="always",
     )
     page(terms.output, risks.output, summary.output)

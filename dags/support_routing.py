@@ -1,15 +1,15 @@
-"""A support message finds its specialist: Claude chooses the branch, the branch brings its own model and tools.
+"""A support message is routed to a specialist: Claude chooses the branch, and each branch has its own model and tools.
 
-The fast tier reads the message and names one of three desks, with a confidence. A choice it is not sure of, an answer
-that is none, or a model that can't be reached: all lead to `a_person`, and the record of the branch says why.
+The fast tier reads the message and names one of three desks, with a confidence. An unsure choice, an invalid answer or
+a model that cannot be reached leads to `a_person`, and the record of the branch says why.
 
-Each desk is one entry below: what it is for, which model works there, what that model is told, and which Python
-functions it may call. They look things up in the account; opening a ticket is marked irreversible and happens at most
-once, however often the task is retried. What the specialist writes is a draft: anybody can write any account number
-into a message, so a person looks at it before it goes out.
+Each desk is a task: its model, its system prompt, and the Python functions that it may call. The functions look things
+up in the account. Opening a ticket is marked as irreversible and happens at most once, however often the task is
+retried. What the specialist writes is a draft: anyone can write any account number into a message, so a person reads it
+before it is sent.
 
-A run answers one message: an example, or the `text` of the form. A help desk starts a run for each message that comes
-in, through the REST API with `{"text": …}` as its conf; the schedule is only an example's.
+A run answers one message: an example, or the `text` of the form. A help desk starts one run per message, through the
+REST API with `{"text": …}` as its conf; the schedule is only for the example.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ BRANCHES = {
             type=["null", "string"],
             format="multiline",
             title="Your own message",
-            description="Its text, pasted. Answered instead of the example.",
+            description="The text of a message. It is answered instead of the example.",
         ),
     },
 )
@@ -124,17 +124,17 @@ def support_routing() -> None:
 
     @task
     def message(params: dict[str, Any]) -> str:
-        """Return the message of the form."""
+        """Return the message from the form."""
         return params["text"] or (MESSAGES / f"{params['message']}.txt").read_text()
 
     @task
     def a_person(message: str) -> str:
-        """Leave the message to a person, as it is."""
+        """Leave the message to a person, unchanged."""
         return f"No desk was chosen for this message; somebody should read it:\n\n{message}"
 
     @task(trigger_rule="none_failed_min_one_success")
     def draft(ti: Any) -> dict[str, Any]:
-        """Return the draft, with where it comes from and why it was sent there."""
+        """Return the draft, the desk that wrote it, and why that desk was chosen."""
         chosen = ti.xcom_pull(task_ids="triage", key="llm_branch")
         (desk,) = chosen["taken"]
         return {"desk": desk, "why": chosen["why"], "text": ti.xcom_pull(task_ids=desk)}
