@@ -111,12 +111,12 @@ def _writing(url: str) -> Iterator[Database]:
     import sqlalchemy as sa
 
     from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.schema import current_version, migrate
+    from airflow_llm_provider.ledger.migrations import current_version, migrate
 
     database = Database(url)
     try:
         with database.write() as connection:
-            if not current_version(connection):
+            if current_version(connection) is None:
                 migrate(connection)
     except (sa.exc.DBAPIError, OSError) as error:
         fail(f"The ledger can't be used: {getattr(error, 'orig', None) or error}")

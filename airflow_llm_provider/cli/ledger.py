@@ -132,18 +132,18 @@ def reading(url: str) -> Iterator[Database]:
     import sqlalchemy as sa
 
     from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.schema import MIGRATIONS, current_version
+    from airflow_llm_provider.ledger.migrations import LATEST_VERSION, current_version
 
     database = Database(url)
     where = database.shown_url
     try:
         with database.read() as connection:
             found = current_version(connection)
-        if not found:
+        if found is None:
             fail(f"{where} holds no ledger yet: the first task that asks something makes it.")
-        if found < len(MIGRATIONS):  # not ours to upgrade: workers of the old version may be running
+        if found < LATEST_VERSION:  # not ours to upgrade: workers of the old version may be running
             fail(f"The ledger at {where} is of an older version: the first task of this one upgrades it.")
-        if found > len(MIGRATIONS):
+        if found > LATEST_VERSION:
             fail(f"The ledger at {where} is of a newer version: upgrade the package on this machine.")
         yield database
     except (sa.exc.DBAPIError, OSError) as error:

@@ -20,7 +20,7 @@ from airflow_llm_provider.errors import (
     LLMError,
     UnknownPrice,
 )
-from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.ledger.records import CallScope, first_id_of
 from airflow_llm_provider.ledger.schema import account, budget, call
 from airflow_llm_provider.pricing import usd
 
@@ -134,7 +134,7 @@ class Meter:
         conditions = [call.c[name] == value for name, value in self.whose]
         if self.period is not None:
             # Ids begin with their time, so that the primary key finds a period's; an hour for clocks that differ.
-            first_id = f"{max(0, self.period.since_ms - _HOUR_MS) * 1000:014x}"
+            first_id = first_id_of(self.period.since_ms - _HOUR_MS)
             conditions += [call.c.id >= first_id, call.c.opened_ms >= self.period.since_ms]
         return sa.and_(sa.true(), *conditions)
 

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
 from airflow_llm_provider.errors import LedgerUnusable
-from airflow_llm_provider.ledger import schema
+from airflow_llm_provider.ledger import migrations
 from airflow_llm_provider.ledger.file_lock import FileLock
 
 _NOW_MS = {
@@ -90,10 +90,14 @@ class Database:
         """Return the database's clock in milliseconds since 1970, UTC."""
         return int(connection.execute(self._now).one()[0])
 
-    def migrate(self, migrations: Sequence[schema.Migration] = schema.MIGRATIONS) -> None:
-        """Create or upgrade the tables; safe when many processes do it at once."""
+    def migrate(self, steps: Sequence[str] | None = None) -> None:
+        """Create or upgrade the tables, in one transaction; safe when many processes do it at once.
+
+        Args:
+            steps: The SQL of each version in order; by default the files in `ledger.migrations`.
+        """
         with self.write() as connection:
-            schema.migrate(connection, migrations)
+            migrations.migrate(connection, steps)
 
     def close(self) -> None:
         """Close every connection."""

@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.payloads import unpack_prompt
 from airflow_llm_provider.ledger.queries import chunks
+from airflow_llm_provider.ledger.records import first_id_of
 from airflow_llm_provider.ledger.reports import Filter
 from airflow_llm_provider.ledger.schema import (
     IS_ANSWERED,
@@ -270,7 +271,7 @@ class _Pruning:
             .select_from(source)
             .where(
                 key > sa.bindparam("last"),
-                key < f"{self._before_ms * 1000:014x}",  # ids begin with the time in microseconds
+                key < first_id_of(self._before_ms),
                 call.c.state != OPEN,
                 call.c.closed_ms < self._before_ms,
             )
@@ -344,7 +345,8 @@ class _Pruning:
                 self._done.payloads += connection.scalar(query) or 0
 
     def _remove_savings(self) -> None:
-        old = sa.select(saving.c.id).where(saving.c.at_ms < self._before_ms).limit(_PRUNE_PAGE)
+        is_old = sa.and_(saving.c.id < first_id_of(self._before_ms), saving.c.at_ms < self._before_ms)
+        old = sa.select(saving.c.id).where(is_old).limit(_PRUNE_PAGE)
         while True:
             with self._database.read() as connection:
                 ids = connection.scalars(old).all()
@@ -386,9 +388,9 @@ def _live_runs(connection: sa.Connection, since_ms: int) -> set[_Run]:
     """Return the runs that have done anything since, or are about to."""
     pending = review.c.decided_ms.is_(None)
     queries = (
-        sa.select(call.c.dag_id, call.c.run_id).where(call.c.id >= f"{since_ms * 1000:014x}"),
+        sa.select(call.c.dag_id, call.c.run_id).where(call.c.id >= first_id_of(since_ms)),
         sa.select(call.c.dag_id, call.c.run_id).where(IS_OPEN),
-        sa.select(saving.c.dag_id, saving.c.run_id).where(saving.c.at_ms >= since_ms),
+        sa.select(saving.c.dag_id, saving.c.run_id).where(saving.c.id >= first_id_of(since_ms)),
         sa.select(review.c.dag_id, review.c.run_id).where(pending | (review.c.decided_ms >= since_ms)),
         sa.select(effect.c.dag_id, effect.c.run_id).where(effect.c.began_ms >= since_ms),
     )

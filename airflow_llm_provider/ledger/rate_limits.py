@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.database import insert
+from airflow_llm_provider.ledger.records import first_id_of
 from airflow_llm_provider.ledger.schema import call, rate_limit
 
 MAX_PERMITS_AT_ONCE = 32  # permits in a block: what a killed process may lose of the account's limit
@@ -210,7 +211,7 @@ def _corrected(row: sa.Row[Any], rates: Sequence[float | None], correction: Amou
 
 def _observed_rpm(connection: sa.Connection, bucket: Bucket) -> float:
     """Count the calls all processes have sent of late; their ids begin with the time."""
-    since = f"{int((time.time() - _OBSERVED_S) * 1e6):014x}"
+    since = first_id_of(int((time.time() - _OBSERVED_S) * 1000))
     sent = sa.select(sa.func.count()).where(call.c.id >= since, call.c.connection_id == bucket.connection_id)
     if bucket.model is not None:
         sent = sent.where(call.c.model == bucket.model)

@@ -55,6 +55,11 @@ def new_attempt_id() -> str:
     return f"{time.time_ns() // 1000:014x}{os.urandom(9).hex()}"
 
 
+def first_id_of(ms: int) -> str:
+    """Return the lowest id that `new_attempt_id` can give at a time, in milliseconds since 1970."""
+    return f"{max(0, ms) * 1000:014x}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewAttempt:
     """An attempt to be opened."""

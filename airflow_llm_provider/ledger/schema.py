@@ -1,29 +1,32 @@
-"""The ledger's tables, their version and the migrations that lead to it."""
+"""The ledger's tables and the states of their rows, for SQLAlchemy's statements.
+
+The tables themselves are created by the SQL files in `ledger.migrations`. A test holds that both are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import sqlalchemy as sa
-
-from airflow_llm_provider.errors import LedgerUnusable
 
 metadata = sa.MetaData()
 
-# State of an attempt. `settled` and `late` are paid and answered; `unproven` may have been paid and is
-# booked at its ceiling; `failed` was provably not billed; `reopened` is paid, answered and to be asked anew.
-OPEN, SETTLED, LATE, FAILED, UNPROVEN, REOPENED = "open", "settled", "late", "failed", "unproven", "reopened"
+# State of an attempt.
+OPEN = "open"  # claimed, perhaps sent; leased to an engine
+SETTLED = "settled"  # paid and answered
+LATE = "late"  # paid and answered, but after its lease had ended
+FAILED = "failed"  # provably not billed
+UNPROVEN = "unproven"  # may have been billed: it is booked at its ceiling
+REOPENED = "reopened"  # paid and answered, and not to be reused: the request is sent again
 PAID = (SETTLED, LATE, REOPENED)
 
 call = sa.Table(
-    "call",  # one row an attempt: one request sent once
+    "call",  # one row per attempt: one request that was sent once
     metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("id", sa.String(32), primary_key=True),  # begins with the time: see records.new_attempt_id
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("claim", sa.String(64), nullable=False),  # the fingerprint within the scope of its reuse
     sa.Column("state", sa.String(10), nullable=False),
     sa.Column("holder", sa.String(32), nullable=False),  # the engine that renews the lease
-    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
+    sa.Column("lease_until_ms", sa.BigInteger, nullable=False),  # by the database's clock
     sa.Column("purpose", sa.String(20), nullable=False),
     sa.Column("parent", sa.String(32)),  # the attempt whose reply this one repairs
     sa.Column("item_id", sa.Text),
@@ -37,7 +40,7 @@ call = sa.Table(
     sa.Column("tags", sa.Text),  # a JSON list
     sa.Column("trace_id", sa.String(32), nullable=False),
     sa.Column("model", sa.Text, nullable=False),
-    sa.Column("ceiling_micro_usd", sa.BigInteger),
+    sa.Column("ceiling_micro_usd", sa.BigInteger),  # the most it can cost; NULL when the price is unknown
     sa.Column("opened_ms", sa.BigInteger, nullable=False),
     sa.Column("closed_ms", sa.BigInteger),
     sa.Column("latency_ms", sa.Integer),
@@ -50,46 +53,51 @@ call = sa.Table(
     sa.Column("cost_micro_usd", sa.BigInteger),  # NULL when the price is unknown or nothing was billed
     sa.Column("error_class", sa.Text),
     sa.Column("error", sa.Text),
-    # Ids of the accounts it is booked on, separated by spaces; NULL for none. See ledger.accounts.
-    sa.Column("accounts", sa.Text),
+    sa.Column("accounts", sa.Text),  # ids of the accounts it is booked on, separated by spaces; NULL for none
     sa.Column("version", sa.Text),  # the author's label in the request
-    sa.Column(
-        "family", sa.String(16)
-    ),  # what the calls of one task and schema share; NULL where nobody estimates
-    sa.Column("ceiling_tokens", sa.BigInteger),  # the most input tokens it could have
+    sa.Column("family", sa.String(16)),  # shared by the calls of one task and schema; NULL without estimates
+    sa.Column("ceiling_tokens", sa.BigInteger),  # the most input tokens it can have
 )
 
 
 def is_in(*states: str) -> sa.ColumnElement[bool]:
-    """Test an attempt's state, written out: with a bound parameter SQLite would not see a partial index fit."""
+    """Test the state of an attempt, with the states as literals.
+
+    With bound parameters SQLite would not see that a partial index fits.
+    """
     return call.c.state.in_([sa.literal_column(f"'{state}'") for state in states])
 
 
 IS_OPEN, IS_LIVE, IS_ANSWERED = is_in(OPEN), is_in(OPEN, SETTLED), is_in(SETTLED, LATE)
 IS_PAID = is_in(*PAID)
-# The claim itself: at most one live or settled attempt a key, held by the database.
-sa.Index("call_claim", call.c.claim, unique=True, sqlite_where=IS_LIVE, postgresql_where=IS_LIVE)
-sa.Index("call_answered", call.c.fingerprint, sqlite_where=IS_ANSWERED, postgresql_where=IS_ANSWERED)
+HAS_FAMILY = call.c.family.is_not(None)
+
+
+def _index(
+    name: str, *columns: sa.Column[str] | sa.Column[int], where: sa.ColumnElement[bool], unique: bool = False
+) -> None:
+    sa.Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
+
+# The claim itself: the database holds that a key has at most one attempt that is open or settled.
+_index("call_claim", call.c.claim, where=IS_LIVE, unique=True)
+_index("call_answered", call.c.fingerprint, where=IS_ANSWERED)
+_index("call_open", call.c.holder, where=IS_OPEN)  # small: lease renewal reads nothing else
+_index("call_family", call.c.family, call.c.opened_ms, where=HAS_FAMILY)  # the newest calls, for estimates
 sa.Index("call_run", call.c.dag_id, call.c.run_id)
-sa.Index("call_open", call.c.holder, sqlite_where=IS_OPEN, postgresql_where=IS_OPEN)
-# The newest calls of a family: what the next ones will take is estimated from them.
-IS_OF_FAMILY = call.c.family.is_not(None)
-call_family = sa.Index(
-    "call_family", call.c.family, call.c.opened_ms, sqlite_where=IS_OF_FAMILY, postgresql_where=IS_OF_FAMILY
-)
 
 payload = sa.Table(
-    "payload",  # what was said; apart from `call`, so that looking up and adding up stay cheap
+    "payload",  # request and reply of a call; a table of its own, so that lookups and sums stay cheap
     metadata,
     sa.Column("call_id", sa.String(32), primary_key=True),
-    sa.Column("prompt", sa.LargeBinary),  # zlib-compressed request body, by the payload policy
-    sa.Column("reply", sa.LargeBinary),  # the API's reply as received: needed to answer a retry
+    sa.Column("prompt", sa.LargeBinary),  # zlib-compressed request body, if the payload policy keeps it
+    sa.Column("reply", sa.LargeBinary),  # the API's reply as received: a retry is answered from it
 )
 
 document = sa.Table(
-    "document",  # what an unchanged document was asked, so that it need not be read to be recognised
+    "document",  # the request that an unchanged document led to, so that it need not be read again
     metadata,
-    sa.Column("sighting", sa.String(64), primary_key=True),  # hash of question, place and stamp
+    sa.Column("sighting", sa.String(64), primary_key=True),  # hash of prompt, path and modification stamp
     sa.Column("fingerprint", sa.String(64), nullable=False),
 )
 
@@ -101,15 +109,15 @@ review = sa.Table(
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("task_id", sa.Text, nullable=False),
     sa.Column("map_index", sa.Integer, nullable=False),
-    sa.Column("first_try", sa.Integer, nullable=False),  # of the going of the task: a clear begins another
+    sa.Column("first_try", sa.Integer, nullable=False),  # the first try since the task was last cleared
     sa.Column("status", sa.String(10), nullable=False),
-    sa.Column("asked_hash", sa.String(64), nullable=False),  # of all that must not change while it is asked
+    sa.Column("asked_hash", sa.String(64), nullable=False),  # of all that must not change while it is open
     sa.Column("shown", sa.LargeBinary),  # zlib-compressed JSON: the form; NULL when nobody was asked
     sa.Column("shown_hash", sa.String(64)),
     sa.Column("content", sa.LargeBinary, nullable=False),  # zlib-compressed JSON: what is decided on
     sa.Column("content_hash", sa.String(64), nullable=False),
     sa.Column("choice", sa.Text),  # the option taken
-    sa.Column("decided", sa.LargeBinary),  # zlib-compressed JSON: what goes on, or an edit that may not
+    sa.Column("decided", sa.LargeBinary),  # zlib-compressed JSON: the approved content, or an invalid edit
     sa.Column("decided_hash", sa.String(64)),
     sa.Column("decided_by", sa.Text),
     sa.Column("feedback", sa.Text),
@@ -120,7 +128,7 @@ review = sa.Table(
 sa.Index("review_run", review.c.dag_id, review.c.run_id)
 
 effect = sa.Table(
-    "effect",  # a tool call: what may happen once, and what a replay must find as it was
+    "effect",  # one row per tool call: an irreversible one must not be repeated, the others may be
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),  # hash of task instance and call: see ledger.effects
     sa.Column("dag_id", sa.Text, nullable=False),
@@ -132,17 +140,17 @@ effect = sa.Table(
     sa.Column("tool", sa.Text, nullable=False),
     sa.Column("is_irreversible", sa.Boolean, nullable=False),
     sa.Column("state", sa.String(10), nullable=False),
-    sa.Column("holder", sa.String(32), nullable=False),  # who makes it, and renews the lease meanwhile
+    sa.Column("holder", sa.String(32), nullable=False),  # who makes the call and renews the lease meanwhile
     sa.Column("lease_until_ms", sa.BigInteger, nullable=False),
     sa.Column("input", sa.LargeBinary, nullable=False),  # zlib-compressed JSON
-    sa.Column("output", sa.LargeBinary),
+    sa.Column("output", sa.LargeBinary),  # zlib-compressed JSON; NULL until it has ended
     sa.Column("began_ms", sa.BigInteger, nullable=False),
     sa.Column("ended_ms", sa.BigInteger),
 )
 sa.Index("effect_run", effect.c.dag_id, effect.c.run_id)
 
 budget = sa.Table(
-    "budget",  # a standing cap; see ledger.budgets.Budget, whose fields these are
+    "budget",  # one row per stored budget: the fields of ledger.budgets.Budget
     metadata,
     sa.Column("name", sa.String(100), primary_key=True),
     sa.Column("cap_micro_usd", sa.BigInteger, nullable=False),
@@ -154,22 +162,22 @@ budget = sa.Table(
 )
 
 account = sa.Table(
-    "account",  # what a meter has counted: the sum over the calls that name it; see ledger.accounts
+    "account",  # one row per meter: the sum over the calls that name it; see ledger.accounts
     metadata,
     sa.Column("id", sa.String(16), primary_key=True),  # of ledger.budgets.Meter
     sa.Column("label", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),  # scope, period and time zone: what such meters share
+    sa.Column("kind", sa.Text, nullable=False),  # scope, period and time zone, which such meters share
     sa.Column("applies_to", sa.Text, nullable=False),  # the DAG or connection
     sa.Column("settled_micro_usd", sa.BigInteger, nullable=False),  # paid, or booked as unproven
     sa.Column("reserved_micro_usd", sa.BigInteger, nullable=False),  # ceilings of what is in flight
-    sa.Column("warned_micro_usd", sa.BigInteger, nullable=False),  # up to where warnings were given
+    sa.Column("warned_micro_usd", sa.BigInteger, nullable=False),  # warnings were given up to this sum
     sa.Column("opened_ms", sa.BigInteger, nullable=False),
 )
 
 saving = sa.Table(
-    "saving",  # what one try of a task did not have to pay; see ledger.records.Saving
+    "saving",  # one row per task try: what it did not have to pay; see ledger.records.Saving
     metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("id", sa.String(32), primary_key=True),  # begins with the time, like a call's
     sa.Column("dag_id", sa.Text, nullable=False),
     sa.Column("run_id", sa.Text, nullable=False),
     sa.Column("task_id", sa.Text, nullable=False),
@@ -188,97 +196,25 @@ saving = sa.Table(
 )
 
 rate_limit = sa.Table(
-    "rate_limit",  # the limiter: when the next call of a bucket may go; see ledger.rate_limits
+    "rate_limit",  # one row per bucket: when its next call may be sent; see ledger.rate_limits
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    # Where each limit's timeline ends: what was permitted so far takes the account until then.
+    # Where the timeline of each limit ends: the calls permitted so far use the limit until then.
     sa.Column("requests_free_ms", sa.Double, nullable=False, default=0.0),
     sa.Column("input_free_ms", sa.Double, nullable=False, default=0.0),
     sa.Column("output_free_ms", sa.Double, nullable=False, default=0.0),
     sa.Column("quiet_until_ms", sa.Double, nullable=False, default=0.0),  # as a Retry-After asked
-    sa.Column("rpm", sa.BigInteger),  # what the API's headers said of the limits, and when
+    sa.Column("rpm", sa.BigInteger),  # the limits per minute that the API's headers stated
     sa.Column("itpm", sa.BigInteger),
     sa.Column("otpm", sa.BigInteger),
-    sa.Column("learnt_ms", sa.Double, nullable=False, default=0.0),
-    sa.Column(
-        "cut_rpm", sa.Double, nullable=False, default=0.0
-    ),  # what the last 429 made of the pace, and when
-    sa.Column("cut_ms", sa.Double, nullable=False, default=0.0),
-    sa.Column(
-        "waiting", sa.Text, nullable=False
-    ),  # JSON: by DAG, each process that waits, and until when it counts
+    sa.Column("learnt_ms", sa.Double, nullable=False, default=0.0),  # when they did
+    sa.Column("cut_rpm", sa.Double, nullable=False, default=0.0),  # requests per minute after the last 429
+    sa.Column("cut_ms", sa.Double, nullable=False, default=0.0),  # when that was
+    sa.Column("waiting", sa.Text, nullable=False),  # JSON: DAG -> process -> until when it counts as waiting
 )
 
-version = sa.Table("ledger_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
-
-
-def _create_tables(connection: sa.Connection) -> None:
-    metadata.create_all(connection)
-
-
-def _add_budgets(connection: sa.Connection) -> None:
-    _create_tables(connection)
-    columns = {column["name"] for column in sa.inspect(connection).get_columns(call.name)}
-    if call.c.accounts.name not in columns:  # a ledger that is made now has it from the first step on
-        connection.execute(sa.text('ALTER TABLE "call" ADD COLUMN accounts TEXT'))
-
-
-def _add_reports(connection: sa.Connection) -> None:
-    _create_tables(connection)
-    known = {column["name"] for column in sa.inspect(connection).get_columns(call.name)}
-    for name, kind in (("version", "TEXT"), ("family", "VARCHAR(16)"), ("ceiling_tokens", "BIGINT")):
-        if name not in known:
-            connection.execute(sa.text(f"ALTER TABLE call ADD COLUMN {name} {kind}"))
-    call_family.create(connection, checkfirst=True)
-
-
-Migration = Callable[[sa.Connection], None]
-# Forward only: append, never edit. The ledger's version is how many have run.
-MIGRATIONS: tuple[Migration, ...] = (
-    _create_tables,
-    _create_tables,  # adds review and effect
-    _add_budgets,
-    _add_reports,
-    _create_tables,  # adds permit
+schema_version = sa.Table(
+    "ledger_schema_version",  # one row per migration that was applied
+    metadata,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
 )
-
-
-class LedgerTooNew(LedgerUnusable):
-    """The ledger was written by a newer airflow-provider-llm: upgrade this installation."""
-
-
-def current_version(connection: sa.Connection) -> int:
-    """Return the ledger's version, 0 where there is none yet.
-
-    Raises LedgerUnusable where other tables have the names of its own: what is there would pass for them.
-    """
-    inspector = sa.inspect(connection)
-    if inspector.has_table(version.name):
-        return connection.scalar(sa.select(sa.func.max(version.c.version))) or 0
-    taken = sorted(name for name in metadata.tables if inspector.has_table(name))
-    if taken:
-        raise LedgerUnusable(
-            f"The database {connection.engine.url.database} holds other tables by names of the ledger's own "
-            f"({', '.join(taken)}). Point [llm] ledger_url at another file or database."
-        )
-    return 0
-
-
-def migrate(connection: sa.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Bring the ledger to this code's version, within the caller's transaction.
-
-    Many processes may do so at once: the first creates the tables, the others wait for it.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('airflow_llm_provider.ledger'))"))
-    current = current_version(connection)
-    if current > len(migrations):
-        raise LedgerTooNew(
-            f"The ledger has schema version {current}, this airflow-provider-llm knows up to {len(migrations)}. "
-            "Upgrade the package on this machine, or point [llm] ledger_url at another ledger."
-        )
-    if not current:
-        version.create(connection, checkfirst=True)
-    for number, step in enumerate(migrations[current:], start=current + 1):
-        step(connection)
-        connection.execute(version.insert().values(version=number))

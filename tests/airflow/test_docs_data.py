@@ -111,7 +111,7 @@ def test_a_decision_has_these_fields() -> None:
 
 
 def test_the_ledger_has_these_tables_and_states() -> None:
-    tables = set(schema.metadata.tables) - {schema.version.name}
+    tables = set(schema.metadata.tables) - {schema.schema_version.name}
     assert named(section("explanation/ledger.md", "What it holds")) == tables
     states = {schema.OPEN, schema.SETTLED, schema.LATE, schema.FAILED, schema.UNPROVEN, schema.REOPENED}
     assert named(section("reference/rows.md", "The ledger")) == states

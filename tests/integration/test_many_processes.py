@@ -14,8 +14,9 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.migrations import LATEST_VERSION
 from airflow_llm_provider.ledger.records import ClaimHeld, Failure, OpenedAttempt
-from airflow_llm_provider.ledger.schema import MIGRATIONS, call, version
+from airflow_llm_provider.ledger.schema import call, schema_version
 from airflow_llm_provider.testing.standin import StandIn
 from tests.support.books import balance
 
@@ -73,7 +74,9 @@ async def test_sixteen_first_users_make_the_tables_once(ledger_url: str) -> None
     ledger = Ledger(ledger_url)
     assert [row.state for row in rows(ledger)] == ["settled"] * 16
     with ledger.database.read() as connection:
-        assert connection.scalars(sa.select(version.c.version)).all() == list(range(1, len(MIGRATIONS) + 1))
+        assert connection.scalars(sa.select(schema_version.c.version)).all() == list(
+            range(1, LATEST_VERSION + 1)
+        )
     ledger.close()
 
 

@@ -50,8 +50,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert top == {"airflow_llm_provider", f"{wheel.name.split('-py3')[0]}.dist-info"}
     assert "airflow_llm_provider/py.typed" in names
     inside = [name for name in names if name.startswith("airflow_llm_provider/")]
-    # The demo's own DAG and documents come along; nothing else that is not code does.
-    assert {Path(name).suffix for name in inside} <= {".py", ".typed", ".md", ".txt", ".json"}
+    # The demo's own DAG and documents come along, and the ledger's migrations; nothing else that is not code does.
+    assert {Path(name).suffix for name in inside} <= {".py", ".typed", ".md", ".txt", ".json", ".sql"}
+    migrations = [name for name in inside if name.endswith(".sql")]
+    here = (ROOT / "airflow_llm_provider/ledger/migrations").glob("*.sql")
+    assert sorted(migrations) == sorted(str(path.relative_to(ROOT)) for path in here)
     assert not [name for name in names if "test_" in name or "conftest" in name or ".env" in name]
 
 

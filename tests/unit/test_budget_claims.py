@@ -20,7 +20,7 @@ from airflow_llm_provider.ledger.records import (
     OpenedAttempt,
     Settlement,
 )
-from airflow_llm_provider.ledger.schema import OPEN, account, budget, call
+from airflow_llm_provider.ledger.schema import OPEN, account, call
 from airflow_llm_provider.pricing import Usage
 
 NIGHTLY = CallScope(
@@ -415,28 +415,6 @@ async def test_warnings_are_given_once_at_50_80_and_95_percent(ledger_of: Callab
     raised = dataclasses.replace(NIGHTLY, run_budget_micro_usd=4000)
     await bought(ledgers[0], 1100, scope=raised, ceiling=1100)
     assert [warning.percent for warning in heard[3:]] == [50], "of the raised cap"
-
-
-# A ledger of an earlier version.
-
-
-async def test_a_ledger_of_version_2_gets_its_accounts(ledger_url: str) -> None:
-    engine = sa.create_engine(ledger_url)
-    with engine.begin() as connection:
-        columns = [column for column in call.columns if column.name != "accounts"]
-        old = sa.Table(
-            "call", sa.MetaData(), *(sa.Column(c.name, c.type, primary_key=c.primary_key) for c in columns)
-        )
-        old.create(connection)
-        connection.execute(sa.text("CREATE TABLE ledger_version (version INTEGER PRIMARY KEY)"))
-        connection.execute(sa.text("INSERT INTO ledger_version VALUES (1), (2)"))
-    engine.dispose()
-    ledger = Ledger(ledger_url)
-    await bought(ledger, 120)
-    assert accounts(ledger) == {"run nightly/run-1": (120, 0)}
-    with ledger.database.read() as connection:
-        assert connection.execute(sa.select(budget)).all() == []
-    ledger.close()
 
 
 async def test_a_budget_set_anew_counts_what_its_meter_missed_whatever_else_stands(ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.schema import budget, payload, version
+from airflow_llm_provider.ledger.schema import budget, payload, schema_version
 from airflow_llm_provider.pricing import Usage, rate_card, usd
 
 
@@ -181,7 +181,7 @@ def test_what_is_no_age_and_no_date_is_one_line(database: Database) -> None:
 
 def test_a_ledger_of_an_older_version_is_left_as_it_is(database: Database) -> None:
     with database.write() as connection:
-        connection.exec_driver_sql("DELETE FROM ledger_version WHERE version > 2")
+        connection.exec_driver_sql("UPDATE ledger_schema_version SET version = 0")
     for command in (
         ("costs",),
         ("effects", "list"),
@@ -192,11 +192,11 @@ def test_a_ledger_of_an_older_version_is_left_as_it_is(database: Database) -> No
         result = run(database, *command)
         assert result.exit_code == 1, command
         assert "older version" in result.stderr, command
-    assert left(database, version.c.version) == {1, 2}
+    assert left(database, schema_version.c.version) == {0}
 
 
 def test_a_ledger_of_a_newer_version_is_left_as_it_is(database: Database) -> None:
-    put(database, {"version": 99}, table=version)
+    put(database, {"version": 99}, table=schema_version)
     for command in (("costs",), ("budgets", "set", "cap", "--usd", "5", "--scope", "run")):
         result = run(database, *command)
         assert result.exit_code == 1, command

@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.errors import LedgerUnusable
-from airflow_llm_provider.ledger import schema
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.payloads import unpack_prompt
 from airflow_llm_provider.ledger.records import (
@@ -452,45 +451,3 @@ def test_a_payload_policy_that_can_not_be_read_is_named(ledger_url: str, policy:
     with pytest.raises(LedgerUnusable, match="use full, errors, none or sampled") as caught:
         Ledger(ledger_url, payload=policy)
     assert repr(policy) in str(caught.value)
-
-
-# Versions of the schema.
-
-
-def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger, ledger_url: str) -> None:
-    with ledger.database.write() as connection:
-        connection.execute(schema.version.insert().values(version=99))
-    with pytest.raises(schema.LedgerTooNew, match=r"version 99.*Upgrade the package"):
-        Ledger(ledger_url)
-
-
-async def test_a_migration_runs_once_and_keeps_what_is_there(ledger: Ledger) -> None:
-    await bought(ledger)
-    ran = []
-
-    def add_a_column(connection: sa.Connection) -> None:
-        ran.append(1)
-        connection.execute(sa.text("ALTER TABLE call ADD COLUMN mood TEXT DEFAULT 'calm'"))
-
-    for _ in range(2):
-        ledger.database.migrate([*schema.MIGRATIONS, add_a_column])
-    assert ran == [1]
-    with ledger.database.read() as connection:
-        assert connection.execute(sa.text("SELECT state, mood FROM call")).all() == [("settled", "calm")]
-        assert connection.scalars(sa.select(schema.version.c.version)).all() == list(
-            range(1, len(schema.MIGRATIONS) + 2)
-        )
-
-
-def test_a_migration_that_fails_leaves_nothing_half_done(ledger: Ledger) -> None:
-    def fail(connection: sa.Connection) -> None:
-        connection.execute(sa.text("CREATE TABLE half (done INTEGER)"))
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        ledger.database.migrate([*schema.MIGRATIONS, fail])
-    with ledger.database.read() as connection:
-        assert not sa.inspect(connection).has_table("half")
-        assert connection.scalars(sa.select(schema.version.c.version)).all() == list(
-            range(1, len(schema.MIGRATIONS) + 1)
-        )

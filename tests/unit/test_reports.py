@@ -6,7 +6,6 @@ import datetime as dt
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,23 +209,3 @@ def test_a_run_has_cost_what_is_paid_and_what_may_be(database: Database) -> None
     with database.read() as connection:
         assert spent_micro_usd(connection, "nightly", "run-1") == expected
         assert spent_micro_usd(connection, "nightly", "run-9") == 0
-
-
-def test_an_older_ledger_gains_the_columns_and_keeps_its_rows(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'old.db'}")
-    database.migrate()
-    put(database, row(uncached_tokens=10))
-    with database.write() as connection:  # as version 2 had it
-        connection.exec_driver_sql("DROP INDEX call_family")
-        for column in ("accounts", "version", "family", "ceiling_tokens"):
-            connection.exec_driver_sql(f"ALTER TABLE call DROP COLUMN {column}")
-        connection.exec_driver_sql("DROP TABLE saving")
-        connection.exec_driver_sql("DELETE FROM ledger_version WHERE version > 2")
-    database.close()
-    again = Database(f"sqlite:///{tmp_path / 'old.db'}")
-    again.migrate()
-    assert costs(again, "version").groups[(None,)].calls == 1
-    with again.read() as connection:
-        indexes = {index["name"] for index in sa.inspect(connection).get_indexes("call")}
-    assert "call_family" in indexes
-    again.close()
