@@ -14,7 +14,7 @@ from test_reports import put, row
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.maintenance import CALL_COLUMNS, check, export, prune, size
-from airflow_llm_provider.ledger.records import Sighting
+from airflow_llm_provider.ledger.records import Sighting, first_id_of
 from airflow_llm_provider.ledger.reports import Filter, costs
 from airflow_llm_provider.ledger.schema import call, document, effect, payload, review, saving
 
@@ -195,14 +195,15 @@ async def test_notes_on_documents_go_with_their_answers(ledger_url: str) -> None
 def test_savings_of_old_runs_go_too(database: Database) -> None:
     one = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 1, "model": "m"}
     one |= {"reused": 1, "reused_micro_usd": 5, "routed_micro_usd": 0}
+    old, new = (first_id_of(before(database, days)) for days in (100, 1))  # ids begin with the time
     put(
         database,
-        *({**one, "id": str(n), "at_ms": before(database, 100)} for n in range(5)),
-        {**one, "id": "new", "at_ms": before(database, 1)},
+        *({**one, "id": f"{old}{n}", "at_ms": before(database, 100)} for n in range(5)),
+        {**one, "id": new, "at_ms": before(database, 1)},
         table=saving,
     )
     prune(database, rows_before_ms=before(database, 90))
-    assert left(database, saving.c.id) == {"new"}
+    assert left(database, saving.c.id) == {new}
 
 
 def test_a_sound_ledger_has_no_findings_and_a_broken_one_says_where(database: Database) -> None:

@@ -24,7 +24,7 @@ from airflow_llm_provider.ledger.records import (
     Sighting,
 )
 from airflow_llm_provider.pricing import Usage
-from airflow_llm_provider.testing.postgres import LocalPostgres, server_programs
+from tests.support.postgres import LocalPostgres, server_programs
 
 HERE = Path(__file__).parent
 SCOPE = CallScope(
