@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from pages import ROOT, blocks, section
 
+from airflow_llm_provider.options import VALUE_OBJECTS
 from airflow_llm_provider.testing import StandIn
 
 MODULE = "unusual_prefix_0123456789_an_example"  # Airflow gives the modules of DAG files such names
@@ -25,6 +28,7 @@ PYTHON = blocks("python")
 THEIRS = [block for block in PYTHON if OFFICIAL.search(block.values[0])]
 WITH_SDK = [block for block in PYTHON if "import anthropic" in block.values[0]]
 TESTS = [block for block in PYTHON if "def test_" in block.values[0]]
+SCRIPTS = [block for block in PYTHON if block.values[0].startswith("# script\n")]
 DAGS = [block for block in PYTHON if "with DAG(" in block.values[0] and block not in [*THEIRS, *WITH_SDK]]
 
 
@@ -66,7 +70,7 @@ def run(deployment: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def test_every_block_of_python_is_held_by_one_of_these_tests() -> None:
-    held = [*DAGS, *WITH_SDK, *TESTS, *THEIRS]
+    held = [*DAGS, *WITH_SDK, *TESTS, *THEIRS, *SCRIPTS]
     assert sorted(block.id for block in held) == sorted(block.id for block in PYTHON)
     assert len(DAGS) >= 18
 
@@ -75,7 +79,7 @@ def test_every_block_of_python_is_held_by_one_of_these_tests() -> None:
 def test_every_dag_of_the_documentation_runs(deployment: Any, run: Any, code: str) -> None:
     ran = run(code)
     assert ran.state == "success", ran.log
-    asks = re.search(r"@task\.claude|Claude\w*Operator\(|Operator\.partial", code) is not None
+    asks = re.search(r"@task\.claude|Claude\w*Operator\(|Operator\.partial|ClaudeHook\(", code) is not None
     assert (deployment.server.invoice.paid > 0) == asks
 
 
@@ -89,6 +93,15 @@ def test_what_is_compared_with_as_a_plain_task_runs(
         ran = run(code)
     assert ran.state == "success", ran.log
     assert server.invoice.paid == 2
+
+
+@pytest.mark.parametrize("code", SCRIPTS)
+def test_every_script_of_the_documentation_runs_also_in_a_running_loop(deployment: Any, code: str) -> None:
+    async def notebook() -> None:
+        exec(compile(code, "notebook", "exec"), {})
+
+    asyncio.run(notebook())
+    assert deployment.server.invoice.paid == 1
 
 
 @pytest.mark.parametrize("code", TESTS)
@@ -154,6 +167,12 @@ def test_the_names_to_move_to_are_there() -> None:
     ours = {name for _, here in NAMES for name in re.findall(r"`(\w+)`", here)}
     assert len(ours) > 10
     assert ours <= known
+    objects = {cls.__name__: cls for cls in VALUE_OBJECTS.values()}
+    made = [found for _, here in NAMES for found in re.findall(r"`(\w+)\(([^`]*)\)`", here)]
+    assert len(made) > 5
+    for name, given in made:
+        fields = {field.name for field in dataclasses.fields(objects[name])}
+        assert set(re.findall(r"(\w+)=", given)) <= fields, name
 
 
 def test_the_names_to_move_from_are_there(tmp_path: Path) -> None:

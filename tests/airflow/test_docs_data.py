@@ -23,6 +23,7 @@ from airflow_llm_provider.errors import BY_KIND, AnswerError, LLMError
 from airflow_llm_provider.hooks.branching import Decision as Choice
 from airflow_llm_provider.hooks.branching import Proposal
 from airflow_llm_provider.ledger import schema
+from airflow_llm_provider.options import Budget
 from airflow_llm_provider.pricing import Prices
 from airflow_llm_provider.provider_info import get_provider_info
 
@@ -80,7 +81,7 @@ def test_the_query_of_the_ledger_runs_and_adds_up(deployment: Any) -> None:
 
 def test_the_line_about_the_cost_is_the_one_in_the_log(deployment: Any) -> None:
     assert re.fullmatch(BILL, one("text", "costs.md").strip())
-    assert re.search(BILL, deployment.ask(deployment.texts(1), run_budget_usd=1).log)
+    assert re.search(BILL, deployment.ask(deployment.texts(1), budget=Budget(run_usd=1)).log)
 
 
 def test_a_row_has_these_columns() -> None:
@@ -93,7 +94,7 @@ def test_a_row_has_these_columns() -> None:
 
 def test_a_manifest_and_a_dead_letter_have_these_fields(deployment: Any) -> None:
     deployment.server.fail(kind="refusal", matching="Letter 2")
-    ran = deployment.ask(deployment.texts(3), model=["fast", "strong"], max_failed=1)
+    ran = deployment.ask(deployment.texts(3), route=["fast", "strong"], max_failed=1)
     assert named(section("reference/rows.md", "The manifest")) == set(ran.manifest)
     said = named(section("reference/rows.md", "A dead letter"))
     reasons = {reason_of(kind("")) for kind in BY_KIND.values()} | set(get_args(Reason))

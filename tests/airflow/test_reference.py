@@ -30,6 +30,7 @@ PUBLIC = [conditions, validators, tools, errors, testing, fixtures]
 INTERNAL = {  # public by name, and called by our own code alone
     *("judge", "require_conditions", "Condition", "Facts", "Judged", "When"),  # sensors.conditions
     *("by_name", "record_of", "error_of", "require_kinds", "gravest", "Inputs", "Shown"),
+    *("BudgetNeedsPerson", "current_context", "tolerated"),
 }
 
 
