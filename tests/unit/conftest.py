@@ -3,17 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
 from airflow_llm_provider.engine.client import HeaderCallback
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.rate_limiter import RateLimiter
 from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
+from tests.support.terms import make_terms as make_terms_in
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 
@@ -33,6 +37,10 @@ def message(
 
 def question(text: str = "How are you?", **fields: object) -> Request:
     return Request(**{"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": text}], **fields})
+
+
+def make_terms(*, scope: CallScope = SCOPE, **fields: Any) -> Terms:
+    return make_terms_in(scope, **fields)
 
 
 class Wire:
@@ -94,7 +102,7 @@ def ledger_url(tmp_path: Path) -> str:
 @pytest.fixture
 async def engine(wire: Wire, clock: Clock, ledger_url: str) -> AsyncIterator[Engine]:
     ledger = Ledger(ledger_url)
-    engine = Engine(client=wire, ledger=ledger, sleep=clock.sleep)
+    engine = Engine(endpoint=Endpoint(client=wire), ledger=ledger, sleep=clock.sleep)
     engine.rate_limiter = RateLimiter(ledger, now=clock.now, sleep=clock.sleep)
     yield engine
     await engine.close()

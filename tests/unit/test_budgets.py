@@ -1,4 +1,3 @@
-# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """Budgets as an engine meets them, and the accounts under any order of events."""
 
 import asyncio
@@ -15,12 +14,13 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 import sqlalchemy as sa
-from conftest import SCOPE, Clock, Wire, message, question
+from conftest import SCOPE, Clock, Wire, make_terms, message, question
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.errors import (
     BudgetExceeded,
@@ -73,7 +73,7 @@ async def test_a_call_that_could_pass_the_budget_is_not_sent_and_the_error_says_
 ) -> None:
     capped = dataclasses.replace(SCOPE, run_budget_micro_usd=100)
     with pytest.raises(BudgetExceeded) as caught:
-        await engine.ask(question(), scope=capped)
+        await engine.ask(question(), make_terms(scope=capped))
     assert wire.sent == []
     assert str(caught.value) == (
         "run nightly/run-1: up to $0.002457 needed, $0.000100 of $0.000100 left in budget 'run_budget_usd'. "
@@ -84,20 +84,22 @@ async def test_a_call_that_could_pass_the_budget_is_not_sent_and_the_error_says_
 async def test_a_standing_budget_names_the_command_that_raises_it(engine: Engine) -> None:
     standing(engine.ledger, cap_micro_usd=100)
     with pytest.raises(BudgetExceeded, match=r"`airflow-llm budgets set cap --usd …` and clear the task"):
-        await engine.ask(question(), scope=SCOPE)
+        await engine.ask(question(), make_terms())
 
 
 async def test_what_is_paid_is_answered_whatever_the_budget_says(engine: Engine, wire: Wire) -> None:
-    await engine.ask(question(), scope=SCOPE)
+    await engine.ask(question(), make_terms())
     empty = dataclasses.replace(SCOPE, run_budget_micro_usd=0)
-    assert (await engine.ask(question(), scope=empty)).reused
+    assert (await engine.ask(question(), make_terms(scope=empty))).reused
     assert len(wire.sent) == 1
 
 
 async def test_repairs_and_escalations_are_held_by_the_budget_too(engine: Engine, wire: Wire) -> None:
     wire.usually = message("no JSON")
     with pytest.raises(BudgetExceeded):
-        await engine.ask(question(), scope=CAPPED, max_repairs=1_000, validators=[lambda _: "Not so."])
+        await engine.ask(
+            question(), make_terms(scope=CAPPED, max_repairs=1_000, validators=[lambda _: "Not so."])
+        )
     [(settled, reserved)] = spent(engine.ledger)
     assert len(wire.sent) > 1
     assert settled <= 5_000
@@ -108,7 +110,7 @@ async def test_near_the_cap_a_call_waits_for_what_is_in_flight(
     engine: Engine, wire: Wire, clock: Clock
 ) -> None:
     wire.gate = asyncio.Event()
-    asking = [asyncio.create_task(engine.ask(question(f"{n}?"), scope=CAPPED)) for n in range(6)]
+    asking = [asyncio.create_task(engine.ask(question(f"{n}?"), make_terms(scope=CAPPED))) for n in range(6)]
     await until(lambda: bool(clock.slept))
     assert len(wire.sent) == 2, "two ceilings fit, the others wait"
     wire.gate.set()
@@ -121,11 +123,11 @@ async def test_near_the_cap_a_call_waits_for_what_is_in_flight(
 async def test_waiting_for_others_ends_at_the_deadline(engine: Engine, wire: Wire, clock: Clock) -> None:
     wire.gate = asyncio.Event()
     capped = dataclasses.replace(SCOPE, run_budget_micro_usd=3_000)
-    first = asyncio.create_task(engine.ask(question("1?"), scope=capped))
+    first = asyncio.create_task(engine.ask(question("1?"), make_terms(scope=capped)))
     await until(lambda: bool(wire.sent))
     with pytest.raises(BudgetExceeded, match=r"\$0\.002455 of it held by calls in flight"):
-        await engine.ask(question("2?"), scope=capped)
-    assert engine.deadline_s - 1 < clock.now() <= engine.deadline_s
+        await engine.ask(question("2?"), make_terms(scope=capped))
+    assert engine.endpoint.deadline_s - 1 < clock.now() <= engine.endpoint.deadline_s
     wire.gate.set()
     await first
 
@@ -136,7 +138,7 @@ async def test_what_becomes_of_the_task_is_the_budgets_word(
 ) -> None:
     standing(engine.ledger, cap_micro_usd=10, on_exceeded=on_exceeded)
     with pytest.raises(error) as caught:
-        await engine.ask(question(), scope=SCOPE)
+        await engine.ask(question(), make_terms())
     again = error_of(record_of(caught.value))
     assert type(again) is error, "it survives the way from the triggerer to a worker"
     if isinstance(again, BudgetWaits):
@@ -152,28 +154,35 @@ async def test_an_unknown_price_stops_a_call_with_a_budget_and_says_how_to_add_i
     with pytest.raises(
         UnknownPrice, match=r'claude_default.*\{"prices": \{"my-model": \{"input": …, "output": …\}\}\}'
     ):
-        await engine.ask(question(model="my-model"), scope=CAPPED)
+        await engine.ask(question(model="my-model"), make_terms(scope=CAPPED))
     assert wire.sent == []
     free = dataclasses.replace(SCOPE, run_id="run-2")
-    assert (await engine.ask(question(model="my-model"), scope=free)).cost_micro_usd is None
+    assert (await engine.ask(question(model="my-model"), make_terms(scope=free))).cost_micro_usd is None
 
 
 async def test_the_connections_own_prices_are_reserved_and_booked(wire: Wire, ledger_url: str) -> None:
     prices = Prices.of({"my-model": {"input": 1, "output": 2}})
-    engine = Engine(client=wire, ledger=Ledger(ledger_url), prices=prices)
+    engine = Engine(endpoint=Endpoint(client=wire, prices=prices), ledger=Ledger(ledger_url))
     scope = dataclasses.replace(SCOPE, run_budget_micro_usd=20_000)
-    reply = await engine.ask(question(model="my-model"), scope=scope)
+    reply = await engine.ask(question(model="my-model"), make_terms(scope=scope))
     assert reply.cost_micro_usd == 10 * 1 + 5 * 2
     assert spent(engine.ledger) == [(20, 0)]
     await engine.close()
 
 
 async def test_a_fallback_connection_is_priced_by_its_own(engine: Engine, wire: Wire) -> None:
-    engine.other_prices["other"] = Prices.of({"claude-haiku-5-5": {"input": 100, "output": 100}})
+    prices = Prices.of({"claude-haiku-5-5": {"input": 100, "output": 100}})
+    other = Endpoint(
+        client=wire,
+        address="elsewhere",
+        connection_id="other",
+        default_tier="claude-haiku-5-5",
+        prices=prices,
+    )
+    engine.connect(other)
     wire.script = [Overloaded("busy")] * 20
-    fallback = Fallback(model="claude-haiku-5-5", connection_id="other", endpoint="elsewhere")
-    route = Route(fallbacks=[fallback], fall_back_on=frozenset({"overloaded"}))
-    reply = await engine.ask(question(), scope=SCOPE, route=route)
+    route = Route(fallbacks=["conn:other"], fall_back_on=["overloaded"])
+    reply = await engine.ask(question(), make_terms(route=route))
     assert reply.cost_micro_usd == 1_500
 
 
@@ -203,8 +212,8 @@ async def test_the_command_line_sets_changes_shows_and_removes_budgets(ledger_ur
     assert said.output == "nights: $5.000000 for dag nightly a day (Europe/Berlin), then wait\n"
     said = command(ledger_url, "set", "nights", "--usd", "7.50", "--on-exceeded", "fail")
     assert said.output == "nights: $7.500000 for dag nightly a day (Europe/Berlin), then fail\n"
-    engine = Engine(client=wire, ledger=Ledger(ledger_url))
-    await engine.ask(question(), scope=SCOPE)
+    engine = Engine(endpoint=Endpoint(client=wire), ledger=Ledger(ledger_url))
+    await engine.ask(question(), make_terms())
     [shown] = json.loads(command(ledger_url, "list", "--json").output)
     assert shown["latest"][0]["of"].startswith("dag nightly, 20")
     assert shown["latest"][0]["spent_usd"] == "0.000004"

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-from conftest import SCOPE, Wire, message, question
+from conftest import SCOPE, Wire, make_terms, message, question
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
@@ -186,12 +186,12 @@ async def test_a_reopened_letter_is_asked_and_paid_anew(
 ) -> None:
     asking = {"scope": SCOPE, "reuse": "always", "output": OutputType(int), "max_repairs": 1}
     with pytest.raises(InvalidOutput) as caught:
-        await engine.ask(question(), **asking)
+        await engine.ask(question(), make_terms(**asking))
     letter = {**REFUSED, "reason": "invalid_output", "fingerprints": list(caught.value.fingerprints)}
     path = tmp_path / "rows.dead_letters.jsonl"
     path.write_text("".join(json.dumps(one) + "\n" for one in (letter, UNREADABLE)))
     with pytest.raises(InvalidOutput):
-        await engine.ask(question(), **asking)
+        await engine.ask(question(), make_terms(**asking))
     assert len(wire.sent) == 2  # the answer and its repair, paid once
 
     reopen = ("dead-letters", "reopen", str(path), "--ledger-url", ledger_url)
@@ -204,7 +204,7 @@ async def test_a_reopened_letter_is_asked_and_paid_anew(
     assert "holds no answer to them" in again.stdout
 
     wire.usually = message('{"value": 7}')
-    assert (await engine.ask(question(), **asking)).value == 7
+    assert (await engine.ask(question(), make_terms(**asking))).value == 7
     assert len(wire.sent) == 3
 
     told = json.loads(

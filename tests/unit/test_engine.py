@@ -1,4 +1,3 @@
-# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """One request is bought at most once, and an answer is either valid or named as not valid."""
 
 import asyncio
@@ -7,8 +6,9 @@ import dataclasses
 import pydantic
 import pytest
 import sqlalchemy as sa
-from conftest import SCOPE, Clock, Wire, message, question
+from conftest import SCOPE, Clock, Wire, make_terms, message, question
 
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
@@ -45,7 +45,7 @@ def rows(engine: Engine) -> list[sa.Row]:
 
 
 async def test_an_answer_says_what_it_took(engine: Engine) -> None:
-    reply = await engine.ask(question(), scope=SCOPE)
+    reply = await engine.ask(question(), make_terms())
     assert reply.value == "Fine."
     assert reply.usage_record() == {
         "model": "claude-haiku-5-5",
@@ -64,8 +64,8 @@ async def test_an_answer_says_what_it_took(engine: Engine) -> None:
 
 
 async def test_a_settled_call_is_not_bought_again(engine: Engine, wire: Wire) -> None:
-    first = await engine.ask(question(), scope=SCOPE)
-    second = await engine.ask(question(), scope=SCOPE)
+    first = await engine.ask(question(), make_terms())
+    second = await engine.ask(question(), make_terms())
     assert len(wire.sent) == 1
     assert (first.reused, second.reused) == (False, True)
     assert second.value == first.value
@@ -87,13 +87,13 @@ async def test_a_settled_call_is_not_bought_again(engine: Engine, wire: Wire) ->
 async def test_reuse_reaches_as_far_as_it_says(
     engine: Engine, wire: Wire, reuse: str, scope: dict, bought: int
 ) -> None:
-    await engine.ask(question(), scope=SCOPE, reuse=reuse)
-    await engine.ask(question(), scope=dataclasses.replace(SCOPE, **scope), reuse=reuse)
+    await engine.ask(question(), make_terms(reuse=reuse))
+    await engine.ask(question(), make_terms(scope=dataclasses.replace(SCOPE, **scope), reuse=reuse))
     assert len(wire.sent) == bought
 
 
 async def test_many_who_ask_the_same_at_once_pay_once(engine: Engine, wire: Wire) -> None:
-    replies = await asyncio.gather(*(engine.ask(question(), scope=SCOPE) for _ in range(50)))
+    replies = await asyncio.gather(*(engine.ask(question(), make_terms()) for _ in range(50)))
     assert len(wire.sent) == 1
     assert sum(reply.reused for reply in replies) == 49
 
@@ -115,14 +115,14 @@ async def test_only_a_finished_answer_is_a_success(
     wire.usually = message('{"good": true}', stop_reason=stop_reason)
     for _ in range(2):  # the second time from the ledger, with the same outcome
         with pytest.raises(error):
-            await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
+            await engine.ask(question(), make_terms(output=VERDICT, max_repairs=3))
     assert len(wire.sent) == 1
     assert [row.state for row in rows(engine)] == ["settled"]
 
 
 async def test_an_invalid_answer_is_sent_back_with_what_is_wrong(engine: Engine, wire: Wire) -> None:
     wire.script = [BAD, GOOD]
-    reply = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
+    reply = await engine.ask(question(), make_terms(output=VERDICT, max_repairs=3))
     assert reply.value == Verdict(good=True)
     assert (reply.repairs, reply.attempts) == (1, 2)
     *_, complaint = wire.sent[1].messages[-1]["content"]
@@ -131,8 +131,8 @@ async def test_an_invalid_answer_is_sent_back_with_what_is_wrong(engine: Engine,
 
 async def test_a_repaired_answer_is_replayed_from_the_ledger(engine: Engine, wire: Wire) -> None:
     wire.script = [BAD, BAD, GOOD]
-    await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
-    again = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=3)
+    await engine.ask(question(), make_terms(output=VERDICT, max_repairs=3))
+    again = await engine.ask(question(), make_terms(output=VERDICT, max_repairs=3))
     assert len(wire.sent) == 3
     assert (again.reused, again.repairs, again.attempts) == (True, 2, 0)
 
@@ -141,12 +141,12 @@ async def test_a_hopeless_answer_stays_dead_at_no_cost_until_asked_for(engine: E
     wire.usually = BAD
     for _ in range(2):
         with pytest.raises(InvalidOutput):
-            await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=2, reuse="always")
+            await engine.ask(question(), make_terms(output=VERDICT, max_repairs=2, reuse="always"))
     assert len(wire.sent) == 3
     wire.usually = GOOD
     later = dataclasses.replace(SCOPE, run_id="run-2")
     reply = await engine.ask(
-        question(), scope=later, output=VERDICT, max_repairs=2, reuse="always", retry_dead=True
+        question(), make_terms(scope=later, output=VERDICT, max_repairs=2, reuse="always", retry_dead=True)
     )
     assert reply.value == Verdict(good=True)
     assert len(wire.sent) == 4
@@ -157,13 +157,13 @@ async def test_asking_for_the_dead_does_not_ask_again_at_every_retry(engine: Eng
     for try_number in (1, 2):
         scope = dataclasses.replace(SCOPE, try_number=try_number)
         with pytest.raises(InvalidOutput):
-            await engine.ask(question(), scope=scope, output=VERDICT, retry_dead=True)
+            await engine.ask(question(), make_terms(scope=scope, output=VERDICT, retry_dead=True))
     assert len(wire.sent) == 1
 
 
 async def test_what_may_work_later_is_tried_again(engine: Engine, wire: Wire, clock: Clock) -> None:
     wire.script = [RateLimited("slow down", retry_after_s=7), Overloaded("busy"), message("Fine.")]
-    reply = await engine.ask(question(), scope=SCOPE)
+    reply = await engine.ask(question(), make_terms())
     assert reply.attempts == 3
     assert clock.slept[0] >= 7
     assert [row.state for row in rows(engine)] == ["failed", "failed", "settled"]
@@ -173,21 +173,21 @@ async def test_what_may_work_later_is_tried_again(engine: Engine, wire: Wire, cl
 async def test_what_can_not_work_is_tried_once(engine: Engine, wire: Wire) -> None:
     wire.usually = lambda _: BadRequest("no such model")
     with pytest.raises(BadRequest):
-        await engine.ask(question(), scope=SCOPE)
+        await engine.ask(question(), make_terms())
     assert len(wire.sent) == 1
 
 
 async def test_a_wait_beyond_the_deadline_is_left_to_airflow(engine: Engine, wire: Wire) -> None:
     wire.usually = lambda _: RateLimited("come back tomorrow", retry_after_s=86_400)
     with pytest.raises(RateLimited) as caught:
-        await engine.ask(question(), scope=SCOPE)
+        await engine.ask(question(), make_terms())
     assert len(wire.sent) == 1
     assert caught.value.retry_after_s == 86_400
 
 
 async def test_a_call_that_may_have_been_billed_is_booked_at_its_ceiling(engine: Engine, wire: Wire) -> None:
     wire.script = [NetworkError("cut off", billed=True), message("Fine.")]
-    await engine.ask(question(max_tokens=1000), scope=SCOPE)
+    await engine.ask(question(max_tokens=1000), make_terms())
     unproven, settled = rows(engine)
     assert (unproven.state, settled.state) == ("unproven", "settled")
     assert unproven.cost_micro_usd == unproven.ceiling_micro_usd > settled.cost_micro_usd
@@ -195,23 +195,23 @@ async def test_a_call_that_may_have_been_billed_is_booked_at_its_ceiling(engine:
 
 
 async def test_a_fallback_answers_when_the_model_is_down(engine: Engine, wire: Wire) -> None:
-    engine.route = Route(fallbacks=[Fallback(model="claude-sonnet-5-5")])
+    route = Route(fallbacks=["claude-sonnet-5-5"])
     wire.usually = lambda r: Overloaded("busy") if r.model == "claude-haiku-5-5" else message("Fine.")
-    reply = await engine.ask(question(), scope=SCOPE)
+    reply = await engine.ask(question(), make_terms(route=route))
     assert reply.value == "Fine."
     assert wire.sent[-1].model == "claude-sonnet-5-5"
 
 
 async def test_cancelling_books_what_is_in_flight_and_frees_the_key(engine: Engine, wire: Wire) -> None:
     wire.gate = asyncio.Event()
-    task = asyncio.create_task(engine.ask(question(), scope=SCOPE))
+    task = asyncio.create_task(engine.ask(question(), make_terms()))
     while not wire.sent:  # noqa: ASYNC110 - the wire is scripted, and has no event to wait for
         await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     wire.gate = None
-    await engine.ask(question(), scope=SCOPE)
+    await engine.ask(question(), make_terms())
     assert [row.state for row in rows(engine)] == ["unproven", "settled"]
 
 
@@ -221,7 +221,10 @@ async def test_one_failure_costs_the_others_nothing(engine: Engine, wire: Wire) 
     )
     outcomes: dict[int, Reply | LLMError] = {}
     await engine.map(
-        (question(f"question {i}") for i in range(20)), outcomes.__setitem__, scope=SCOPE, max_in_flight=4
+        (question(f"question {i}") for i in range(20)),
+        outcomes.__setitem__,
+        make_terms(),
+        max_in_flight=4,
     )
     assert isinstance(outcomes.pop(7), BadRequest)
     assert len(outcomes) == 19
@@ -242,7 +245,7 @@ async def test_no_more_than_asked_are_in_flight(engine: Engine, wire: Wire) -> N
             in_flight -= 1
 
     wire.send = counted
-    await engine.map((question(f"{i}") for i in range(40)), lambda *_: None, scope=SCOPE, max_in_flight=5)
+    await engine.map((question(f"{i}") for i in range(40)), lambda *_: None, make_terms(), max_in_flight=5)
     assert most == 5
 
 
@@ -257,7 +260,7 @@ async def test_the_first_call_warms_the_shared_prefix_before_the_others_go(
         return question(messages=[{"role": "user", "content": content}], shared_blocks=1)
 
     asking = asyncio.create_task(
-        engine.map((about(f"{i}") for i in range(10)), lambda *_: None, scope=SCOPE, max_in_flight=10)
+        engine.map((about(f"{i}") for i in range(10)), lambda *_: None, make_terms(), max_in_flight=10)
     )
     await asyncio.sleep(0.2)
     assert len(wire.sent) == 1
@@ -269,9 +272,9 @@ async def test_the_first_call_warms_the_shared_prefix_before_the_others_go(
 async def test_prompts_are_kept_for_errors_only_by_default(engine: Engine, wire: Wire) -> None:
     wire.script = [BAD]
     with pytest.raises(InvalidOutput):
-        await engine.ask(question("bad"), scope=SCOPE, output=VERDICT)
+        await engine.ask(question("bad"), make_terms(output=VERDICT))
     wire.script = [GOOD]
-    await engine.ask(question("good"), scope=SCOPE, output=VERDICT)
+    await engine.ask(question("good"), make_terms(output=VERDICT))
     with engine.ledger.database.read() as connection:
         kept = list(connection.execute(sa.select(payload.c.prompt, payload.c.reply)))
     assert sorted(row.prompt is not None for row in kept) == [False, True]
@@ -294,14 +297,14 @@ def by_model(**answers: object) -> object:
 
 
 async def test_the_strong_model_is_asked_only_where_the_cheap_one_fails(engine: Engine, wire: Wire) -> None:
-    engine.route = Route(escalate=["claude-opus-5-5"])
+    route = Route(models=["claude-haiku-5-5", "claude-opus-5-5"])
     wire.usually = by_model(haiku=BAD, opus=GOOD)
-    reply = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=1)
+    reply = await engine.ask(question(), make_terms(output=VERDICT, max_repairs=1, route=route))
     assert reply.value == Verdict(good=True)
     assert [request.model[7:11] for request in wire.sent] == ["haik", "haik", "opus"]
     assert (reply.repairs, reply.attempts) == (1, 3)
     assert [row.purpose for row in rows(engine)] == ["answer", "repair", "escalation"]
-    again = await engine.ask(question(), scope=SCOPE, output=VERDICT, max_repairs=1)
+    again = await engine.ask(question(), make_terms(output=VERDICT, max_repairs=1, route=route))
     assert (again.reused, len(wire.sent)) == (True, 3)
 
 
@@ -309,12 +312,12 @@ async def test_the_strong_model_is_asked_only_where_the_cheap_one_fails(engine: 
 async def test_an_unsure_answer_goes_on_to_the_strong_model(
     engine: Engine, wire: Wire, confidence: float, models: list[str]
 ) -> None:
-    engine.route = Route(escalate=["claude-opus-5-5"], min_confidence=0.8)
+    route = Route(models=["claude-haiku-5-5", "claude-opus-5-5"], min_confidence=0.8)
     wire.usually = by_model(
         haiku=message(f'{{"good": false, "confidence": {confidence}}}'),
         opus=message('{"good": true, "confidence": 0.6}'),
     )
-    reply = await engine.ask(question(), scope=SCOPE, output=OutputType(Sure))
+    reply = await engine.ask(question(), make_terms(output=OutputType(Sure), route=route))
     assert [request.model.split("-")[1] for request in wire.sent] == models
     assert reply.value.good == (models == ["haiku", "opus"])
 
@@ -323,17 +326,16 @@ async def test_a_refusal_is_answered_by_the_fallback_where_the_author_says_so(
     engine: Engine, wire: Wire
 ) -> None:
     wire.usually = by_model(haiku=message("No.", stop_reason="refusal"), opus=message("Yes."))
-    engine.route = Route(fallbacks=[Fallback(model="claude-opus-5-5")], fall_back_on=frozenset({"refusal"}))
-    reply = await engine.ask(question(), scope=SCOPE)
+    route = Route(fallbacks=["claude-opus-5-5"], fall_back_on=["refusal"])
+    reply = await engine.ask(question(), make_terms(route=route))
     assert reply.value == "Yes."
 
 
 async def test_a_fallback_may_be_another_server(engine: Engine, wire: Wire) -> None:
     other = Wire()
-    there = Fallback(model="claude-opus-5-5", client=engine.adopt(other), connection_id="other")
-    engine.route = Route(fallbacks=[there])
+    engine.connect(Endpoint(client=other, connection_id="other", default_tier="claude-opus-5-5"))
     wire.usually = lambda _: Overloaded("busy")
-    reply = await engine.ask(question(), scope=SCOPE)
+    reply = await engine.ask(question(), make_terms(route=Route(fallbacks=["conn:other"])))
     assert reply.value == "Fine."
     assert len(other.sent) == 1
     assert [row.connection_id for row in rows(engine)][-1] == "other"
@@ -346,7 +348,7 @@ async def test_what_the_author_lets_be_asked_again_is_asked_otherwise(engine: En
         message("Well", stop_reason="max_tokens"),
         message("Well then."),
     ]
-    reply = await engine.ask(question(max_tokens=100), scope=SCOPE)
+    reply = await engine.ask(question(max_tokens=100), make_terms())
     assert reply.value == "Well then."
     assert [(request.sample, request.max_tokens) for request in wire.sent] == [(0, 100), (1, 100), (1, 200)]
 
@@ -357,7 +359,7 @@ async def test_a_validators_complaint_is_sent_back_like_any_other(engine: Engine
     def ends_with_a_stop(value: str) -> str | None:
         return None if value.endswith(".") else "End with a full stop."
 
-    reply = await engine.ask(question(), scope=SCOPE, validators=[ends_with_a_stop], max_repairs=1)
+    reply = await engine.ask(question(), make_terms(validators=[ends_with_a_stop], max_repairs=1))
     assert reply.value == "Yes."
     complaint, _ = wire.sent[1].messages[-1]["content"]
     assert complaint["source"]["data"] == "End with a full stop."
@@ -368,14 +370,14 @@ async def test_a_validator_may_say_that_asking_again_is_no_use(engine: Engine, w
         raise BusinessError("Customer 7 does not exist.")
 
     with pytest.raises(BusinessError):
-        await engine.ask(question(), scope=SCOPE, validators=[no_such_customer], max_repairs=3)
+        await engine.ask(question(), make_terms(validators=[no_such_customer], max_repairs=3))
     assert len(wire.sent) == 1
 
 
 @pytest.mark.parametrize("validator", [lambda _: True, lambda _: {}["missing"]])
 async def test_a_broken_validator_buys_no_repairs(engine: Engine, wire: Wire, validator: object) -> None:
     with pytest.raises(BusinessError):
-        await engine.ask(question(), scope=SCOPE, validators=[validator], max_repairs=3)
+        await engine.ask(question(), make_terms(validators=[validator], max_repairs=3))
     assert len(wire.sent) == 1
 
 
@@ -385,6 +387,6 @@ async def test_a_fault_of_our_own_holds_neither_key_nor_money(engine: Engine, wi
 
     wire.script = [break_down]
     with pytest.raises(ZeroDivisionError):
-        await engine.ask(question(), scope=SCOPE)
-    assert (await engine.ask(question(), scope=SCOPE)).value == "Fine."
+        await engine.ask(question(), make_terms())
+    assert (await engine.ask(question(), make_terms())).value == "Fine."
     assert sorted(row.state for row in rows(engine)) == ["settled", "unproven"]

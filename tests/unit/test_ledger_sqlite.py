@@ -17,9 +17,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import Wire, question
+from conftest import Wire, make_terms, question
 from test_ledger_claims import KEY, NIGHTLY, REPLY, bought, entry, settlement, states
 
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.errors import LedgerUnavailable, LedgerUnusable
 from airflow_llm_provider.ledger.database import Database
@@ -227,13 +228,13 @@ def test_a_folder_one_may_not_write_to_is_named(tmp_path_factory: pytest.TempPat
 async def test_the_engine_sends_nothing_while_the_ledger_is_away(
     wire: Wire, ledger: Ledger, path: Path
 ) -> None:
-    engine = Engine(client=wire, ledger=ledger)
+    engine = Engine(endpoint=Endpoint(client=wire), ledger=ledger)
     move(path, path.with_name("elsewhere.db"))
     with pytest.raises(LedgerUnavailable):
-        await engine.ask(question(), scope=NIGHTLY)
+        await engine.ask(question(), make_terms(scope=NIGHTLY))
     assert wire.sent == []
     move(path.with_name("elsewhere.db"), path)
-    assert (await engine.ask(question(), scope=NIGHTLY)).value == "Fine."
+    assert (await engine.ask(question(), make_terms(scope=NIGHTLY))).value == "Fine."
 
 
 # Its queue.

@@ -5,15 +5,16 @@ import re
 import orjson
 import pydantic
 import pytest
-from conftest import SCOPE, Wire, message, question
+from conftest import Wire, make_terms, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.engine.chunking import LongInput, ask_about, estimate_tokens, split_text
+from airflow_llm_provider.engine.chunking import ask_about, estimate_tokens, split_text
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import Refused, TooLong
+from airflow_llm_provider.options import LongInput
 
 
 class Report(pydantic.BaseModel):
@@ -38,7 +39,7 @@ def facts(request: Request) -> bytes:
 
 
 async def test_a_text_that_fits_is_asked_as_it_is(engine: Engine, wire: Wire) -> None:
-    await ask_about(engine, "short", about, long=LongInput(), scope=SCOPE)
+    await ask_about(engine, "short", about, make_terms(long_input=LongInput()))
     assert len(wire.sent) == 1
 
 
@@ -46,13 +47,13 @@ async def test_a_text_that_does_not_fit_is_refused_before_anything_is_sent(
     engine: Engine, wire: Wire
 ) -> None:
     with pytest.raises(TooLong, match="map_reduce"):
-        await ask_about(engine, book(100), about, long=LongInput(max_input_tokens=5000), scope=SCOPE)
+        await ask_about(engine, book(100), about, make_terms(long_input=LongInput(max_input_tokens=5000)))
     assert wire.sent == []
 
 
 async def test_truncating_reads_the_beginning(engine: Engine, wire: Wire) -> None:
     long = LongInput(too_long="truncate", max_input_tokens=5000)
-    await ask_about(engine, book(100), about, long=long, scope=SCOPE)
+    await ask_about(engine, book(100), about, make_terms(long_input=long))
     sent = wire.sent[0].messages[0]["content"][1]["text"]
     assert book(100).startswith(sent)
     assert 4000 < estimate_tokens(sent) <= 5000
@@ -65,7 +66,7 @@ async def test_every_fact_of_a_300_page_book_is_found_in_parts_and_kept_for_a_re
     long = LongInput(too_long="map_reduce", max_input_tokens=20_000)
     for again in (False, True):
         reply = await ask_about(
-            engine, book(300), about, long=long, scope=SCOPE, output=OutputType(list[str])
+            engine, book(300), about, make_terms(long_input=long, output=OutputType(list[str]))
         )
         assert reply.value == [f"FACT-{n:03}" for n in range(300)]
         assert reply.reused == again
@@ -83,7 +84,7 @@ async def test_answers_that_take_judgement_are_merged_by_the_model(engine: Engin
 
     wire.usually = answer
     long = LongInput(too_long="map_reduce", max_input_tokens=20_000)
-    reply = await ask_about(engine, book(60), about, long=long, scope=SCOPE, output=OutputType(Report))
+    reply = await ask_about(engine, book(60), about, make_terms(long_input=long, output=OutputType(Report)))
     assert reply.value == Report(summary="the whole", facts=[f"FACT-{n:03}" for n in range(60)])
     assert reply.attempts == len(wire.sent)
     assert reply.usage.input_tokens == 10 * len(wire.sent)
@@ -106,7 +107,7 @@ async def test_a_part_that_fails_fails_its_text_and_costs_the_others_nothing(
     wire.usually = answer
     long = LongInput(too_long="map_reduce", max_input_tokens=20_000)
     with pytest.raises(Refused) as caught:
-        await ask_about(engine, book(60), about, long=long, scope=SCOPE)
+        await ask_about(engine, book(60), about, make_terms(long_input=long))
     assert caught.value.reply_text == ""  # what was said of a part is no answer about the whole
     assert (engine.tally.requests, engine.tally.unproven) == (len(wire.sent), 0)
 
@@ -121,10 +122,10 @@ async def test_parts_that_are_valid_may_not_be_so_together(engine: Engine, wire:
 
     wire.usually = answer
     long = LongInput(too_long="map_reduce", max_input_tokens=5_000)
-    terms = {"scope": SCOPE, "output": OutputType(list[str]), "validators": [at_most_30]}
-    few = await ask_about(engine, book(30), about, long=long, **terms)
+    terms = make_terms(long_input=long, output=OutputType(list[str]), validators=[at_most_30])
+    few = await ask_about(engine, book(30), about, terms)
     assert (len(few.value), few.attempts) == (30, len(wire.sent))
-    many = await ask_about(engine, book(31), about, long=long, **terms)
+    many = await ask_about(engine, book(31), about, terms)
     assert many.value == ["FACT-007"]
 
 
@@ -134,5 +135,5 @@ async def test_what_is_no_text_takes_no_room_of_it(engine: Engine, wire: Wire) -
         blocks = [{"type": "document", "source": source}, {"type": "text", "text": f"Which facts? {text}"}]
         return question(messages=[{"role": "user", "content": blocks}])
 
-    await ask_about(engine, "", with_pages, long=LongInput(max_input_tokens=10_000), scope=SCOPE)
+    await ask_about(engine, "", with_pages, make_terms(long_input=LongInput(max_input_tokens=10_000)))
     assert len(wire.sent) == 1

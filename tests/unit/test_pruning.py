@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from conftest import SCOPE, Wire, message, question
+from conftest import SCOPE, Wire, make_terms, message, question
 from test_maintenance import before
 
 from airflow_llm_provider.engine.engine import Engine
@@ -15,7 +15,7 @@ from airflow_llm_provider.ledger.schema import call, payload
 
 async def test_what_lost_its_reply_is_asked_anew_and_not_waited_for(engine: Engine, wire: Wire) -> None:
     database = engine.ledger.database
-    await engine.ask(question(), scope=SCOPE, reuse="always")
+    await engine.ask(question(), make_terms(reuse="always"))
     ancient = call.update().values(id="0" * 32, closed_ms=1)
     with database.write() as connection:
         connection.execute(ancient)
@@ -23,7 +23,7 @@ async def test_what_lost_its_reply_is_asked_anew_and_not_waited_for(engine: Engi
     gone = await asyncio.to_thread(lambda: prune(database, payloads_before_ms=before(database, 1)))
     assert gone.payloads == 1
     wire.usually = message("Better.")
-    reply = await engine.ask(question(), scope=SCOPE, reuse="always")
+    reply = await engine.ask(question(), make_terms(reuse="always"))
     assert (reply.text, len(wire.sent)) == ("Better.", 2)
 
 

@@ -1,4 +1,3 @@
-# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """An invalid answer is mended for nothing where that adds nothing, and repaired with no more than it takes."""
 
 import asyncio
@@ -11,7 +10,7 @@ import orjson
 import pydantic
 import pytest
 import sqlalchemy as sa
-from conftest import SCOPE, Wire, message, question
+from conftest import SCOPE, Wire, make_terms, message, question
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +67,7 @@ def asked(document: str = DOCUMENT) -> Request:
 
 async def ask(engine: Engine, request: Request | None = None, **terms: Any) -> Any:
     usual = {"scope": SCOPE, "output": INVOICE, "max_repairs": 3, "source": DOCUMENT}
-    return await engine.ask(request or asked(), **usual | terms)
+    return await engine.ask(request or asked(), make_terms(**usual | terms))
 
 
 def told(request: Request) -> dict[str, str]:
@@ -531,7 +530,7 @@ async def test_an_answer_from_elsewhere_is_repaired_like_any_other(engine: Engin
 
 async def test_a_stronger_model_repairs_what_the_cheap_one_could_not(engine: Engine, wire: Wire) -> None:
     wire.usually = lambda request: answered() if "opus" in request.model else answered(total=None)
-    route = Route(escalate=["claude-opus-5-5"])
+    route = Route(models=["claude-haiku-5-5", "claude-opus-5-5"])
     reply = await ask(engine, given=json.dumps({**GOOD, "total": None}), max_repairs=1, route=route)
     assert reply.value == Invoice(**GOOD)
     assert [request.model[7:11] for request in wire.sent] == ["haik", "opus"]
@@ -641,7 +640,7 @@ async def test_a_judge_that_cannot_be_had_is_no_reason_to_ask_another_model(
 ) -> None:
     judge = Judge(criteria=["The total is right."], model="claude-haiku-5-5")
     wire.script = [answered(), *[NetworkError("down", billed=False)] * 50]
-    route = Route(fallbacks=[Fallback(model="claude-opus-5-5")])
+    route = Route(fallbacks=["claude-opus-5-5"])
     with pytest.raises(NetworkError):
         await ask(engine, validators=[judge], route=route)
     assert {request.model for request in wire.sent[1:]} == {"claude-haiku-5-5"}

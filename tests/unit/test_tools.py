@@ -14,12 +14,13 @@ import orjson
 import pydantic
 import pytest
 import sqlalchemy as sa
-from conftest import SCOPE, Wire, message, question
+from conftest import SCOPE, Wire, make_terms, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from airflow_llm_provider.cli import app
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
@@ -86,7 +87,7 @@ async def ask(
     toolbox = Toolbox(tools=by_name(tools), **(bounds or {}))
     definitions = [one.definition for one in toolbox.tools.values()]
     return await engine.ask(
-        question("What do I have?", tools=definitions), scope=scope, toolbox=toolbox, **terms
+        question("What do I have?", tools=definitions), make_terms(scope=scope, toolbox=toolbox, **terms)
     )
 
 
@@ -96,7 +97,7 @@ async def later(engine: Engine, wire: Wire, ledger_url: str) -> AsyncIterator[Ca
     made: list[Engine] = []
 
     def another() -> Engine:
-        made.append(Engine(client=wire, ledger=Ledger(ledger_url)))
+        made.append(Engine(endpoint=Endpoint(client=wire), ledger=Ledger(ledger_url)))
         return made[-1]
 
     yield another
@@ -441,7 +442,7 @@ async def test_a_judge_of_the_answer_is_held_by_the_bound_too(engine: Engine, wi
 async def test_a_bound_on_money_needs_a_price(engine: Engine, wire: Wire, bank: Bank) -> None:
     toolbox = Toolbox(tools=by_name([bank.balance]), max_micro_usd=1_000_000)
     with pytest.raises(ToolLimit, match="no-such-model has no known price"):
-        await engine.ask(question(model="no-such-model"), scope=SCOPE, toolbox=toolbox)
+        await engine.ask(question(model="no-such-model"), make_terms(toolbox=toolbox))
     assert wire.sent == []
 
 
@@ -607,7 +608,7 @@ async def test_many_conversations_at_once_run_it_once(engine: Engine, wire: Wire
 
     wire.usually = reply
     toolbox = Toolbox(tools=by_name([bank.once]))
-    await asyncio.gather(*(engine.ask(question(sample=n), scope=SCOPE, toolbox=toolbox) for n in range(8)))
+    await asyncio.gather(*(engine.ask(question(sample=n), make_terms(toolbox=toolbox)) for n in range(8)))
     assert len(bank.runs) == 1
 
 

@@ -4,24 +4,26 @@ import asyncio
 from typing import Any
 
 import pytest
-from conftest import SCOPE, Wire, message, question
+from conftest import Wire, make_terms, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
-from airflow_llm_provider.engine.retry import policies
 from airflow_llm_provider.engine.votes import cast, count
 from airflow_llm_provider.errors import AuthenticationFailed, InvalidOutput, Overloaded, Refused
+from airflow_llm_provider.options import Route
 
-ONCE = policies({kind: {"attempts": 1} for kind in ("overloaded", "network")})
+ONCE = {kind: {"attempts": 1} for kind in ("overloaded", "network")}
 VOTES = st.lists(st.none() | st.tuples(st.sampled_from("abcd"), st.floats(0, 1)), min_size=1, max_size=9)
 
 
-def poll(engine: Engine, votes: int, **terms: Any) -> Any:
+def poll(engine: Engine, votes: int, retry: Any = None, **fields: Any) -> Any:
+    route = Route(retry=ONCE | (retry or {}))
+
     async def ask(sample: int) -> Reply:
-        return await engine.ask(question(sample=sample), scope=SCOPE, **{"policies": ONCE} | terms)
+        return await engine.ask(question(sample=sample), make_terms(route=route, **fields))
 
     return cast(ask, votes)
 
@@ -58,7 +60,7 @@ async def test_a_refused_vote_that_is_asked_again_does_not_take_its_neighbours_a
     engine: Engine, wire: Wire
 ) -> None:
     wire.script = [message("", stop_reason="refusal")]
-    await poll(engine, 3, policies=policies({"refusal": {"attempts": 2}}))
+    await poll(engine, 3, retry={"refusal": {"attempts": 2}})
     assert len({request.sample for request in wire.sent}) == 4
 
 
