@@ -25,6 +25,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from airflow_llm_provider.engine.endpoint import Endpoint
+from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.ledger.budgets import Budget, set_budget
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope, NewAttempt, OpenedAttempt, Settlement
@@ -52,7 +54,9 @@ async def side(url: str, calls: int, *, bound: bool) -> dict[str, float]:
         if bound:
             with ledger.database.write() as connection:
                 set_budget(connection, PLENTY)
-        engine = Engine(client=AnthropicClient(api_key="sk-bench", base_url=url), ledger=ledger)
+        engine = Engine(
+            endpoint=Endpoint(client=AnthropicClient(api_key="sk-bench", base_url=url)), ledger=ledger
+        )
 
         def raise_errors(_: int, outcome: object) -> None:
             if isinstance(outcome, Exception):
@@ -62,7 +66,9 @@ async def side(url: str, calls: int, *, bound: bool) -> dict[str, float]:
             requests = (
                 Request(model="claude-haiku-5-5", messages=messages(n), max_tokens=64) for n in numbers
             )
-            await engine.map(requests, raise_errors, scope=BOUND if bound else FREE, max_in_flight=IN_FLIGHT)
+            await engine.map(
+                requests, raise_errors, Terms(scope=BOUND if bound else FREE), max_in_flight=IN_FLIGHT
+            )
 
         await ask(range(IN_FLIGHT))
         engine_calm()

@@ -16,14 +16,16 @@ from typing import Any, Literal
 import pydantic
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.options import Route
+from airflow_llm_provider.options import OnInvalid, Options, Route
 from airflow_llm_provider.testing.standin import StandIn
 from tests.support.books import balance
 
@@ -67,9 +69,8 @@ async def side(server: StandIn, tickets: int, models: list[str]) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/ledger.db"
         engine = Engine(
-            client=AnthropicClient(api_key="sk-bench", base_url=server.url),
+            endpoint=Endpoint(client=AnthropicClient(api_key="sk-bench", base_url=server.url)),
             ledger=Ledger(url),
-            route=Route(escalate=models[1:], min_confidence=0.8),
         )
 
         def done(index: int, outcome: Reply | LLMError) -> None:
@@ -86,7 +87,9 @@ async def side(server: StandIn, tickets: int, models: list[str]) -> dict[str, An
             return Request(model=models[0], messages=[message], schema=OutputType(Ticket).schema)
 
         scope = CallScope(dag_id="bench", run_id="run", task_id="ask", trace_id="0" * 32)
-        await engine.map((request(n) for n in range(tickets)), done, scope=scope, output=OutputType(Ticket))
+        options = Options(route=Route(models=models, min_confidence=0.8), on_invalid=OnInvalid(max_repairs=0))
+        terms = Terms(scope=scope, output=OutputType(Ticket), options=options)
+        await engine.map((request(n) for n in range(tickets)), done, terms)
         await engine.close()
         cost = server.invoice.cost_micro_usd - before
         lines = server.invoice.lines[-engine.tally.requests :]

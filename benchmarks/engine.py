@@ -37,15 +37,19 @@ def messages(number: int) -> list[dict[str, Any]]:
 async def ours(url: str, calls: int, in_flight: int) -> None:
     """Ask through the engine, ledger on disk with synchronous=FULL."""
     from airflow_llm_provider.engine.client import AnthropicClient
+    from airflow_llm_provider.engine.endpoint import Endpoint
     from airflow_llm_provider.engine.engine import Engine
     from airflow_llm_provider.engine.request import Request
+    from airflow_llm_provider.engine.terms import Terms
     from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope
 
     scope = CallScope(dag_id="bench", run_id="run", task_id="ask", trace_id="0" * 32)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(f"sqlite:///{folder}/ledger.db")
-        engine = Engine(client=AnthropicClient(api_key="sk-bench", base_url=url), ledger=ledger)
+        engine = Engine(
+            endpoint=Endpoint(client=AnthropicClient(api_key="sk-bench", base_url=url)), ledger=ledger
+        )
 
         def requests(numbers: range) -> Any:
             return (Request(model=MODEL, messages=messages(n), max_tokens=64) for n in numbers)
@@ -58,11 +62,13 @@ async def ours(url: str, calls: int, in_flight: int) -> None:
                 raise outcome
             done += 1
 
-        await engine.map(requests(range(in_flight)), count, scope=scope, max_in_flight=in_flight)  # warm up
+        await engine.map(
+            requests(range(in_flight)), count, Terms(scope=scope), max_in_flight=in_flight
+        )  # warm up
         engine_calm()
         started, cpu = time.perf_counter(), cpu_s()
         numbers = range(in_flight, in_flight + calls)
-        await engine.map(requests(numbers), count, scope=scope, max_in_flight=in_flight)
+        await engine.map(requests(numbers), count, Terms(scope=scope), max_in_flight=in_flight)
         report(calls, started, cpu)
         await engine.close()
 

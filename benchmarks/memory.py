@@ -1,4 +1,3 @@
-# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """Peak memory of a task over 20,000 documents of 10 kB, against the same task over 200.
 
 Each run is a process of its own that does what the operator does, from the listing of the folder to the landed
@@ -97,20 +96,26 @@ async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     from airflow_llm_provider.documents.run import Run
     from airflow_llm_provider.documents.sources import list_documents
     from airflow_llm_provider.engine.client import AnthropicClient
+    from airflow_llm_provider.engine.endpoint import Endpoint
     from airflow_llm_provider.engine.engine import Engine
     from airflow_llm_provider.engine.output_type import OutputType
     from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope
+    from airflow_llm_provider.options import Options
 
     started = time.monotonic()
     output = OutputType(Note)
     client = AnthropicClient(api_key="sk-bench", base_url=url)
-    engine = Engine(client=client, ledger=Ledger(f"sqlite:///{folder}/ledger.db"))
+    endpoint = Endpoint(client=client, address=client.endpoint)
+    engine = Engine(endpoint=endpoint, ledger=Ledger(f"sqlite:///{folder}/ledger.db"))
     run = Run(
         engine=engine,
         scope=CallScope(dag_id="bench", run_id="run", task_id="ask", trace_id="0" * 32),
-        question=Question(
-            prompt="Read this note and state its facts.", model=MODEL, output=output, endpoint=client.endpoint
+        prompt=DocumentPrompt(
+            prompt="Read this note and state its facts.",
+            output=output,
+            endpoint=endpoint,
+            options=Options(model=MODEL, reuse="always"),
         ),
         max_in_flight=in_flight,
     )

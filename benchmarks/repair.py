@@ -1,4 +1,3 @@
-# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """What repairs cost: sending only what a complaint needs, against sending everything; answers of scripted quality.
 
 The stand-in plays a model that gets 12 % of a thousand invoices wrong at first, and 1 % for ever: values in the wrong
@@ -42,6 +41,7 @@ from tests.support.books import balance
 
 MODEL = "claude-haiku-5-5"
 SCOPE = CallScope(dag_id="bench", run_id="run", task_id="read", trace_id="0" * 32)
+OPTIONS = Options(model=MODEL, reuse="always")
 TERMS = (
     "Payment is due within thirty days of receipt. Late payment bears interest at the statutory rate. " * 60
 )
@@ -167,14 +167,13 @@ def put_right(question: Any) -> dict[str, Any]:
 async def side(server: StandIn, documents: int, output: OutputType, folder: Path) -> dict[str, Any]:
     """Run all documents; return outcomes and costs."""
     url, before = f"sqlite:///{folder}/ledger.db", len(server.invoice.lines)
-    engine = Engine(client=AnthropicClient(api_key="sk-bench", base_url=server.url), ledger=Ledger(url))
+    endpoint = Endpoint(client=AnthropicClient(api_key="sk-bench", base_url=server.url))
+    engine = Engine(endpoint=endpoint, ledger=Ledger(url))
     run = Run(
         engine=engine,
         scope=SCOPE,
-        question=Question(
-            prompt="What is owed?", model=MODEL, output=output, endpoint=engine.client.endpoint
-        ),
-        terms={"validators": VALIDATORS, "max_repairs": 3},
+        prompt=DocumentPrompt(prompt="What is owed?", output=output, endpoint=endpoint, options=OPTIONS),
+        validators=VALIDATORS,
     )
     rows = [{"id": str(n), "text": LETTER.format(**letter(n)) + TERMS} for n in range(documents)]
     sink = RowWriter(folder / "rows.jsonl", schema=output.item_schema)
@@ -228,16 +227,16 @@ async def cached(server: StandIn, documents: int, share: float, rule: SourceRepa
     before = server.invoice.cost_micro_usd
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(
-            client=AnthropicClient(api_key="sk-bench", base_url=server.url),
+            endpoint=Endpoint(client=AnthropicClient(api_key="sk-bench", base_url=server.url)),
             ledger=Ledger(f"sqlite:///{folder}/ledger.db"),
             source_repairs=rule,
         )
-        question = Question(
-            prompt="What is owed?", model=MODEL, output=OutputType(Invoice), endpoint=engine.client.endpoint
+        prompt = DocumentPrompt(
+            prompt="What is owed?", output=OutputType(Invoice), endpoint=engine.endpoint, options=OPTIONS
         )
-        run = Run(engine=engine, scope=SCOPE, question=question, terms={"max_repairs": 3}, max_in_flight=8)
+        run = Run(engine=engine, scope=SCOPE, prompt=prompt, max_in_flight=8)
         rows = [{"id": str(n), "text": LETTER.format(**letter(n)) + TERMS} for n in range(documents)]
-        sink = RowWriter(Path(folder) / "rows.jsonl", schema=question.output.item_schema)
+        sink = RowWriter(Path(folder) / "rows.jsonl", schema=prompt.output.item_schema)
         await run.run(list_documents(rows, text_field="text"), sink)
         sink.discard()
         await engine.close()

@@ -10,12 +10,14 @@ import os
 import sys
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
 from airflow_llm_provider.errors import BudgetExceeded
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
+from tests.support.terms import make_terms
 
 MODEL = "claude-sonnet-5-5"
 
@@ -47,13 +49,13 @@ async def spend(options: argparse.Namespace, number: int) -> None:
         lambda: Ledger(options.ledger, lease_s=options.lease_s, beat_s=options.lease_s / 4.5)
     )
     client = AnthropicClient(api_key="sk-ant-any", base_url=options.server)
-    engine = Engine(client=client, ledger=ledger)
+    engine = Engine(endpoint=Endpoint(client=client), ledger=ledger)
     outcomes: list[object] = []
     mine = range(number, options.documents, options.processes)
     await engine.map(
         (document(n) for n in mine),
         lambda _, outcome: outcomes.append(outcome),
-        scope=scope(options.cap_usd),
+        make_terms(scope(options.cap_usd)),
         max_in_flight=options.in_flight,
     )
     paid = engine.tally.requests

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Callable
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope, NewAttempt, OpenedAttempt, Settlement
 from airflow_llm_provider.pricing import Usage
+from tests.support.terms import make_terms
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 
@@ -54,14 +56,13 @@ async def ask(options: argparse.Namespace, number: int) -> None:
     """Ask about all documents, in an order of its own."""
     order = list(range(options.documents))
     random.Random(number).shuffle(order)
-    engine = Engine(
-        client=AnthropicClient(api_key="sk-ant-any", base_url=options.server), ledger=Ledger(options.ledger)
-    )
+    client = AnthropicClient(api_key="sk-ant-any", base_url=options.server)
+    engine = Engine(endpoint=Endpoint(client=client), ledger=Ledger(options.ledger))
     outcomes: list[object] = []
     await engine.map(
         (document(n) for n in order),
         lambda _, outcome: outcomes.append(outcome),
-        scope=SCOPE,
+        make_terms(SCOPE),
         max_in_flight=64,
     )
     paid = engine.tally.requests

@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 
 from airflow_llm_provider.engine.client import AnthropicClient, HeaderCallback
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.ledger.records import CallScope
+from tests.support.terms import make_terms
 
 
 class WatchedClient(AnthropicClient):
@@ -40,9 +42,8 @@ async def ask(options: argparse.Namespace, number: int) -> None:
     scope = CallScope(dag_id=dag_id, run_id="run", task_id="ask", map_index=number, connection_id="claude")
     limits = Limits(rpm=options.rpm, itpm=options.itpm, otpm=options.otpm)
     engine = Engine(
-        client=WatchedClient(api_key="sk-ant-any", base_url=options.server),
+        endpoint=Endpoint(client=WatchedClient(api_key="sk-ant-any", base_url=options.server), limits=limits),
         ledger=Ledger(options.ledger, synchronous="NORMAL"),
-        limits=limits,
     )
     end_s = time.monotonic() + options.seconds
     outcomes = {"answered": 0, "failed": 0}
@@ -63,7 +64,7 @@ async def ask(options: argparse.Namespace, number: int) -> None:
 
     try:
         async with asyncio.timeout(options.seconds):
-            await engine.map(documents(), done, scope=scope, max_in_flight=options.in_flight)
+            await engine.map(documents(), done, make_terms(scope), max_in_flight=options.in_flight)
     except TimeoutError:
         pass  # what waits for a permit when the time is up was not asked
     await engine.close()

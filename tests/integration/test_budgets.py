@@ -21,6 +21,7 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
 from airflow_llm_provider.engine.request import Request
@@ -33,6 +34,7 @@ from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.testing.wire import MODELS, Model
 from tests.support.books import balance
 from tests.support.postgres import LocalPostgres
+from tests.support.terms import make_terms
 
 # All of the promises, once more: what they ask for is `ledger_url`, and here it is PostgreSQL's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -211,14 +213,16 @@ async def test_a_mixed_workload_balances_to_the_micro_usd(shared_url: str) -> No
         server.fail(kind="drop", share=0.01)
         client = AnthropicClient(api_key="sk-ant-any", base_url=server.url)
         ledger = await asyncio.to_thread(Ledger, shared_url)
-        engine = Engine(client=client, ledger=ledger, policies=policies({"network": {"attempts": 1}}))
+        engine = Engine(
+            endpoint=Endpoint(client=client), ledger=ledger, policies=policies({"network": {"attempts": 1}})
+        )
         outcomes: list[object] = []
         for number, model in enumerate(("priced", "unpriced")):
             cap = None if number else 10**12
             scope = CallScope(dag_id="mixed", run_id=model, task_id="ask", run_budget_micro_usd=cap)
             requests = (any_question(n) for n in range(CALLS) if (n % 25 == 0) == bool(number))
             await engine.map(
-                requests, lambda _, outcome: outcomes.append(outcome), scope=scope, max_in_flight=64
+                requests, lambda _, outcome: outcomes.append(outcome), make_terms(scope), max_in_flight=64
             )
         tally = engine.tally
         await engine.close()

@@ -6,6 +6,7 @@ import datetime as dt
 import email.utils
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -15,6 +16,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from airflow_llm_provider.engine.client import AnthropicClient, Client, HeaderCallback
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
@@ -38,6 +40,7 @@ from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.testing.standin import StandIn
 from tests.support.books import balance
+from tests.support.terms import make_terms
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 QUICK = DEFAULT_POLICIES | {
@@ -99,9 +102,11 @@ async def in_the_apis_place(engine: Engine, response: web.Response) -> AsyncIter
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     async with TestServer(app) as server:
-        engine.client = AnthropicClient(api_key="sk-x", base_url=str(server.make_url("")))
+        engine.endpoint = replace(
+            engine.endpoint, client=AnthropicClient(api_key="sk-x", base_url=str(server.make_url("")))
+        )
         yield got
-        await engine.client.close()
+        await engine.endpoint.client.close()
 
 
 @pytest.fixture
@@ -112,14 +117,14 @@ def ledger_url(tmp_path: Path) -> str:
 @pytest.fixture
 async def engine(claude_server: StandIn, ledger_url: str) -> AsyncIterator[Engine]:
     client = AnthropicClient(api_key="sk-ant-planted-key", base_url=claude_server.url)
-    engine = Engine(client=client, ledger=Ledger(ledger_url), policies=QUICK, timeout_s=5)
+    engine = Engine(endpoint=Endpoint(client=client, timeout_s=5), ledger=Ledger(ledger_url), policies=QUICK)
     yield engine
     await engine.close()
     balance(ledger_url, claude_server.invoice)
 
 
 async def test_a_structured_answer_comes_back_validated(engine: Engine) -> None:
-    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    reply = await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact)))
     assert reply.value == Fact(date="March 4, 2026", amount="$1,250.00")
 
 
@@ -130,8 +135,7 @@ async def test_a_thousand_questions_are_each_paid_once(engine: Engine, claude_se
         await engine.map(
             (about(n) for n in range(1000)),
             lambda _, outcome, outcomes=outcomes: outcomes.append(outcome),
-            scope=SCOPE,
-            output=OutputType(Fact),
+            make_terms(SCOPE, output=OutputType(Fact)),
             max_in_flight=128,
         )
         assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
@@ -165,7 +169,7 @@ async def test_every_fault_is_told_by_its_class(
 ) -> None:
     claude_server.fail(**fault)
     with pytest.raises(error) as caught:
-        await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+        await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact)))
     assert "planted-key" not in str(caught.value)
     retried = issubclass(error, RetryableError)
     assert claude_server.seen == (QUICK[error.kind].attempts if retried else 1)
@@ -185,7 +189,7 @@ async def test_a_passing_fault_costs_nothing_but_time(
     engine: Engine, claude_server: StandIn, fault: dict
 ) -> None:
     claude_server.fail(times=2, **fault)
-    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    reply = await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact)))
     assert reply.value.amount == "$1,250.00"
 
 
@@ -194,7 +198,7 @@ async def test_an_answer_of_the_wrong_shape_is_repaired(
     engine: Engine, claude_server: StandIn, kind: str
 ) -> None:
     claude_server.fail(kind=kind, times=1)
-    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact), max_repairs=2)
+    reply = await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact), max_repairs=2))
     assert reply.repairs == 1
     assert claude_server.invoice.paid == 2
 
@@ -203,15 +207,15 @@ async def test_an_answer_among_prose_is_found_and_nothing_is_paid_for_that(
     engine: Engine, claude_server: StandIn
 ) -> None:
     claude_server.fail(kind="prose", times=1)
-    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact), max_repairs=2)
+    reply = await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact), max_repairs=2))
     assert reply.value.amount == "$1,250.00"
     assert claude_server.invoice.paid == 1
 
 
 async def test_a_server_that_hangs_is_left_after_the_time_out(engine: Engine, claude_server: StandIn) -> None:
-    engine.timeout_s = 0.3
+    engine.endpoint = replace(engine.endpoint, timeout_s=0.3)
     claude_server.fail(kind="hang", times=1)
-    reply = await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+    reply = await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact)))
     assert reply.attempts == 2
 
 
@@ -220,9 +224,11 @@ async def test_a_server_that_is_not_there_is_named_and_nothing_is_booked(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    engine.client = AnthropicClient(api_key="sk-ant-x", base_url=f"http://127.0.0.1:{port}")
+    engine.endpoint = replace(
+        engine.endpoint, client=AnthropicClient(api_key="sk-ant-x", base_url=f"http://127.0.0.1:{port}")
+    )
     with pytest.raises(NetworkError, match=f"127.0.0.1:{port}") as caught:
-        await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+        await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact)))
     assert not caught.value.billed
     assert engine.tally.unproven == 0
 
@@ -239,7 +245,7 @@ async def test_cancelling_in_mid_call_leaves_books_that_balance(
             tenth.set()
 
     asking = asyncio.create_task(
-        engine.map((about(n) for n in range(40)), heard, scope=SCOPE, max_in_flight=10)
+        engine.map((about(n) for n in range(40)), heard, make_terms(SCOPE), max_in_flight=10)
     )
     await tenth.wait()
     asking.cancel()
@@ -250,20 +256,20 @@ async def test_cancelling_in_mid_call_leaves_books_that_balance(
 
 async def test_a_long_answer_streams_under_the_hood(engine: Engine, claude_server: StandIn) -> None:
     claude_server.reply(text="word " * 10_000)
-    reply = await engine.ask(about(max_tokens=64_000, schema=None), scope=SCOPE)
+    reply = await engine.ask(about(max_tokens=64_000, schema=None), make_terms(SCOPE))
     assert reply.value == "word " * 10_000
     assert claude_server.requests[-1]["stream"] is True
 
 
 async def test_a_long_answer_that_breaks_off_is_asked_again(engine: Engine, claude_server: StandIn) -> None:
     claude_server.fail(kind="drop", times=1)
-    reply = await engine.ask(about(max_tokens=64_000), scope=SCOPE, output=OutputType(Fact))
+    reply = await engine.ask(about(max_tokens=64_000), make_terms(SCOPE, output=OutputType(Fact)))
     assert reply.attempts == 2
 
 
 async def test_another_endpoint_is_another_answer(engine: Engine, claude_server: StandIn) -> None:
-    await engine.ask(about(endpoint="anthropic https://api.anthropic.com"), scope=SCOPE, reuse="always")
-    await engine.ask(about(endpoint=f"anthropic {claude_server.url}"), scope=SCOPE, reuse="always")
+    await engine.ask(about(endpoint="anthropic https://api.anthropic.com"), make_terms(SCOPE, reuse="always"))
+    await engine.ask(about(endpoint=f"anthropic {claude_server.url}"), make_terms(SCOPE, reuse="always"))
     assert claude_server.invoice.paid == 2
 
 
@@ -278,16 +284,19 @@ async def test_the_shared_prefix_is_written_to_the_cache_once_and_read_by_the_re
         )
         for n in range(20)
     ]
-    await engine.map(requests, lambda *_: None, scope=SCOPE, max_in_flight=20)
+    await engine.map(requests, lambda *_: None, make_terms(SCOPE), max_in_flight=20)
     lines = claude_server.invoice.lines
     assert sum(line.cache_write_5m_tokens > 0 for line in lines) == 1
     assert sum(line.cache_read_tokens > 0 for line in lines) == 19
 
 
 async def test_what_can_not_be_sent_is_not_booked(engine: Engine, claude_server: StandIn) -> None:
-    engine.client = AnthropicClient(api_key="sk-x", base_url=claude_server.url, ca_bundle="/no/such/file.pem")
+    engine.endpoint = replace(
+        engine.endpoint,
+        client=AnthropicClient(api_key="sk-x", base_url=claude_server.url, ca_bundle="/no/such/file.pem"),
+    )
     with pytest.raises(BadRequest, match=r"/no/such/file.pem"):
-        await engine.ask(about(), scope=SCOPE, output=OutputType(Fact))
+        await engine.ask(about(), make_terms(SCOPE, output=OutputType(Fact)))
     assert (claude_server.seen, engine.tally.unproven) == (0, 0)
 
 
@@ -296,7 +305,7 @@ async def test_a_dict_of_the_models_own_keys_is_refused_rather_than_always_empty
 ) -> None:
     schema = OutputType(dict[str, int]).schema
     with pytest.raises(BadRequest, match=r"^The output type has a dict .* list of entries"):
-        await engine.ask(about(schema=schema), scope=SCOPE, output=OutputType(dict[str, int]))
+        await engine.ask(about(schema=schema), make_terms(SCOPE, output=OutputType(dict[str, int])))
     assert claude_server.seen == 0
 
 
@@ -305,13 +314,13 @@ async def test_a_schema_with_several_types_in_one_place_can_be_asked_for(
 ) -> None:
     schema = {"type": "object", "properties": {"date": {"type": ["string", "null"]}}, "required": ["date"]}
     output = OutputType(schema | {"additionalProperties": False})
-    assert (await engine.ask(about(schema=output.schema), scope=SCOPE, output=output)).value["date"]
+    assert (await engine.ask(about(schema=output.schema), make_terms(SCOPE, output=output))).value["date"]
 
 
 async def test_a_key_that_a_server_repeats_goes_no_further(engine: Engine, claude_server: StandIn) -> None:
     claude_server.fail(400, message="bad token sk-ant-planted-key")
     with pytest.raises(BadRequest) as caught:
-        await engine.ask(about(), scope=SCOPE)
+        await engine.ask(about(), make_terms(SCOPE))
     assert "planted" not in str(caught.value)
 
 
@@ -332,13 +341,12 @@ async def test_a_key_that_a_server_repeats_goes_no_further(engine: Engine, claud
 async def test_a_reply_that_can_not_be_counted_is_booked_and_costs_the_others_nothing(
     engine: Engine, claude_server: StandIn, ledger_url: str, odd: dict
 ) -> None:
-    engine.client = Garbling(engine.client, odd)
+    engine.endpoint = replace(engine.endpoint, client=Garbling(engine.endpoint.client, odd))
     outcomes: list[object] = []
     await engine.map(
         (about(n) for n in range(20)),
         lambda _, outcome: outcomes.append(outcome),
-        scope=SCOPE,
-        output=OutputType(Fact),
+        make_terms(SCOPE, output=OutputType(Fact)),
         max_in_flight=20,
     )
     assert [outcome for outcome in outcomes if isinstance(outcome, Exception)] == []
@@ -355,17 +363,17 @@ async def test_no_server_silences_a_connection_for_longer_than_an_hour(
     async with in_the_apis_place(engine, web.Response(status=status, headers={"retry-after": asked})):
         for _ in range(2):  # told, and heard of
             with pytest.raises(RetryableError) as caught:
-                await engine.ask(about(), scope=SCOPE)
+                await engine.ask(about(), make_terms(SCOPE))
             assert (caught.value.retry_after_s or 0) <= 3600
 
 
 @pytest.mark.parametrize(("in_s", "waited_s"), [(120, 120), (86_400, 3600), (-60, 0)])
 async def test_a_retry_after_may_be_a_date(engine: Engine, in_s: float, waited_s: float) -> None:
-    engine.deadline_s = 1
+    engine.endpoint = replace(engine.endpoint, deadline_s=1)
     date = email.utils.format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=in_s), usegmt=True)
     async with in_the_apis_place(engine, web.Response(status=529, headers={"retry-after": date})):
         with pytest.raises(Overloaded) as caught:
-            await engine.ask(about(), scope=SCOPE)
+            await engine.ask(about(), make_terms(SCOPE))
     assert caught.value.retry_after_s == pytest.approx(waited_s, abs=3)
 
 
@@ -377,7 +385,7 @@ async def test_no_document_follows_a_redirect(
     elsewhere = web.Response(status=status, headers={"location": f"{claude_server.url}/v1/messages"})
     async with in_the_apis_place(engine, elsewhere) as got:
         with pytest.raises(BadRequest, match=rf"HTTP {status}: .*host and proxy") as caught:
-            await engine.ask(about(max_tokens=max_tokens), scope=SCOPE)
+            await engine.ask(about(max_tokens=max_tokens), make_terms(SCOPE))
     assert not isinstance(caught.value, UnknownModel)
     assert (len(got), claude_server.seen, engine.tally.unproven) == (1, 0, 0)
 
@@ -395,7 +403,7 @@ async def test_an_error_in_no_shape_of_the_apis_is_told_all_the_same(
 ) -> None:
     async with in_the_apis_place(engine, web.Response(status=status, body=body)):
         with pytest.raises(LLMError) as caught:
-            await engine.ask(about(), scope=SCOPE)
+            await engine.ask(about(), make_terms(SCOPE))
     assert str(caught.value).startswith(said)
 
 
@@ -404,5 +412,5 @@ async def test_an_error_in_the_middle_of_a_stream_may_pass_and_may_be_charged(en
     stream = web.Response(body=said, headers={"content-type": "text/event-stream"})
     async with in_the_apis_place(engine, stream):
         with pytest.raises(ServerError, match="overloaded_error: ClaimHeld") as caught:
-            await engine.ask(about(max_tokens=64_000), scope=SCOPE)
+            await engine.ask(about(max_tokens=64_000), make_terms(SCOPE))
     assert caught.value.billed

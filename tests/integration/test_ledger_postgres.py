@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import LedgerUnavailable
@@ -21,6 +22,7 @@ from airflow_llm_provider.ledger.records import OpenedAttempt, Sighting
 from airflow_llm_provider.testing.standin import StandIn
 from tests.support.books import balance
 from tests.support.postgres import LocalPostgres
+from tests.support.terms import make_terms
 
 # All of the claims, once more: what they ask for is `ledger_url`, and here it is PostgreSQL's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -113,7 +115,7 @@ async def test_a_server_restarted_in_the_middle_of_work_is_not_noticed(
 ) -> None:
     claude_server.latency_s = 0.1
     client = AnthropicClient(api_key="sk-ant-any", base_url=claude_server.url)
-    engine = Engine(client=client, ledger=await asyncio.to_thread(Ledger, own_server.url))
+    engine = Engine(endpoint=Endpoint(client=client), ledger=await asyncio.to_thread(Ledger, own_server.url))
     outcomes: list[object] = []
     in_the_middle = asyncio.Event()
 
@@ -123,7 +125,7 @@ async def test_a_server_restarted_in_the_middle_of_work_is_not_noticed(
             in_the_middle.set()
 
     asking = asyncio.create_task(
-        engine.map((question(i) for i in range(300)), told, scope=NIGHTLY, max_in_flight=20)
+        engine.map((question(i) for i in range(300)), told, make_terms(NIGHTLY), max_in_flight=20)
     )
     await in_the_middle.wait()
     await asyncio.to_thread(own_server.close)
@@ -144,15 +146,15 @@ async def test_nothing_is_sent_while_the_server_is_down_and_all_goes_on_when_it_
 ) -> None:
     client = AnthropicClient(api_key="sk-ant-any", base_url=claude_server.url)
     ledger = await asyncio.to_thread(lambda: Ledger(own_server.url, deadline_s=1))
-    engine = Engine(client=client, ledger=ledger)
+    engine = Engine(endpoint=Endpoint(client=client), ledger=ledger)
     await asyncio.to_thread(own_server.close)
     with pytest.raises(LedgerUnavailable, match=r"can't be reached.*Nothing is sent without it"):
-        await engine.ask(question(1), scope=NIGHTLY)
+        await engine.ask(question(1), make_terms(NIGHTLY))
     with pytest.raises(LedgerUnavailable, match="can't be reached"):
         await asyncio.to_thread(lambda: Ledger(own_server.url, deadline_s=0.5))
     assert claude_server.seen == 0
     await asyncio.to_thread(own_server.__enter__)
-    await engine.ask(question(1), scope=NIGHTLY)
+    await engine.ask(question(1), make_terms(NIGHTLY))
     assert claude_server.invoice.paid == 1
     await engine.close()
 

@@ -14,6 +14,7 @@ import pytest
 
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.concurrency import for_each
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
@@ -24,6 +25,7 @@ from airflow_llm_provider.ledger.reports import BY, costs
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.testing.wire import Model
 from tests.support.books import balance
+from tests.support.terms import make_terms
 
 # All of their claims, once more: what they ask for is `ledger_url`, and here it is PostgreSQL's.
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -92,16 +94,17 @@ async def test_calls_of_all_kinds_add_up_by_everything(any_url: str, claude_serv
     claude_server.fail(529, share=0.03)
     claude_server.fail(kind="drop", share=0.005)
     engine = Engine(
-        client=AnthropicClient(api_key="sk-ant-any", base_url=claude_server.url),
+        endpoint=Endpoint(
+            client=AnthropicClient(api_key="sk-ant-any", base_url=claude_server.url), timeout_s=30
+        ),
         ledger=Ledger(any_url),
         policies=QUICK,
-        timeout_s=30,
     )
     ended: Counter[str] = Counter()
 
     async def ask(one: tuple[Request, CallScope]) -> None:
         try:
-            await engine.ask(one[0], scope=one[1], reuse="always")
+            await engine.ask(one[0], make_terms(one[1], reuse="always"))
             ended["answered"] += 1
         except LLMError as error:
             ended[error.kind] += 1

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.tool_loop import Toolbox
@@ -19,6 +20,7 @@ from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.tools import by_name, tool
+from tests.support.terms import make_terms
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="pay", trace_id="0" * 32)
 
@@ -41,7 +43,7 @@ async def main(options: argparse.Namespace) -> dict[str, object]:
         return f"paid {amount}"
 
     client = AnthropicClient(api_key="sk-ant-any", base_url=options.server)
-    engine = Engine(client=client, ledger=Ledger(options.ledger))
+    engine = Engine(endpoint=Endpoint(client=client), ledger=Ledger(options.ledger))
     toolbox = Toolbox(tools=by_name([pay]))
     request = Request(
         model="claude-haiku-5-5",
@@ -51,7 +53,7 @@ async def main(options: argparse.Namespace) -> dict[str, object]:
         max_tokens=options.max_tokens,
     )
     try:
-        reply = await engine.ask(request, scope=SCOPE, toolbox=toolbox)
+        reply = await engine.ask(request, make_terms(SCOPE, toolbox=toolbox))
         return {"answer": reply.value, "paid": engine.tally.requests}
     except LLMError as error:
         return {"error": type(error).__name__, "message": str(error), "paid": engine.tally.requests}

@@ -17,12 +17,14 @@ from typer.testing import CliRunner, Result
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.documents.formats import open_writer
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.testing.standin import StandIn
 from tests.support.postgres import LocalPostgres
+from tests.support.terms import make_terms
 
 EVIL = [
     "x' OR '1'='1",
@@ -81,7 +83,9 @@ def told(url: str, *arguments: str) -> Any:
 
 
 async def ask(url: str, server: StandIn, names: list[str]) -> None:
-    engine = Engine(client=AnthropicClient(api_key="any", base_url=server.url), ledger=Ledger(url))
+    engine = Engine(
+        endpoint=Endpoint(client=AnthropicClient(api_key="any", base_url=server.url)), ledger=Ledger(url)
+    )
     try:
         for name in names:
             question = Request(
@@ -91,7 +95,7 @@ async def ask(url: str, server: StandIn, names: list[str]) -> None:
                 max_tokens=50,
             )
             for _ in range(2):
-                await engine.ask(question, scope=named(name), reuse="run", item_id=name)
+                await engine.ask(question, make_terms(named(name), reuse="run", item_id=name))
     finally:
         await engine.close()
 
