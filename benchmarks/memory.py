@@ -93,6 +93,7 @@ def _measure(documents: int, in_flight: int) -> dict[str, Any]:
 async def _ask(folder: Path, url: str, in_flight: int) -> dict[str, Any]:
     """Do what the operator does in its task process."""
     from airflow_llm_provider.documents.output import RowWriter
+    from airflow_llm_provider.documents.prompt import DocumentPrompt
     from airflow_llm_provider.documents.run import Run
     from airflow_llm_provider.documents.sources import list_documents
     from airflow_llm_provider.engine.client import AnthropicClient

@@ -25,9 +25,11 @@ import pydantic
 import sqlalchemy as sa
 
 from airflow_llm_provider.documents.output import RowWriter
+from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.documents.sources import list_documents
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.repair import SourceRepairs
@@ -35,6 +37,7 @@ from airflow_llm_provider.errors import InvalidOutput
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import call
+from airflow_llm_provider.options import Options
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.validators import adds_up, quotes_in_source
 from tests.support.books import balance
