@@ -118,7 +118,17 @@ _CONNECTION_FIELDS = {
         "not what you pay or don't know the model",
     ),
     "discount_percent": _field("Discount (%)", "number", "Off the list prices of all other models"),
-    "proxy": _field("Proxy", "string", "URL of an HTTP proxy, which may hold a password", format="password"),
+    "proxy": _field(
+        "Proxy",
+        "string",
+        "URL of an HTTP proxy, which may hold a password. Empty: HTTP(S)_PROXY and NO_PROXY of the environment",
+        format="password",
+    ),
+    "no_proxy": _field(
+        "No proxy for",
+        "string",
+        "Hosts, domains or networks that are reached without this proxy, separated by commas",
+    ),
     "ca_bundle": _field(
         "CA bundle", "string", "Path of a PEM file, for a proxy or server with its own certificates"
     ),

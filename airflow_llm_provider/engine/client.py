@@ -1,4 +1,4 @@
-"""The wire: the anthropic SDK, imported here and only here, and only when something is sent."""
+"""The HTTP client: the anthropic SDK, imported only here, and only when something is sent."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import asyncio
 import datetime as dt
 import email.utils
 import gc
+import ipaddress
+import logging
 import math
 import ssl
 import sys
 import time
-from collections.abc import Callable, Mapping
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.errors import (
@@ -35,27 +39,52 @@ if TYPE_CHECKING:
 HeaderCallback = Callable[[Mapping[str, str]], None]
 
 DEFAULT_BASE_URL = "https://api.anthropic.com"
-# Above this the API wants a stream, since a connection that says nothing for so long is cut on the way.
+# Above this the API requires a stream, because proxies close connections that stay silent for too long.
 MAX_UNSTREAMED_TOKENS = 21_333
-_SLOW_TOKENS_PER_S = 20  # a stream that is slower than this is given up
+_MIN_TOKENS_PER_S = 20  # a stream that is slower than this times out
+_GATEWAY_STATUS = frozenset(
+    {499, 502, 504, 524}
+)  # a gateway gave up; the API may have run the request and billed it
+_MAX_RETRY_AFTER_S = 3600.0  # one absurd header would stop all processes of the connection
+# Loggers of libraries that write bodies and headers, the API key among them, at DEBUG.
+_LIBRARY_LOGGERS = (
+    "anthropic",
+    "httpx2",
+    "httpcore2",
+    "httpx",
+    "httpcore",
+    "aiohttp.client",
+    "aiohttp.internal",
+)
 
 
 class Client(Protocol):
-    """What the engine needs of the wire; a test may bring its own."""
+    """What the engine needs of an HTTP client; a test may bring its own."""
 
     async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
-        """Send `request` once and return the reply's bytes; raises LLMError.
+        """Send a request once and return the bytes of the reply.
 
-        on_headers: is given the headers of the response, whatever its status.
+        Args:
+            request: What to send.
+            timeout_s: Seconds to wait for the complete reply.
+            on_headers: Called with the response headers, whatever the status.
+
+        Raises:
+            LLMError: No reply. A RetryableError says in `billed` whether the API may have charged for it.
         """
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the open sockets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model that the API lists."""
+    """A model that the API lists.
+
+    Attributes:
+        id: The model id.
+        retires_at: When it stops answering, if the API says so.
+    """
 
     id: str
     retires_at: dt.datetime | None = None
@@ -63,30 +92,43 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class AnthropicClient:
-    """The Messages API of Anthropic, or of a server compatible with it.
+    """The Messages API of Anthropic, or of a server that is compatible with it.
 
-    api_key: never shown, logged or stored.
-    base_url: the server's root, without /v1.
-    proxy: URL of an HTTP proxy; ca_bundle: path of a PEM file that replaces the system's certificates.
-    max_connections: sockets open at once, at least as many as calls in flight.
+    It reads nothing of ANTHROPIC_*, AWS_*, GOOGLE_*, AZURE_* and OTEL_* from the environment.
+
+    Attributes:
+        api_key: The key. It is never shown, logged or stored.
+        base_url: The server's root, without /v1.
+        proxy: URL of an HTTP proxy, which may hold a password. Without it, HTTP_PROXY, HTTPS_PROXY and NO_PROXY of
+            the environment count; with it, they do not.
+        no_proxy: Hosts that are reached without `proxy`: names (with their subdomains), IP addresses, networks such
+            as 10.0.0.0/8, each with an optional port, or `*` for all.
+        ca_bundle: Path of a PEM file that replaces the system's certificates.
+        max_connections: Sockets open at the same time; at least as many as calls in flight.
     """
 
     api_key: str = field(repr=False)
     base_url: str = DEFAULT_BASE_URL
-    proxy: str | None = field(default=None, repr=False)  # its URL may hold a password
+    proxy: str | None = field(default=None, repr=False)
+    no_proxy: tuple[str, ...] = ()
     ca_bundle: str | None = None
     max_connections: int = 1000
 
     @property
     def endpoint(self) -> str:
-        """The server's identity in fingerprints: platform and base URL."""
+        """Platform and base URL, which identify the server in fingerprints."""
         return f"anthropic {self.base_url.rstrip('/')}"
 
     async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
-        """Send `request` once and return the reply's bytes.
+        """Send a request once and return the bytes of the reply.
 
-        on_headers: is given the headers of the response, whatever its status.
-        Raises the error of its class; `billed` is set on those where the API may have charged.
+        Args:
+            request: What to send. Above MAX_UNSTREAMED_TOKENS the reply is streamed and put together here.
+            timeout_s: Seconds to wait for the complete reply; for a stream, between two of its events.
+            on_headers: Called with the response headers, whatever the status.
+
+        Raises:
+            LLMError: No reply. A RetryableError says in `billed` whether the API may have charged for it.
         """
         sdk, fields = self._sdk, request.fields(self._api_schema(request.schema))
         try:
@@ -100,19 +142,19 @@ class AnthropicClient:
             on_headers(response.headers)
             return bytes(response.content)
         except TimeoutError as error:
-            raise NetworkError(f"No complete answer within {timeout_s:g} s.", billed=True) from error
+            raise NetworkError(
+                f"No complete reply within {timeout_s:g} s. The API may have charged for the request.",
+                billed=True,
+            ) from error
         except Exception as error:  # noqa: BLE001  # whatever the SDK raises gets its class
             if (refused := getattr(error, "response", None)) is not None:
                 on_headers(refused.headers)
             raise self._translated(error) from None
 
     async def _stream(self, fields: dict[str, Any], timeout_s: float, on_headers: HeaderCallback) -> bytes:
-        """Send a request as a stream and return the message it adds up to.
-
-        timeout_s: the longest silence; the whole may take as long as its tokens do at a slow model's speed.
-        """
+        """Send a request as a stream and return the whole message."""
         named = {name: fields.pop(name) for name in ("model", "max_tokens", "messages")}
-        total_s = max(timeout_s, named["max_tokens"] / _SLOW_TOKENS_PER_S)
+        total_s = max(timeout_s, named["max_tokens"] / _MIN_TOKENS_PER_S)
         async with (
             asyncio.timeout(total_s),
             self._sdk.messages.stream(**named, extra_body=fields, timeout=timeout_s) as stream,
@@ -120,11 +162,11 @@ class AnthropicClient:
             on_headers(stream.response.headers)
             message = await stream.get_final_message()
         if message.stop_reason is None:
-            raise NetworkError("The stream ended before the answer did.", billed=True)
+            raise NetworkError("The stream ended before the message was complete.", billed=True)
         return to_json(message.to_dict(mode="json"))
 
     async def models(self) -> list[Model]:
-        """List the models this key can use; spends nothing."""
+        """List the models that the key can use; this costs nothing."""
         try:
             return [
                 Model(id=model.id, retires_at=getattr(model, "retires_at", None))
@@ -134,21 +176,37 @@ class AnthropicClient:
             raise self._translated(error) from None
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the open sockets."""
         if "_sdk" in self.__dict__:
             await self._sdk.close()
 
-    def sdk_client(self) -> anthropic.Anthropic:
-        """Return the SDK's own synchronous client, with the same key, base URL, proxy and CA bundle."""
+    def sdk_client(self, *, timeout_s: float | None = None) -> anthropic.Anthropic:
+        """Return the SDK's own synchronous client, with the same key, base URL, proxy and CA bundle.
+
+        Its retries are the SDK's default. Its calls are not in the ledger, and no budget or rate limit applies.
+
+        Args:
+            timeout_s: Seconds for one request; None for the SDK's default.
+
+        Raises:
+            AuthenticationFailed: There is no API key.
+        """
         _load_sdk()
         import anthropic
+        from anthropic import not_given
 
-        http = anthropic.DefaultHttpxClient(
-            proxy=self.proxy,
-            verify=_trust(self.ca_bundle) if self.ca_bundle else True,
-            follow_redirects=False,
+        client = anthropic.Anthropic(
+            api_key=self._require_key(),
+            webhook_key="",  # otherwise read from the environment
+            base_url=self.base_url,
+            timeout=not_given if timeout_s is None else timeout_s,
+            open_telemetry={"traces": False, "propagation": False},
+            http_client=anthropic.DefaultHttpxClient(
+                proxy=self._route(), trust_env=False, verify=self._verify(), follow_redirects=False
+            ),
         )
-        return anthropic.Anthropic(api_key=self.api_key, base_url=self.base_url, http_client=http)
+        _drop_environment_headers(client)
+        return client
 
     @cached_property
     def _sdk(self) -> anthropic.AsyncAnthropic:
@@ -156,22 +214,58 @@ class AnthropicClient:
         import anthropic
         import httpx2
 
-        if not self.api_key:
-            raise AuthenticationFailed(
-                "The Airflow connection has no API key: put it in the password field, or export it as "
-                'AIRFLOW_CONN_CLAUDE_DEFAULT=\'{"conn_type": "claude", "password": "…"}\'.'
-            )
+        key = self._require_key()
         http = anthropic.DefaultAioHttpClient(
-            # Kept alive longer than the SDK's five seconds: a run's lulls should not cost new handshakes.
+            # Kept open longer than the SDK's five seconds, so that a pause in a run costs no new handshakes.
             limits=httpx2.Limits(max_connections=self.max_connections, keepalive_expiry=30.0),
-            proxy=self.proxy,
-            verify=_trust(self.ca_bundle) if self.ca_bundle else True,
+            proxy=self._route(),
+            trust_env=False,
+            verify=self._verify(),
             # Documents go to the host that the connection names, and nowhere else.
             follow_redirects=False,
         )
-        return anthropic.AsyncAnthropic(
-            api_key=self.api_key, base_url=self.base_url, max_retries=0, http_client=http
+        client = anthropic.AsyncAnthropic(
+            api_key=key,
+            webhook_key="",  # otherwise read from the environment
+            base_url=self.base_url,
+            max_retries=0,  # the engine retries
+            open_telemetry={"traces": False, "propagation": False},
+            http_client=http,
         )
+        _drop_environment_headers(client)
+        return client
+
+    def _require_key(self) -> str:
+        if not self.api_key:
+            raise AuthenticationFailed(
+                "The Airflow connection has no API key. Put it in the password field, or export it as "
+                'AIRFLOW_CONN_CLAUDE_DEFAULT=\'{"conn_type": "claude", "password": "…"}\'.'
+            )
+        return self.api_key
+
+    def _route(self) -> str | None:
+        """Return the proxy for the one host that this client talks to; None to reach it directly."""
+        url = urlsplit(self.base_url)
+        if self.proxy:
+            return None if _bypasses_proxy(url.hostname or "", url.port, self.no_proxy) else self.proxy
+        environment = urllib.request.getproxies_environment()
+        proxy = environment.get(url.scheme)
+        if not proxy or _bypasses_proxy(url.hostname or "", url.port, environment.get("no", "").split(",")):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
+
+    def _verify(self) -> ssl.SSLContext:
+        """Return what servers' certificates are checked with."""
+        if not self.ca_bundle:
+            import httpx2
+
+            return httpx2.create_ssl_context()
+        try:
+            return ssl.create_default_context(cafile=self.ca_bundle)
+        except OSError as error:
+            raise BadRequest(
+                f"The connection's CA bundle {self.ca_bundle!r} can't be read: {error}. Nothing was sent."
+            ) from error
 
     @cached_property
     def _raw(self) -> type[Any]:
@@ -184,7 +278,7 @@ class AnthropicClient:
         return {}
 
     def _api_schema(self, schema: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-        """Return the schema as the API takes it: what it can't enforce is moved into descriptions."""
+        """Return the schema in the API's dialect; what that can't enforce is moved into descriptions."""
         if schema is None:
             return None
         known = self._schemas.get(id(schema))
@@ -199,15 +293,15 @@ class AnthropicClient:
             except Exception as error:
                 raise BadRequest(
                     f"The output type has a part that the API has no schema for ({error}). Give every field a type "
-                    "of its own; Any has none."
+                    "of its own; Any is not one. Nothing was sent."
                 ) from error
             known = self._schemas[id(schema)] = (schema, taken)
         return known[1]
 
     def _translated(self, error: Exception) -> LLMError:
-        """Turn what the SDK raises into our errors, by class, without a word of the key."""
+        """Return our error for what the SDK raised, without the API key in its message."""
         translated = self._by_class(error)
-        # Some gateways repeat the key they were sent.
+        # Some gateways repeat the key that they were sent.
         if self.api_key:
             translated.args = tuple(str(text).replace(self.api_key, "***") for text in translated.args)
         return translated
@@ -238,11 +332,12 @@ class AnthropicClient:
 
 
 def _load_sdk() -> None:
-    """Import the SDK, with the garbage collector out of the way.
+    """Import the SDK and silence its loggers.
 
-    Among the objects of 3,000 modules it would search for a third of the time, and again once they are there.
+    The garbage collector is off meanwhile: it would take a third of the time to search 3,000 new modules.
     """
     if "anthropic" in sys.modules:
+        _silence_loggers()
         return
     is_enabled = gc.isenabled()
     gc.disable()
@@ -251,6 +346,7 @@ def _load_sdk() -> None:
         import anthropic  # noqa: F401
 
         gc.freeze()
+        _silence_loggers()
     finally:
         if is_enabled:
             gc.enable()
@@ -263,35 +359,80 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _unsent(error: BaseException) -> bool:
-    """Tell whether the connection never stood, so that nothing can have been billed."""
+    """Tell whether the connection was never established, so that nothing can have been billed."""
     import aiohttp
 
-    never_stood = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+    not_connected = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, never_stood):
+        if isinstance(cause, not_connected):
             return True
         cause = cause.__cause__
     return False
 
 
-def _trust(ca_bundle: str) -> ssl.SSLContext:
+def _bypasses_proxy(host: str, port: int | None, no_proxy: Sequence[str]) -> bool:
+    """Tell whether a host is among those that are reached without the proxy."""
+    host = host.lower()
+    for entry in no_proxy:
+        name, of_port = _split_port(entry.strip().lower())
+        if name and of_port in ("", str(port)) and _matches(host, name):
+            return True
+    return False
+
+
+def _split_port(entry: str) -> tuple[str, str]:
+    if entry.startswith("["):  # [::1]:8080
+        name, _, port = entry.removeprefix("[").partition("]")
+        return name, port.removeprefix(":")
+    if entry.count(":") == 1:
+        name, _, port = entry.partition(":")
+        return name, port
+    return entry, ""
+
+
+def _matches(host: str, name: str) -> bool:
+    """Tell whether a host is `name`, one of its subdomains, or an address in that network."""
+    if name == "*":
+        return True
     try:
-        return ssl.create_default_context(cafile=ca_bundle)
-    except OSError as error:
-        raise BadRequest(f"The connection's CA bundle {ca_bundle!r} can't be read: {error}") from error
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        domain = name.removeprefix("*").removeprefix(".")
+        return host == domain or host.endswith(f".{domain}")
+    try:
+        return address in ipaddress.ip_network(name, strict=False)
+    except ValueError:
+        return False
+
+
+def _drop_environment_headers(client: anthropic.Anthropic | anthropic.AsyncAnthropic) -> None:
+    """Remove the headers that the SDK took from ANTHROPIC_CUSTOM_HEADERS; it has no public way to refuse them."""
+    client._custom_headers = {}
+
+
+def _drop_below_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
+
+
+def _silence_loggers() -> None:
+    """Keep bodies and headers out of every log, whatever level the loggers of the libraries have."""
+    for name in (*_LIBRARY_LOGGERS, *logging.root.manager.loggerDict):
+        # A filter holds for one logger and not for those below it, so each gets its own.
+        if name in _LIBRARY_LOGGERS or name.startswith(tuple(f"{top}." for top in _LIBRARY_LOGGERS)):
+            logging.getLogger(name).addFilter(_drop_below_warning)
 
 
 def _prepared(schema: Any) -> Any:
-    """Return a schema that the API's form of it can hold; raises BadRequest where it would lose fields."""
+    """Return a schema that the API's dialect can express; raises BadRequest if it would lose fields."""
     if isinstance(schema, list):
         return [_prepared(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
     if schema.get("type") == "object" and schema.get("additionalProperties") and not schema.get("properties"):
         raise BadRequest(
-            "The output type has a dict with keys of the model's choice, which structured output can't hold: it would "
-            "always be empty. Ask for a list of entries with a key and a value instead."
+            "The output type has a dict with keys of the model's choice. Structured output can't express it, and it "
+            "would always be empty. Ask for a list of entries with a key and a value instead. Nothing was sent."
         )
     prepared = {name: _prepared(part) for name, part in schema.items()}
     if isinstance(types := schema.get("type"), list):  # the SDK takes one type at a time
@@ -300,23 +441,21 @@ def _prepared(schema: Any) -> Any:
     return prepared
 
 
-_GATEWAY_STATUS = frozenset({499, 502, 504, 524})  # something between us and the API gave up: it may have run
-# All processes of a connection on_headers it, so that one absurd header would silence them for good.
-_LONGEST_SILENCE_S = 3600.0
-
-
 def error_of_status(status: int, *, code: str, said: str, retry_after: str | None) -> LLMError:
-    """Return the error of a response that is no reply.
+    """Return the error of a response that is not a reply.
 
-    code: the API's word for it, if any. said: all that is known of it, as a sentence without its full stop.
-    retry_after: the header.
+    Args:
+        status: The HTTP status. Below 300: an error event in the middle of a stream.
+        code: The type of error that the API named, or an empty string.
+        said: Status, code and the API's message, as a sentence without its full stop.
+        retry_after: The Retry-After header: seconds or a date.
     """
     retry_after_s = _retry_after_s(retry_after)
     if status < 300:
-        return ServerError(f"{said}. The stream ended before the answer did.", billed=True)
+        return ServerError(f"{said}. The stream ended before the message was complete.", billed=True)
     if "spend_limit" in code or "billing" in code or status == 402:
         return SpendLimitReached(
-            f"{said}. The account's own limit is reached: raise it in the Claude Console."
+            f"{said}. The account's own limit is reached. Raise it in the Claude Console."
         )
     if status in (401, 403):
         return AuthenticationFailed(f"{said}. Check the API key in the Airflow connection.")
@@ -325,21 +464,21 @@ def error_of_status(status: int, *, code: str, said: str, retry_after: str | Non
     if status == 529:
         return Overloaded(said, retry_after_s=retry_after_s)
     if status == 404:
-        return UnknownModel(f"{said}. `airflow-llm test-connection` says which models the key can use.")
+        return UnknownModel(f"{said}. `airflow-llm test-connection` lists the models that the key can use.")
     if status == 413 or "prompt is too long" in said:
         return TooLong(said)
     if status in (408, 409) or status >= 500:
         return ServerError(said, retry_after_s=retry_after_s, billed=status in _GATEWAY_STATUS)
     if status < 400 or status == 407:
         return BadRequest(
-            f"{said}. Something between here and the API answered in its place, and redirects are not followed: "
-            "check the host and proxy of the Airflow connection."
+            f"{said}. Something between Airflow and the API answered in its place, and redirects are not followed. "
+            "Check the host and proxy of the Airflow connection."
         )
     return BadRequest(said)
 
 
 def _retry_after_s(header: str | None) -> float | None:
-    """Read a Retry-After, in seconds or a date; None where it says nothing that can be waited for."""
+    """Return the seconds that a Retry-After header asks for, at most an hour; None if it can't be read."""
     if not header:
         return None
     try:
@@ -349,4 +488,4 @@ def _retry_after_s(header: str | None) -> float | None:
             asked_s = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
         except (ValueError, OverflowError):
             return None
-    return min(max(0.0, asked_s), _LONGEST_SILENCE_S) if math.isfinite(asked_s) else None
+    return min(max(0.0, asked_s), _MAX_RETRY_AFTER_S) if math.isfinite(asked_s) else None

@@ -238,7 +238,7 @@ class ClaudeHook(BaseHook):
 
         Its calls are not in the ledger, and no budget or rate limit of this package holds them.
         """
-        return self.client.sdk_client()
+        return self.client.sdk_client(timeout_s=self.connection.endpoint.timeout_s)
 
     # -- the operators' side -------------------------------------------------------------------------
 

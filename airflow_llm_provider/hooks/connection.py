@@ -153,6 +153,7 @@ class Connection:
             api_key=fields.key(),
             base_url=fields.base_url() or DEFAULT_BASE_URL,
             proxy=fields.proxy(),
+            no_proxy=fields.names("no_proxy"),
             ca_bundle=fields.text("ca_bundle") or None,
         )
         endpoint = Endpoint(
@@ -181,8 +182,6 @@ class Connection:
         from airflow_llm_provider.engine.engine import Engine
         from airflow_llm_provider.ledger.ledger import Ledger
 
-        # The SDK's transport logs every request at INFO, which is Airflow's level: one line per document.
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
         lease_s = configuration.lease_s()
         ledger = Ledger(
             self.ledger_url,

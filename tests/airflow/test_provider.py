@@ -88,7 +88,18 @@ def test_the_form_of_the_connection_has_its_fields():
     (meta,) = [each for each in HookMetaService.hook_meta_data() if each.connection_type == "claude"]
     assert list(meta.extra_fields or {}) == [
         *("fast", "balanced", "strong", "default_tier", "fallbacks", "timeout_s", "deadline_s"),
-        *("rpm", "itpm", "otpm", "burst_s", "prices", "discount_percent", "proxy", "ca_bundle", "ledger_url"),
+        *(
+            "rpm",
+            "itpm",
+            "otpm",
+            "burst_s",
+            "prices",
+            "discount_percent",
+            "proxy",
+            "no_proxy",
+            "ca_bundle",
+            "ledger_url",
+        ),
     ]
     assert meta.extra_fields["fast"]["value"] == "claude-haiku-5-5"
     assert meta.extra_fields["default_tier"]["schema"]["enum"] == ["fast", "balanced", "strong"]
