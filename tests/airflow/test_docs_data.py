@@ -144,3 +144,10 @@ def test_these_classes_of_error_have_policies() -> None:
     assert said <= BY_KIND.keys()
     paid = {cls.kind for cls in BY_KIND.values() if issubclass(cls, AnswerError)} - {LLMError.kind}
     assert paid - said == {"tool_limit"}  # told under tools
+
+
+def test_the_files_that_the_design_names_exist() -> None:
+    package = ROOT / "airflow_llm_provider"
+    said = set(re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs" / "explanation" / "design.md").read_text()))
+    assert len(said) > 25
+    assert {name for name in said if not (package / name).exists()} == set()
