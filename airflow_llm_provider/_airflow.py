@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import jinja2
     from airflow.sdk import BaseOperator, Context
     from airflow.sdk.api.datamodels._generated import DagRun
+    from airflow.sdk.types import Operator
 
 # -- when the DAG is parsed --------------------------------------------------------------------------
 
@@ -46,6 +47,66 @@ class DeferrablePartial(OperatorPartial):
         return task
 
 
+class CheckedPartial(OperatorPartial):
+    """What `.partial()` of an operator returns whose class checks the mapped task once the DAG is complete.
+
+    The class method `require_complete(task)` is called then. Airflow calls nothing of the operator's class for a mapped
+    task; `resolve_template_files` is what it calls of each task of a DAG file.
+    """
+
+    @classmethod
+    def of(cls, made: OperatorPartial) -> CheckedPartial:
+        """Take over what BaseOperator.partial made."""
+        made._expand_called = True  # else Airflow warns that it was never expanded
+        return cls(operator_class=made.operator_class, kwargs=made.kwargs, params=made.params)
+
+    def _expand(self, expand_input: Any, *, strict: bool) -> MappedOperator:
+        task = super()._expand(expand_input, strict=strict)
+        require = self.operator_class.require_complete  # type: ignore[attr-defined]  # of operators that use this
+        when_complete(task, lambda: require(task))
+        return task
+
+
+def when_complete(task: MappedOperator, check: Callable[[], None]) -> None:
+    """Call `check` when the DAG file has been parsed and all tasks have their edges; its errors are import errors."""
+    task.resolve_template_files = check  # type: ignore[method-assign]
+
+
+def needs_expansion(task: Operator) -> bool:
+    """Tell whether the instances of a task have map indexes: it is mapped, or it is in a mapped task group."""
+    return isinstance(task, MappedOperator) or task.get_closest_mapped_task_group() is not None
+
+
+def is_mapped_over(task: Operator, source: Operator) -> bool:
+    """Tell whether `task` is mapped over what `source` returns, and over nothing else: index by index."""
+    from airflow.sdk.definitions.xcom_arg import MapXComArg, PlainXComArg
+
+    if not isinstance(task, MappedOperator):
+        return False
+    given: Any = expand_input(task).value
+    if isinstance(given, Mapping):
+        if len(given) != 1:
+            return False
+        (given,) = given.values()
+    while isinstance(given, MapXComArg):
+        given = given.arg
+    return isinstance(given, PlainXComArg) and given.operator.task_id == source.task_id
+
+
+def run_before(task: BaseOperator, hook: Callable[[Context], None]) -> None:
+    """Run `hook` in each worker before the task, and after a `pre_execute` of the author's; start it in a worker."""
+    earlier = task._pre_execute_hook
+
+    def run(context: Context) -> None:
+        if earlier is not None:
+            earlier(context)
+        hook(context)
+
+    task._pre_execute_hook = run
+    if task.start_from_trigger:  # nothing runs before such a task
+        task.start_from_trigger = False
+
+
 # -- in a worker -------------------------------------------------------------------------------------
 
 
@@ -54,6 +115,30 @@ def fetched(rows: Sequence[Any]) -> list[Any]:
     from airflow.sdk.execution_time.lazy_sequence import LazyXComSequence
 
     return list(rows[:] if isinstance(rows, LazyXComSequence) else rows)
+
+
+def map_indexes(ti: Any, task_ids: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Yield task id and map index of the instances that mapped tasks of the run have by now."""
+    states = ti.get_task_states(dag_id=ti.dag_id, task_ids=list(task_ids), run_ids=[ti.run_id])
+    for name in states.get(ti.run_id, {}):
+        task_id, _, map_index = name.rpartition("_")  # the API's way to write an instance
+        if task_id in task_ids and map_index.isdigit():
+            yield task_id, int(map_index)
+
+
+def show_form(ti_id: Any, form: Mapping[str, Any]) -> dict[str, Any]:
+    """Give Airflow the form of a required action; return the form that it will show: the first it was given.
+
+    An answer to an earlier form of the task instance is deleted. `upsert_hitl_detail()` of the SDK does the same, and
+    does not return the reply.
+    """
+    from airflow.sdk.execution_time.comms import CreateHITLDetailPayload, HITLDetailRequestResult
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    reply = SUPERVISOR_COMMS.send(CreateHITLDetailPayload(ti_id=ti_id, **form))
+    assert isinstance(reply, HITLDetailRequestResult), reply
+    held = reply.model_dump(mode="json", include=set(form))
+    return held | {"assigned_users": held["assigned_users"] or [], "params": held["params"] or {}}
 
 
 # -- in the triggerer --------------------------------------------------------------------------------
@@ -112,6 +197,27 @@ async def delete_xcom(ti: Any, key: str) -> None:
     await SUPERVISOR_COMMS.asend(
         DeleteXCom(key=key, dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index)
     )
+
+
+async def find_answer(ti_id: str) -> dict[str, Any] | None:
+    """Return the answer to a task instance's required action, as Airflow resumes a task with it; None: no answer yet.
+
+    Airflow offers this to triggers alone.
+    """
+    from airflow.sdk.execution_time.comms import GetHITLDetailResponse
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    reply: Any = await SUPERVISOR_COMMS.asend(GetHITLDetailResponse(ti_id=uuid.UUID(ti_id)))
+    if not reply.response_received:
+        return None
+    user = reply.responded_by_user
+    return {
+        "chosen_options": list(reply.chosen_options or []),
+        "params_input": dict(reply.params_input or {}),
+        "responded_at": reply.responded_at.isoformat(),
+        "responded_by_user": None if user is None else {"id": user.id, "name": user.name},
+        "timedout": user is None,
+    }
 
 
 # -- without a run -----------------------------------------------------------------------------------

@@ -102,6 +102,10 @@ def _is_unset(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
+def _is_user(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and {"id", "name"} <= value.keys())
+
+
 def _wrong_type(argument: str, value: Any, wanted: str) -> TypeError:
     return TypeError(f"{argument}= is a {type(value).__name__}: give {wanted}.")
 
@@ -384,6 +388,8 @@ class Reviewers:
 
     def __post_init__(self) -> None:
         require("reviewers.users", self.users, is_list, "give a list of user names, such as ['ada'].")
+        for user in self.users:
+            require("reviewers.users", user, _is_user, "give a user name, or a dict of id and name.")
         if self.timeout is not None and not isinstance(self.timeout, dt.timedelta):
             raise ValueError(
                 f"reviewers.timeout={self.timeout!r}: give a timedelta, such as timedelta(hours=8)."

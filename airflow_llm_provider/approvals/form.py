@@ -79,7 +79,7 @@ def line(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return the text with each character that draws nothing written as its code, such as `\u200b`."""
+    """Return the text with each character that draws nothing written as its code."""
     return "".join(_code_of(character) if _is_unseen(character) else character for character in text)
 
 
@@ -206,15 +206,19 @@ def _code_of(character: str) -> str:
 def _count_of(unseen: Counter[str]) -> str:
     """Return how many characters of which kind draw nothing, as one sentence of Markdown."""
     kinds = [
-        f"{count:,} x U+{ord(character):04X} {unicodedata.name(character, '(no name)')}"
+        f"{count:,} of U+{ord(character):04X} {unicodedata.name(character, '(no name)')}"
         for character, count in unseen.most_common(_MOST_KINDS)
     ]
     if more := len(unseen) - len(kinds):
         kinds.append(f"{more:,} other kinds")
     total = unseen.total()
-    subject = "1 character draws" if total == 1 else f"{total:,} characters draw"
+    sentence = (
+        "1 character draws nothing and is written as its code"
+        if total == 1
+        else f"{total:,} characters draw nothing and are written as their codes"
+    )
     listed = _PUNCTUATION.sub(r"\\\1", ", ".join(kinds))
-    return f"{subject} nothing and is written as its code: {listed}."
+    return f"{sentence}: {listed}."
 
 
 def _written(value: Any) -> str:

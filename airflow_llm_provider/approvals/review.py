@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import orjson
 
+from airflow_llm_provider import _airflow
 from airflow_llm_provider.approvals import form
 from airflow_llm_provider.approvals.answer import read_answer
 from airflow_llm_provider.approvals.form import APPROVE, CHANGE, REJECT
@@ -68,8 +69,8 @@ class Review:
             every other option approves. Airflow shows up to four options as buttons, more as a list.
         reviewers: who may decide, and for how long.
         choices_on_timeout: the option that each value of `reviewers.on_timeout` chooses; None: the task fails.
-        on_changed: what happens when the question is no longer what was first shown, which Airflow shows through
-            retries and clears: `fail`; or `frozen`: what was first shown is decided on, and goes on.
+        on_changed: what happens when the question is no longer what was first shown, which Airflow keeps showing
+            through retries and clears: `fail`; or `frozen`: what was first shown is decided on, and goes on.
         key: tells apart the reviews that a task instance keeps. Airflow itself shows one question per task
             instance; a second one fails with ChangedSinceShown.
         why: why a person is asked, or is not; part of the decision.
@@ -116,7 +117,7 @@ class Review:
             )
         choice = self._choice_on_timeout if self.reviewers.timeout else None
         return {
-            "subject": self.subject,
+            "subject": form.visible(self.subject),
             "body": body,
             "options": list(self.options),
             "defaults": [choice] if choice else None,
@@ -212,7 +213,7 @@ def ask(review: Review, *, hook: Hook, context: Context, resume: str) -> Decisio
         resume: the name of a method of the operator, called as `method(context, event)`; it calls `take_answer`.
 
     Raises:
-        TaskAwaitingInput: the task is parked; nobody should catch it.
+        TaskAwaitingInput, TaskDeferred: the task is parked; nobody should catch it.
         AirflowFailException: the question cannot be asked.
     """
     from airflow.sdk.exceptions import TaskAwaitingInput
@@ -222,22 +223,25 @@ def ask(review: Review, *, hook: Hook, context: Context, resume: str) -> Decisio
         asked = review.asked()
         with open_transactions(hook.connection.ledger_url) as ledger:
             stored = ledger.write(
-                lambda connection, now_ms: reviews.store_question(
-                    connection, now_ms, scope, review.key, asked, frozen=review.on_changed == "frozen"
+                lambda connection, _: reviews.store_question(
+                    connection, scope, review.key, asked, frozen=review.on_changed == "frozen"
                 )
             )
-        _require_usable(stored, scope)
-        shown = _as_shown(stored, asked, review)
-        if stored.verdict and stored.first_try == scope.first_try:
-            return Decision.of(stored)
-        if _put_to_airflow(context, shown) != shown:
-            raise _changed("Airflow shows another text than it should")
+            _require_usable(stored, scope)
+            shown = _as_shown(stored, asked, review)
+            if stored.first_try == scope.first_try:
+                if stored.verdict:
+                    return Decision.of(stored)
+                if stored.shown_ms:  # by an earlier attempt
+                    raise _look_for_answer(review, scope, context, resume)
+            _notify(review, context)
+            if _airflow.show_form(context["ti"].id, shown) != shown:
+                raise _changed("Airflow shows another text than it should")
+            ledger.write(
+                lambda connection, now_ms: reviews.store_shown(connection, now_ms, scope, review.key)
+            )
     except LLMError as error:
         raise hook.for_airflow(error, context) from None
-    variables: Any = {"review_url": review_url(context), "review_subject": review.subject}
-    notifiers = review.reviewers.notifiers
-    for notifier in [notifiers] if callable(notifiers) else notifiers:
-        notifier({**context, **variables})
     raise TaskAwaitingInput(method_name=resume, timeout=review.reviewers.timeout)
 
 
@@ -265,6 +269,7 @@ def take_answer(
             then; or an edit is not valid. An invalid edit is kept.
     """
     scope = hook.scope(context)
+    event = _answer_in(event, review, context)
     try:
         asked = review.asked()
         with open_transactions(hook.connection.ledger_url) as ledger:
@@ -338,6 +343,50 @@ def _find(connection: Any, _: int, *, scope: CallScope, key: str) -> StoredRevie
     return reviews.find(connection, scope, key)
 
 
+def _notify(review: Review, context: Context) -> None:
+    """Tell the notifiers, before the form is shown: an answer before the task is parked could get lost."""
+    variables: Any = {"review_url": review_url(context), "review_subject": review.subject}
+    notifiers = review.reviewers.notifiers
+    for notifier in [notifiers] if callable(notifiers) else notifiers:
+        notifier({**context, **variables})
+
+
+def _look_for_answer(review: Review, scope: CallScope, context: Context, resume: str) -> BaseException:
+    """Return what ends an attempt after one that has shown the form: the answer may be there.
+
+    The scheduler can mark a parked task failed when it is answered within seconds. Showing the form again would delete
+    the answer, so a trigger looks for it. Every other attempt parks again without a trigger, for an Airflow whose
+    triggerer does not run: Airflow resumes the task itself where it has the answer.
+    """
+    from airflow.sdk.exceptions import TaskAwaitingInput, TaskDeferred
+
+    from airflow_llm_provider.approvals.trigger import LONGEST_LOOK, AnswerTrigger
+
+    ti = context["ti"]
+    if (scope.try_number - scope.first_try) % 2 == 1:
+        trigger = AnswerTrigger(ti_id=str(ti.id), resume=resume)
+        return TaskDeferred(trigger=trigger, method_name=resume, timeout=LONGEST_LOOK)
+    return TaskAwaitingInput(method_name=resume, timeout=review.reviewers.timeout)
+
+
+def _answer_in(event: Mapping[str, Any], review: Review, context: Context) -> Mapping[str, Any]:
+    """Return the answer of which AnswerTrigger says that it is there, else the event itself, which is the answer.
+
+    Raises TaskAwaitingInput where the trigger found none.
+    """
+    from airflow.sdk.exceptions import TaskAwaitingInput
+
+    from airflow_llm_provider.approvals.trigger import ANSWER, IS_ANSWERED, RESUME
+
+    if IS_ANSWERED not in event:
+        return event
+    if not event[IS_ANSWERED]:
+        raise TaskAwaitingInput(method_name=event[RESUME], timeout=review.reviewers.timeout)
+    ti = context["ti"]
+    answer = dict(ti.xcom_pull(key=ANSWER, map_indexes=ti.map_index))
+    return {**answer, "responded_at": dt.datetime.fromisoformat(answer["responded_at"])}
+
+
 def _require_usable(stored: StoredReview, scope: CallScope) -> None:
     """Raise TerminalError when an attempt was killed before it could fail for what was decided."""
     if stored.first_try == scope.first_try and stored.verdict and not stored.verdict.is_final:
@@ -364,15 +413,3 @@ def _changed(what: str) -> ChangedSinceShown:
         f"{what}. Airflow always shows the first text of a task instance, so nobody has approved this one and nothing "
         "goes on. Start a new run."
     )
-
-
-def _put_to_airflow(context: Context, shown: Mapping[str, Any]) -> dict[str, Any]:
-    """Give Airflow the form; return the form that it will show, which is the first one it was given."""
-    from airflow.sdk.execution_time.comms import CreateHITLDetailPayload, HITLDetailRequestResult
-    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
-
-    # As airflow.sdk's upsert_hitl_detail() does, which does not return the reply.
-    reply = SUPERVISOR_COMMS.send(CreateHITLDetailPayload(ti_id=context["ti"].id, **shown))
-    assert isinstance(reply, HITLDetailRequestResult), reply
-    held = reply.model_dump(mode="json", include=set(shown))
-    return held | {"assigned_users": held["assigned_users"] or [], "params": held["params"] or {}}

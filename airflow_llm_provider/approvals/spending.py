@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.errors import BudgetAsks
     from airflow_llm_provider.ledger.records import CallScope
 
+log = logging.getLogger(__name__)
+
 # Fields of the forms. What a person has seen is read back from them, so they name the amounts too.
 _RAISED_TO = "raise to (USD)"
 _COVERED = "a yes covers, at most (USD)"
@@ -63,7 +66,6 @@ class PriceCheck:
         context: Context,
         resume: str,
         event: Mapping[str, Any] | None,
-        log: Any,
     ) -> None:
         """Return when the run may be paid for; park the task where a person has to be asked first.
 
@@ -72,7 +74,6 @@ class PriceCheck:
             context: of the task instance.
             resume: the name of the operator's method that goes on with the answer.
             event: what Airflow resumed the task with; None before a person is asked.
-            log: where the decision is logged.
 
         Raises:
             AirflowFailException: a person rejected the price, or the price is now higher than what a person was

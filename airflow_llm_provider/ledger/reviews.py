@@ -93,7 +93,6 @@ def find(connection: sa.Connection, scope: CallScope, key: str) -> StoredReview 
 
 def store_question(
     connection: sa.Connection,
-    now_ms: int,
     scope: CallScope,
     key: str,
     asked: AskedQuestion,
@@ -102,22 +101,27 @@ def store_question(
 ) -> StoredReview:
     """Keep a question before it is shown; return it as it must be shown, which is as it first was.
 
-    What was decided in this going of the task stands: a retry asks nobody again, a clear does. A question
-    that is not what was first asked is returned as it was; only `frozen` opens it anew as that.
+    What was decided since the task was last cleared is kept: a retry asks nobody again, a clear does. A question that
+    is not the one that was first asked is returned as it was; only with `frozen` it is opened again as the first one.
     """
     known = find(connection, scope, key)
     if known is None or known.asked.shown is None:
         connection.execute(review.delete().where(review.c.id == _id(scope, key)))
-        first = insert(connection.dialect.name, review).values(**_columns(scope, key, asked), shown_ms=now_ms)
+        first = insert(connection.dialect.name, review).values(**_columns(scope, key, asked), shown_ms=0)
         # Another process of the task instance may have been faster.
         connection.execute(first.on_conflict_do_nothing())
     elif known.first_try != scope.first_try and (frozen or known.asked.asked_hash == asked.asked_hash):
-        _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, **_NOTHING_DECIDED)
+        _update(connection, scope, key, first_try=scope.first_try, shown_ms=0, **_NOTHING_DECIDED)
     else:
         return known
     kept = find(connection, scope, key)
     assert kept is not None
     return kept
+
+
+def store_shown(connection: sa.Connection, now_ms: int, scope: CallScope, key: str) -> None:
+    """Write down that Airflow shows the question from now on."""
+    _update(connection, scope, key, shown_ms=now_ms)
 
 
 def store_verdict(connection: sa.Connection, scope: CallScope, key: str, verdict: Verdict) -> None:
@@ -144,7 +148,7 @@ def store_not_asked(
     if known and known.verdict and known.first_try == scope.first_try:
         return known
     if known is None or known.asked.shown is None:
-        store_question(connection, now_ms, scope, key, asked)
+        store_question(connection, scope, key, asked)
     else:  # shown in an earlier going: Airflow still holds that form, so we do too
         _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, why=storable(asked.why))
     verdict = Verdict(

@@ -300,7 +300,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
             estimate = ClaudeDocumentsOperator.estimate(self, context)
         check = PriceCheck(estimate=estimate, above_micro_usd=above, reviewers=self.options.reviewers)
         check.require_approval(
-            hook=self.hook, context=context, resume="resume_after_price", event=self._decision, log=self.log
+            hook=self.hook, context=context, resume="resume_after_price", event=self._decision
         )
 
     def _run(self, engine: Engine, context: Context) -> Run:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import BaseOperator, XComArg
-from airflow.sdk.bases.branch import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider import _airflow
 from airflow_llm_provider.errors import Rejected
+from airflow_llm_provider.hooks import downstream
 from airflow_llm_provider.hooks.arguments import require_arguments
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
@@ -20,13 +22,17 @@ from airflow_llm_provider.sensors.conditions import Facts, When, judge, require_
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import OperatorPartial
+    from airflow.sdk.types import Operator
 
     from airflow_llm_provider.approvals.review import Decision, Review
 
 OnChanged = Literal["fail", "frozen"]
 
+_RETRIES = 3
+_RETRY_DELAY = dt.timedelta(seconds=10)
 
-class Shown:
+
+class Content:
     """The content once it is resolved: Airflow does not show it under Rendered Templates."""
 
     def __init__(self, value: Any) -> None:
@@ -36,34 +42,47 @@ class Shown:
         return "<content>"
 
 
-class ApprovalSensor(BaseOperator, BranchMixIn):
+class ApprovalSensor(BaseOperator):
     """Ask a person to approve, change or reject what a task produced; waits without a worker or a trigger.
 
-    content: what is decided on, and goes on: text, or anything JSON can hold, most often another task's
-        `.output`. It is shown whole, up to 60,000 bytes, or the task fails.
-    subject: the headline of the question; templates work here, and in `action` and `risk`.
-    action: what will be done once it is approved.
-    risk: what that may do.
-    editable: offer "Approve with changes". An edit is typed in the form and checked when the task resumes; one that
-        is not valid fails the task, and is kept in the ledger.
-    output_type, validators: what an edit must be and satisfy, as with ClaudeOperator; validators are functions of
-        the value. What was typed goes on.
-    when: whether a person is asked at all: `always`; BelowConfidence, AboveCost, OnComplaints or RandomShare of
-        `sensors.conditions`; a function of the content returning whether, or the reason; or a list, of which any asks.
-    on_reject: `skip` what is downstream, `fail`, or the id of a task or group directly downstream, which runs after
-        a rejection only, and then alone.
-    ignore_downstream_trigger_rules: on `skip`, skip all that is downstream, not only what comes next and leave the
-        rest to its trigger rules.
-    reviewers: who may decide, for how long, and what no answer in time means; user names are enough. Notifiers are
-        called before the wait; `{{ review_url }}` in their templates is the page of the decision, and
-        `{{ review_subject }}` its headline.
-    on_changed: what happens when the content or the question is no longer what was first shown, which Airflow
-        shows through retries and clears: `fail`, or `frozen`: what was first shown is decided on and goes on.
-    claude_conn_id: the Airflow connection, of type `claude`, whose ledger keeps what was shown and decided.
+    Nobody is asked twice: a retry finds what was answered, and only a clear asks again. So `retries` is 3 by default,
+    and `retry_delay` 10 seconds: an answer within seconds after the question was shown can make Airflow fail the task.
 
-    Returns status (approved, modified, rejected, timed_out, passed), choice, content, content_hash, feedback,
-    decided_by, decided_at, took_s and why; what goes on is a second XCom too, `content`, plain data as it was
-    shown or typed. No model is asked. Raises AirflowFailException for what no retry can mend.
+    A rejection holds in mapped tasks and mapped task groups, too: what is downstream at the same map index is skipped.
+    Where a task downstream belongs to several map indexes, such as a task that joins them, the sensor fails instead,
+    and a task directly downstream whose trigger rule runs after failures is an error when the DAG is parsed.
+
+    Args:
+        content: what is decided on, and goes on: text, or anything JSON can hold, most often another task's `.output`.
+            It is shown whole, up to 60,000 bytes; a longer content fails the task.
+        subject: the headline of the question; templates work here, and in `action` and `risk`.
+        action: what will be done once it is approved.
+        risk: what that may do.
+        editable: whether "Approve with changes" is offered. An edit is typed in the form and checked when the task
+            resumes; one that is not valid fails the task, and the ledger keeps it.
+        output_type: what an edit must be, as for ClaudeOperator. What was typed goes on.
+        validators: functions of the edited value that return None or a complaint.
+        when: whether a person is asked at all: `always`; BelowConfidence, AboveCost, OnComplaints or RandomShare of
+            `sensors.conditions`; a function of the content that returns whether, or the reason; or a list, of which any
+            one asks.
+        on_reject: `skip` what is downstream, `fail`, or the id of a task or group directly downstream, which runs after
+            a rejection only, and then alone.
+        ignore_downstream_trigger_rules: with `skip`: skip all that is downstream. By default only what is directly
+            downstream is skipped, and trigger rules decide about the rest.
+        reviewers: who is asked, for how long, and what happens when nobody answers; user names or a Reviewers. In the
+            templates of its notifiers, `{{ review_url }}` is the page of the question and `{{ review_subject }}` its
+            headline.
+        on_changed: what happens when the content or the question is no longer what was first shown, which Airflow shows
+            through retries and clears: `fail`, or `frozen`: what was first shown is decided on and goes on.
+        claude_conn_id: the Airflow connection, of type `claude`, whose ledger keeps what was shown and decided. No
+            model is asked.
+
+    Returns:
+        A dict with status (approved, modified, rejected, timed_out, passed), choice, content, content_hash, feedback,
+        decided_by, decided_at, took_s and why. A second XCom `content` is what goes on, as it was shown or typed.
+
+    Raises:
+        AirflowFailException: for what a retry cannot help.
     """
 
     template_fields: Sequence[str] = ("subject", "content", "action", "risk", "claude_conn_id")
@@ -89,7 +108,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**_with_retries(kwargs))
         self._content: Any = content
         # Known only here: once the content is resolved, nothing tells where it came from.
         self._sources = sorted({task.task_id for task, _ in XComArg.iter_xcom_references(content)})
@@ -111,7 +130,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Return a partial, with its arguments checked when the DAG is parsed."""
         cls.require_arguments(kwargs)
-        return super().partial(**kwargs)
+        return _airflow.CheckedPartial.of(super().partial(**_with_retries(kwargs)))
 
     @classmethod
     def require_arguments(cls, arguments: Mapping[str, Any]) -> None:
@@ -119,6 +138,25 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         require_arguments(arguments, templated=cls.template_fields)
         require_conditions(arguments.get("when", "always"))
         require_choice("on_changed", arguments.get("on_changed", "fail"), ("fail", "frozen"))
+        Reviewers.of(arguments.get("reviewers"))
+
+    @classmethod
+    def require_complete(cls, task: Operator) -> None:
+        """Raise ValueError, when the DAG is complete, where a rejection could not be carried out."""
+        given = task.partial_kwargs if hasattr(task, "partial_kwargs") else vars(task)
+        on_reject = given.get("on_reject", "skip")
+        if on_reject == "fail":
+            return
+        is_all = given.get("ignore_downstream_trigger_rules", False) and on_reject == "skip"
+        relatives = task.get_flat_relatives(upstream=False) if is_all else task.downstream_list
+        downstream.require_skippable(task, list(relatives), or_fail=on_reject == "skip")
+
+    def resolve_template_files(self) -> None:
+        """Prepare what depends on the tasks downstream; Airflow calls this when the DAG is complete."""
+        super().resolve_template_files()
+        if self.get_dag() is not None:
+            self.require_complete(self)
+            downstream.keep_skipped_after_clear(self)
 
     @property
     def content(self) -> Any:
@@ -128,7 +166,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
     @content.setter
     def content(self, content: Any) -> None:
         # The constructor sets `_content`, so that Airflow sees what to resolve; once resolved, it is data.
-        self._content = Shown(content)
+        self._content = Content(content)
 
     @cached_property
     def hook(self) -> ClaudeHook:
@@ -139,21 +177,22 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         """Ask, or say why nobody is asked."""
         from airflow_llm_provider.approvals.review import ask, pass_without_asking
 
-        self._require_branch()
+        self._require_rejection_target()
         self._require_plain_validators()
         facts = self._facts(context)
         asks, reason = judge(self.when, facts)
         review = self._review(facts, reason)
-        if not asks:
-            return self._go_on(pass_without_asking(review, hook=self.hook, context=context), context)
-        decided = ask(review, hook=self.hook, context=context, resume="execute_complete")
-        return self._go_on(decided, context)
+        if asks:
+            decision = ask(review, hook=self.hook, context=context, resume="execute_complete")
+        else:
+            decision = pass_without_asking(review, hook=self.hook, context=context)
+        return self._carry_out(decision, context)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Go on with what was decided."""
+        """Go on with what was answered."""
         from airflow_llm_provider.approvals.review import take_answer
 
-        decided = take_answer(
+        decision = take_answer(
             self._review(self._facts(context)),
             event,
             hook=self.hook,
@@ -161,7 +200,7 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
             output_type=self.output_type,
             validators=self.validators,
         )
-        return self._go_on(decided, context)
+        return self._carry_out(decision, context)
 
     def _review(self, facts: Facts, reason: str = "") -> Review:
         from airflow_llm_provider.approvals import form
@@ -192,46 +231,49 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
         sources = self._sources or sorted(self.upstream_task_ids)
         return Facts(
             # Airflow resolves nothing that is empty.
-            content=self._content.value if isinstance(self._content, Shown) else self._content,
+            content=self._content.value if isinstance(self._content, Content) else self._content,
             usages=[record for source in sources for record in _pulled(ti, source, "llm_usage")],
             checks=[record for source in sources for record in _pulled(ti, source, "llm_checks")],
-            place=f"{ti.run_id}\0{ti.task_id}\0{ti.map_index}",
+            identity=f"{ti.run_id}\0{ti.task_id}\0{ti.map_index}",
         )
 
-    def _go_on(self, decided: Decision, context: Context) -> dict[str, Any]:
-        """Return the decision, and let run downstream what it lets run."""
-        ti, record = context["ti"], decided.record()
-        if decided.choice is None:
-            self.log.info("Nobody was asked: %s", decided.why)
+    def _carry_out(self, decision: Decision, context: Context) -> dict[str, Any]:
+        """Return the decision, and skip what it does not let run."""
+        ti, record = context["ti"], decision.record()
+        if decision.choice is None:
+            self.log.info("Nobody was asked: %s", decision.why)
         else:
-            who = decided.decided_by or "nobody in time"
-            self.log.info("%s by %s after %.0f s (%s)", decided.status, who, decided.took_s, decided.why)
-        if decided.is_rejected and self.on_reject == "fail":
-            raise self.hook.for_airflow(Rejected(decided.rejection), context)
+            who = decision.decided_by or "nobody in time"
+            self.log.info("%s by %s after %.0f s (%s)", decision.status, who, decision.took_s, decision.why)
+        if decision.is_rejected and self.on_reject == "fail":
+            raise self.hook.for_airflow(Rejected(decision.rejection), context)
         if self.do_xcom_push:
-            # Said now: Airflow pushes nothing for a task that skips others.
+            # Pushed now: Airflow pushes nothing for a task that skips others.
             ti.xcom_push("return_value", record)
-            if not decided.is_rejected:
-                ti.xcom_push("content", decided.content)
-        if decided.is_rejected and self.on_reject == "skip":
-            relatives = (
-                self.get_flat_relatives if self.ignore_downstream_trigger_rules else self.get_direct_relatives
-            )
-            self.skip(ti, [task for task in relatives(upstream=False) if not task.is_teardown])
+            if not decision.is_rejected:
+                ti.xcom_push("content", decision.content)
+        if decision.is_rejected and self.on_reject == "skip":
+            is_all = self.ignore_downstream_trigger_rules
+            relatives = self.get_flat_relatives if is_all else self.get_direct_relatives
+            tasks = [task for task in relatives(upstream=False) if not task.is_teardown]
+            downstream.skip(context, tasks, why=decision.rejection)
         elif self.on_reject not in ("skip", "fail"):
-            others = [task_id for task_id in sorted(self.downstream_task_ids) if task_id not in self._branch]
-            self.do_branch(context, self._branch if decided.is_rejected else others)
+            others = self.downstream_task_ids - set(self._rejection_target)
+            downstream.skip_all_except(context, self._rejection_target if decision.is_rejected else others)
         return record
 
     @property
-    def _branch(self) -> list[str]:
-        """The tasks that a rejection leads to."""
+    def _rejection_target(self) -> list[str]:
+        """The tasks that run after a rejection."""
         group = self.dag.task_group_dict.get(self.on_reject) if self.dag else None
         return [root.task_id for root in group.roots] if group else [self.on_reject]
 
-    def _require_branch(self) -> None:
+    def _require_rejection_target(self) -> None:
         """Fail before a person is asked for a decision that could not be carried out."""
-        if self.on_reject not in ("skip", "fail") and not set(self._branch) <= self.downstream_task_ids:
+        if (
+            self.on_reject not in ("skip", "fail")
+            and not set(self._rejection_target) <= self.downstream_task_ids
+        ):
             raise AirflowFailException(
                 f"{self.task_id}: on_reject={self.on_reject!r} is neither 'skip' nor 'fail', nor a task or group "
                 f"directly downstream; there are {', '.join(sorted(self.downstream_task_ids)) or 'none'}."
@@ -246,8 +288,15 @@ class ApprovalSensor(BaseOperator, BranchMixIn):
             if isinstance(validator, Judge) or reads_source(validator):
                 raise AirflowFailException(
                     f"{self.task_id}: an edit is checked without a model and without the source it came from, so "
-                    f"{validator!r} can't be among the validators here."
+                    f"{validator!r} cannot be one of the validators here."
                 )
+
+
+def _with_retries(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with the default of retries, where neither the task nor the DAG sets them."""
+    given = {**(kwargs.get("default_args") or {}), **kwargs}
+    defaults = {"retries": _RETRIES, "retry_delay": _RETRY_DELAY}
+    return {**{name: value for name, value in defaults.items() if name not in given}, **kwargs}
 
 
 def _pulled(ti: Any, task_id: str, key: str) -> list[Any]:

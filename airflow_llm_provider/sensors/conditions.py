@@ -21,13 +21,13 @@ class Facts:
     """What is known of the content.
 
     usages, checks: the XComs `llm_usage` and `llm_checks` of the tasks it came from.
-    place: run, task and map index; the same at every retry.
+    identity: run, task and map index; the same at every retry.
     """
 
     content: Any
     usages: Sequence[Mapping[str, Any]]
     checks: Sequence[Mapping[str, Any]]
-    place: str
+    identity: str
 
     @property
     def cost_usd(self) -> Decimal | None:
@@ -122,7 +122,7 @@ class RandomShare:
 
     def judge(self, facts: Facts) -> Judged:
         """Draw."""
-        drawn = hashlib.sha256(f"{self.seed}\0{facts.place}".encode()).digest()
+        drawn = hashlib.sha256(f"{self.seed}\0{facts.identity}".encode()).digest()
         asks = int.from_bytes(drawn[:8]) < self.share * 2**64
         return Judged(asks, f"{'' if asks else 'not '}drawn for the sample of {self.share:.2%}")
 

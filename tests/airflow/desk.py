@@ -67,7 +67,7 @@ class Desk:
                 session.commit()
                 scheduled = [ti for ti in run.get_task_instances(session=session) if ti.state == "scheduled"]
                 for ti in scheduled:
-                    _run_task(ti=ti, task=self.make().task_dict[ti.task_id])
+                    _run_task(ti=ti, task=self._parsed().task_dict[ti.task_id])
             self.log += self.deployment.log()
             if not scheduled:
                 return self
@@ -159,6 +159,14 @@ class Desk:
                 ti.task_id: str(ti.state) for ti in self._run(session).get_task_instances(session=session)
             }
 
+    def instance_states(self) -> dict[tuple[str, int], str]:
+        """Return the states by task id and map index."""
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            tis = self._run(session).get_task_instances(session=session)
+            return {(ti.task_id, ti.map_index): str(ti.state) for ti in tis}
+
     def form(self, task_id: str = "approval", map_index: int = -1) -> Any:
         """Return the form that Airflow shows; None when nobody was asked."""
         from airflow.models.hitl import HITLDetail
@@ -205,6 +213,13 @@ class Desk:
         finally:
             engine.dispose()
 
+    def _parsed(self) -> Any:
+        """Return the DAG, completed as a file of DAGs is."""
+        dag = self.make()
+        dag.check_cycle()
+        dag.resolve_template_files()
+        return dag
+
     def _run(self, session: Any) -> Any:
         from airflow.models.dagrun import DagRun
 
@@ -221,7 +236,7 @@ class Desk:
         from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
         from airflow.utils.session import create_session
 
-        dag = self.make()
+        dag = self._parsed()
         with create_session() as session:
             DagBundlesManager().sync_bundles_to_db(session=session)
             session.flush()

@@ -15,6 +15,7 @@ import structlog
 from desk import Desk, approval, hash_of
 
 from airflow_llm_provider.approvals import form
+from airflow_llm_provider.options import Reviewers
 from airflow_llm_provider.sensors.conditions import AboveCost, BelowConfidence, OnComplaints
 from airflow_llm_provider.testing.processes import free_port
 from airflow_llm_provider.validators import Judge, quotes_in_source
@@ -129,7 +130,7 @@ def test_an_edit_that_is_not_valid_fails_without_a_retry_and_is_kept(
     desk = ask(draft=REFUND, output_type=Refund, validators=[is_round], retries=2)
     desk.answer("Approve with changes", content=edit)
     assert desk.states()["approval"] == "failed"
-    assert "approvals.approval: InvalidOutput: The edit may not go on: " in desk.log
+    assert "approvals.approval: InvalidOutput: The edit is not valid: " in desk.log
     assert complaint in desk.log
     assert desk.xcom("send") is None
     (row,) = desk.reviews
@@ -187,7 +188,7 @@ def test_a_rejection_can_fail_the_task_for_good(ask: Any) -> None:
     desk = ask(on_reject="fail", retries=2).answer("Reject", feedback="She has paid.")
     assert desk.states()["approval"] == "failed"
     assert desk.states()["send"] == "upstream_failed"
-    assert "approvals.approval: Rejected: ada said no: She has paid." in desk.log
+    assert "approvals.approval: Rejected: ada rejected it: She has paid." in desk.log
     assert desk.reviews[0]["status"] == "rejected"
 
 
@@ -213,20 +214,20 @@ def test_a_branch_that_is_not_there_fails_before_anybody_is_asked(ask: Any) -> N
 @pytest.mark.parametrize(
     ("on_timeout", "sent", "status"),
     [
-        ("deny", "skipped", "timed_out"),
+        ("reject", "skipped", "timed_out"),
         ("approve", "success", "timed_out"),
         ("fail", "upstream_failed", None),
     ],
 )
 def test_silence_means_what_the_author_said(ask: Any, on_timeout: str, sent: str, status: str | None) -> None:
-    desk = ask(response_timeout=SOON, on_timeout=on_timeout, retries=2).let_time_pass()
+    desk = ask(reviewers=Reviewers(timeout=SOON, on_timeout=on_timeout), retries=2).let_time_pass()
     assert desk.states()["send"] == sent
     assert desk.reviews[0]["status"] == "timed_out"
     decision = desk.xcom()
     assert (decision and decision["status"]) == status
     if on_timeout == "fail":
         assert desk.states()["approval"] == "failed"
-        assert "Nobody decided in time, and nothing is to be taken then." in desk.log
+        assert "Nobody answered in time, and nothing is chosen then." in desk.log
     else:
         assert decision["decided_by"] is None
 
@@ -313,13 +314,13 @@ def test_what_may_not_go_on_does_not_either_when_the_task_is_killed_before_it_ca
     ask: Any, silent: bool
 ) -> None:
     if silent:
-        desk = ask(response_timeout=SOON, on_timeout="fail", retries=2).let_time_pass()
+        desk = ask(reviewers=Reviewers(timeout=SOON, on_timeout="fail"), retries=2).let_time_pass()
     else:
         desk = ask(draft=REFUND, output_type=Refund, retries=2)
         desk.answer("Approve with changes", content={**REFUND, "amount": 400})
     desk.try_again("approval")
     assert desk.states()["approval"] == "failed"
-    assert f"What was decided ({'timed_out' if silent else 'invalid'}) may not go on" in desk.log
+    assert f"The answer ({'timed_out' if silent else 'invalid'}) cannot be used" in desk.log
     assert desk.xcom("send") is None
     assert desk.xcom(key="content") is None
 
@@ -389,16 +390,14 @@ def test_an_editor_is_only_offered_where_it_may_be_used(ask: Any) -> None:
 
 def test_wrong_arguments_are_named_when_the_dag_is_parsed() -> None:
     for wrong, named in (
-        ({"on_timeout": "deny it"}, "on_timeout='deny it': choose one of deny, approve, fail."),
         ({"on_changed": "frosen"}, "on_changed='frosen': choose one of fail, frozen."),
         ({"when": "sometimes"}, "when='sometimes': use always, a condition"),
         ({"when": OnComplaints}, "when=OnComplaints: it takes its arguments, as in OnComplaints(…)."),
         ({"when": ["always", 0.8]}, "when=0.8 is neither a condition"),
-        ({"on_timeout": "approve"}, "on_timeout='approve' needs a response_timeout="),
-        ({"assigned_users": "ada"}, "assigned_users='ada': give a list, such as ['ada']."),
-        ({"response_timeout": 3600}, "response_timeout=3600: give a timedelta"),
+        ({"reviewers": 3600}, "reviewers= is a int: give user names or Reviewers(users=…, timeout=…)."),
+        ({"reviewers": [3600]}, "reviewers.users=3600: give a user name, or a dict of id and name."),
     ):
-        with pytest.raises(ValueError, match=re.escape(named)):
+        with pytest.raises((TypeError, ValueError), match=re.escape(named)):
             approval(**wrong)()
 
 
@@ -438,7 +437,7 @@ def test_a_mail_leads_straight_to_the_decision(
             html_content='<a href="{{ review_url }}">{{ ti.dag_id }}</a>',
         )
 
-    desk = ask(notifiers=notifier())
+    desk = ask(reviewers=Reviewers(notifiers=[notifier()]))
     (mail,) = mailbox
     assert mail["subject"] == "To decide: Send this letter?"
     run = desk.run_id.replace(":", "%3A").replace("+", "%2B")

@@ -132,9 +132,9 @@ def test_so_it_is_in_a_decorator_even_of_a_task_that_will_be_mapped(
 
 def test_so_it_is_in_a_partial_of_the_sensor() -> None:
     for wrong, said in (
-        ({"on_timeout": "zzz"}, "on_timeout='zzz': choose one of"),
+        ({"on_changed": "zzz"}, "on_changed='zzz': choose one of"),
         ({"when": "nver"}, "when='nver'"),
-        ({"response_timeout": 3600}, "give a timedelta"),
+        ({"reviewers": 3600}, "give user names or Reviewers"),
         ({"editable": "no"}, "editable='no': give True or False."),
     ):
         with pytest.raises((TypeError, ValueError), match=re.escape(said)):
@@ -197,7 +197,6 @@ def test_every_choice_that_a_signature_offers_is_known() -> None:
         "Framing": Framing,
         "OnChanged": OnChanged,
         "OnExhausted": OnExhausted,
-        "OnTimeout": OnTimeout,
         "OnUnsure": OnUnsure,
         "PdfMode": PdfMode,
     }

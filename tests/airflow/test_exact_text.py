@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from desk import Desk, hash_of
 
+from airflow_llm_provider.options import Reviewers
+
 ALL = ("ask", "draft", "approval", "send")
 GONE_ON, FAILED, SKIPPED, OPEN = "success", "failed", "skipped", "awaiting_input"
 
@@ -19,6 +21,7 @@ class Letters:
     def __init__(self, deployment: Any, **approval: Any) -> None:
         self.ending = "Yours, Acme"
         self.failures: list[Exception] = []
+        self.reviewers = approval.pop("reviewers", {})
         self.approval = approval
         self.desk = Desk(deployment=deployment, make=self.make)
 
@@ -43,7 +46,7 @@ class Letters:
                 task_id="approval",
                 content=draft(asked.output),
                 subject="Send it?",
-                notifiers=[go_wrong],
+                reviewers=Reviewers(**{"notifiers": [go_wrong], **self.reviewers}),
                 retries=2,
                 **self.approval,
             )
@@ -100,7 +103,7 @@ def held(desk: Desk) -> str:
     return "\n".join(desk.form()["params"]["content"]["value"])
 
 
-SILENCE = {"response_timeout": dt.timedelta(milliseconds=1), "on_timeout": "approve"}
+SILENCE = {"reviewers": {"timeout": dt.timedelta(milliseconds=1), "on_timeout": "approve"}}
 DECISIONS = (approve, edit, stay_silent)
 MATRIX = [
     # what happens while it is open, whether the draft is then another, how it is decided, on_changed, the end
@@ -161,7 +164,7 @@ def test_what_goes_on_is_what_was_decided_on(
         assert desk.states()["approval"] == FAILED
         assert desk.xcom("send") is None
         assert "ChangedSinceShown: What is to be decided on has changed since it was first shown" in desk.log
-        assert "start a new run" in desk.log
+        assert "Start a new run" in desk.log
         assert desk.log.count("ChangedSinceShown") < 4  # no retry
     assert deployment.server.seen == asked == 1
 
@@ -197,7 +200,7 @@ def test_text_that_airflow_does_not_show_is_never_approved(deployment: Any) -> N
     letters.ending = "Yours, Mallory"
     desk.clear("draft", "approval")
     assert desk.states()["approval"] == FAILED
-    assert "ChangedSinceShown: Airflow holds another text than should be shown" in desk.log
+    assert "ChangedSinceShown: Airflow shows another text than it should" in desk.log
 
 
 def test_the_ledgers_own_text_is_checked_too(deployment: Any) -> None:
@@ -218,9 +221,9 @@ def test_the_ledgers_own_text_is_checked_too(deployment: Any) -> None:
 
 
 def test_who_may_decide_can_not_change_under_an_open_question(deployment: Any) -> None:
-    letters = Letters(deployment, on_changed="frozen", assigned_users=["ada"])
+    letters = Letters(deployment, on_changed="frozen", reviewers={"users": ["ada"]})
     desk = letters.desk.start()
-    letters.approval["assigned_users"] = ["bob"]
+    letters.reviewers["users"] = ["bob"]
     desk.clear("approval")
     assert desk.states()["approval"] == FAILED
     assert "Who may decide, or between what, has changed since it was first shown" in desk.log

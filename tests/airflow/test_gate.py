@@ -64,15 +64,15 @@ def test_nothing_is_sent_before_the_yes_and_the_estimate_is_shown(deployment: An
     outcomes = desk.xcom()["outcomes"]
     assert (outcomes["reused"], outcomes["answered"]) == (5, 7)
     assert deployment.server.seen == seen + 7
-    assert "ada said yes: about $" in desk.log
+    assert "Approved by ada: about $" in desk.log
 
 
 def test_a_no_sends_nothing_and_is_not_tried_again(deployment: Any, ask: Any) -> None:
     desk = ask(retries=2).answer("Reject", user="ada", feedback="Not this month.")
     assert desk.states() == {"approval": "failed"}
     assert deployment.server.seen == 0
-    assert "nightly.approval: Rejected: Not to be paid for (about $" in desk.log
-    assert "ada said no: Not this month. Clear the task to ask again." in desk.log
+    assert "nightly.approval: Rejected: The price was not approved (about $" in desk.log
+    assert "ada rejected it: Not this month. Nothing was sent. Clear the task to ask again." in desk.log
 
 
 def test_a_notifier_may_stand_alone(deployment: Any, ask: Any) -> None:
@@ -87,7 +87,7 @@ def test_silence_is_a_no_once_its_time_is_over(deployment: Any, ask: Any) -> Non
     desk = ask(approval=soon).let_time_pass()
     assert desk.form()["assignees"] == [{"id": "ada", "name": "ada"}]
     assert desk.states() == {"approval": "failed"}
-    assert "Nobody decided in time, which means no." in desk.log
+    assert "Nobody answered in time, which rejects." in desk.log
     assert deployment.server.seen == 0
 
 
@@ -228,15 +228,15 @@ def test_what_a_person_types_is_the_cap_and_nothing_else_of_it_counts(deployment
     assert desk.states() == {"approval": "failed"}
     assert paid < deployment.server.invoice.paid < 12
     assert deployment.server.invoice.cost_micro_usd <= 8_300
-    assert "It is not raised: it was raised to $0.0083 before; clear the task to ask again." in desk.log
+    assert "It is not raised: it was raised to $0.0083 before. Clear the task to ask again." in desk.log
 
     assert desk.clear("approval").states() == {"approval": "awaiting_input"}
     typed = {**content, "raise to (USD)": "a lot"}
     assert desk.answer("Approve with changes", content=typed).states() == {"approval": "failed"}
-    assert "'raise to (USD)' is no amount in US dollars" in desk.log
+    assert "'raise to (USD)' is not an amount in US dollars" in desk.log
     assert desk.clear("approval").answer("Reject", feedback="No more.").states() == {"approval": "failed"}
     assert "BudgetExceeded: " in desk.log
-    assert "It is not raised: ada said no: No more." in desk.log
+    assert "It is not raised: ada rejected it: No more." in desk.log
 
 
 def standing(deployment: Any, **fields: Any) -> None:

@@ -17,6 +17,7 @@ from airflow_llm_provider.operators.branch import LLMBranchOperator
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
+from airflow_llm_provider.options import Reviewers
 from airflow_llm_provider.sensors.approval import ApprovalSensor
 from airflow_llm_provider.sensors.conditions import BelowConfidence
 from airflow_llm_provider.tools import Tool, tool
@@ -57,7 +58,7 @@ with DAG("typed"):
         subject="Send?",
         content=ask.output,
         when=[BelowConfidence(0.8)],
-        response_timeout=timedelta(hours=1),
+        reviewers=Reviewers(timeout=timedelta(hours=1)),
     )
     LLMBranchOperator(task_id="route", prompt="Where to?", votes=3)
     ValidationRepairOperator(task_id="repair", answer=ask.output, output_type=Answer)

@@ -8,6 +8,7 @@ import pydantic
 from airflow.providers.smtp.notifications.smtp import SmtpNotifier
 from airflow.sdk import DAG, task
 
+from airflow_llm_provider.options import Reviewers
 from airflow_llm_provider.sensors.approval import ApprovalSensor
 
 LETTER = """\
@@ -65,15 +66,17 @@ with DAG("letter", schedule=None):
         subject="Send this letter to Ms. Mill?",
         action="The letter goes out by post today.",
         risk="It can't be called back.",
-        assigned_users=["ada"],
-        notifiers=[
-            SmtpNotifier(
-                to="ada@example.com",
-                from_email="airflow@example.com",
-                subject="{{ review_subject }}",
-                html_content="Decide here: {{ review_url }}",
-            )
-        ],
+        reviewers=Reviewers(
+            users=["ada"],
+            notifiers=[
+                SmtpNotifier(
+                    to="ada@example.com",
+                    from_email="airflow@example.com",
+                    subject="{{ review_subject }}",
+                    html_content="Decide here: {{ review_url }}",
+                )
+            ],
+        ),
     )
     send(asked.output["content"])
 
@@ -84,7 +87,7 @@ with DAG("refund", schedule=None):
         subject="Pay this refund?",
         output_type=Refund,
         on_reject="redo",
-        response_timeout=dt.timedelta(days=2),
+        reviewers=Reviewers(timeout=dt.timedelta(days=2)),
     )
     send(asked.output["content"])
     redo(asked.output)

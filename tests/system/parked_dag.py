@@ -15,7 +15,7 @@ with DAG("parked", schedule=None):
         return [f"Letter {number}: you owe us ${number}.00." for number in range(COUNT)]
 
     ApprovalSensor.partial(
-        task_id="approval", subject="Send letter {{ ti.map_index }}?", assigned_users=["ada"]
+        task_id="approval", subject="Send letter {{ ti.map_index }}?", reviewers="ada"
     ).expand(content=letters())
 
 with DAG("beside", schedule=None):

@@ -22,9 +22,9 @@ class Answer:
     confidence = 0.9
 
 
-def facts(content: Any = REFUND, *, usage: Any = None, checks: Any = None, place: str = "run") -> Facts:
+def facts(content: Any = REFUND, *, usage: Any = None, checks: Any = None, identity: str = "run") -> Facts:
     return Facts(
-        content=content, usages=[usage] if usage else [], checks=[checks] if checks else [], place=place
+        content=content, usages=[usage] if usage else [], checks=[checks] if checks else [], identity=identity
     )
 
 
@@ -77,13 +77,13 @@ def test_a_condition_says_whether_and_why(when: Any, about: Facts, asks: bool, w
 def test_what_several_calls_cost_is_added_up_to_the_micro_dollar() -> None:
     usages = [{"cost_usd": "0.000001"}] * 10
     assert (
-        str(Facts(content=None, usages=usages, checks=(), place="").cost_usd) == "0.000010"
+        str(Facts(content=None, usages=usages, checks=(), identity="").cost_usd) == "0.000010"
     )  # floats would drift
 
 
 def test_a_random_share_is_the_share_and_the_same_at_every_try() -> None:
     def drawn(seed: str) -> list[bool]:
-        return [RandomShare(0.2, seed).judge(facts(place=f"run{n}")).asks for n in range(2000)]
+        return [RandomShare(0.2, seed).judge(facts(identity=f"run{n}")).asks for n in range(2000)]
 
     assert 340 < sum(drawn("a")) < 460
     assert drawn("a") == drawn("a") != drawn("b")

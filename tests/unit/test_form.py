@@ -50,8 +50,7 @@ def text_of(inline: Any) -> str:
 
 def as_written(text: str) -> str:
     """Return text as a frame must have it: what can't be seen written out."""
-    seen = text.replace("\r\n", "\n")
-    return "".join(f"\\u{ord(c):04x}" if form._is_unseen(c) else c for c in seen)
+    return form.visible(text.replace("\r\n", "\n"))
 
 
 @given(TEXT)
@@ -154,6 +153,60 @@ def test_an_edit_that_can_not_be_read_is_named(content: Any, typed: Any, complai
 
 def test_characters_that_can_not_be_seen_are_written_out_and_said() -> None:
     shown = form.show("pay \u202e001\u202c to\u200b me\x00\n")
-    assert "can't be seen" in shown
+    assert "4 characters draw nothing" in shown
     assert "pay \\u202e001\\u202c to\\u200b me\\u0000" in shown
     assert "can't be seen" not in form.show("naïve\u00a0東京\ttab\r\n")
+
+
+DRAWS_NOTHING = [
+    ("\ufe0f", "\\ufe0f", "U+FE0F VARIATION SELECTOR-16"),
+    ("\U000e0101", "\\U000e0101", "U+E0101 VARIATION SELECTOR-18"),
+    ("\u115f", "\\u115f", "U+115F HANGUL CHOSEONG FILLER"),
+    ("\u1160", "\\u1160", "U+1160 HANGUL JUNGSEONG FILLER"),
+    ("\u3164", "\\u3164", "U+3164 HANGUL FILLER"),
+    ("\uffa0", "\\uffa0", "U+FFA0 HALFWIDTH HANGUL FILLER"),
+    ("\u2800", "\\u2800", "U+2800 BRAILLE PATTERN BLANK"),
+    ("\u034f", "\\u034f", "U+034F COMBINING GRAPHEME JOINER"),
+    ("\u180b", "\\u180b", "U+180B MONGOLIAN FREE VARIATION SELECTOR ONE"),
+    ("\u17b4", "\\u17b4", "U+17B4 KHMER VOWEL INHERENT AQ"),
+    ("\u200b", "\\u200b", "U+200B ZERO WIDTH SPACE"),
+    ("\u202e", "\\u202e", "U+202E RIGHT-TO-LEFT OVERRIDE"),
+    ("\u00ad", "\\u00ad", "U+00AD SOFT HYPHEN"),
+    ("\U000e0041", "\\U000e0041", "U+E0041 TAG LATIN CAPITAL LETTER A"),
+    ("\U0001d159", "\\U0001d159", "U+1D159 MUSICAL SYMBOL NULL NOTEHEAD"),
+    ("\u2065", "\\u2065", "U+2065 (no name)"),
+]
+
+
+@pytest.mark.parametrize(("character", "code", "name"), DRAWS_NOTHING, ids=lambda value: ascii(value))
+def test_a_character_that_draws_nothing_is_shown_as_its_code_and_counted(
+    character: str, code: str, name: str
+) -> None:
+    for content in (f"pay{character} 40{character}", {"to": f"pay{character} 40{character}"}):
+        shown = form.show(content)
+        assert character not in shown
+        assert f"pay{code} 40{code}" in shown
+        note = next(text_of(token) for token in tokens(shown) if "nothing" in token.content)
+        assert note == f"2 characters draw nothing and are written as their codes: 2 of {name}."
+    assert form.line(f"a{character}b").replace("\\", "") == f"a{code}b".replace("\\", "")
+
+
+def test_every_kind_of_them_is_counted_up_to_twenty() -> None:
+    hidden = "".join(chr(0xE0020 + number) for number in range(30))
+    note = next(
+        text_of(token)
+        for token in tokens(form.show(f"a{hidden}" + "\u200b" * 5))
+        if "nothing" in token.content
+    )
+    assert note.startswith(
+        "35 characters draw nothing and are written as their codes: 5 of U+200B ZERO WIDTH SPACE, 1"
+    )
+    assert note.endswith(", 11 other kinds.")
+    assert "1 character draws nothing and is written as its code: 1 of U" in form.show("\u200b").replace(
+        "\\", ""
+    )
+
+
+def test_letters_of_every_script_and_emoji_are_shown_as_they_are() -> None:
+    text = "Größe Ελλάδα Привет שלום العربية हिन्दी ไทย 한국어 日本語 👍 ⠓ ≠"
+    assert form.show(text) == f"```text\n{text}\n```"

@@ -45,9 +45,7 @@ class Book:
     async def keep(
         self, question: AskedQuestion, scope: CallScope = SCOPE, key: str = "", **how: Any
     ) -> StoredReview:
-        return await self.ledger.write(
-            lambda c, now: reviews.store_question(c, now, scope, key, question, **how)
-        )
+        return await self.ledger.write(lambda c, _: reviews.store_question(c, scope, key, question, **how))
 
     async def settle(self, said: Verdict, scope: CallScope = SCOPE) -> None:
         await self.ledger.write(lambda c, _: reviews.store_verdict(c, scope, "", said))
@@ -68,7 +66,7 @@ async def book(ledger_url: str) -> AsyncIterator[Book]:
 
 async def test_two_processes_of_a_task_instance_keep_one_question(book: Book) -> None:
     with book.ledger.database.write() as connection:
-        first = reviews.store_question(connection, 1, SCOPE, "", asked())
+        first = reviews.store_question(connection, SCOPE, "", asked())
         second = asyncio.create_task(book.keep(asked()))
         await asyncio.sleep(0.3)  # so that it has looked, and waits for the first
     assert await second == first
@@ -88,7 +86,15 @@ async def test_what_was_decided_stands_for_a_retry_and_is_asked_anew_by_a_clear(
     assert retried.verdict == dataclasses.replace(verdict(), feedback="Fine.\N{REPLACEMENT CHARACTER}")
     cleared = await book.keep(asked(), CLEARED)
     assert (cleared.verdict, cleared.first_try) == (None, 2)
-    assert cleared.shown_ms >= retried.shown_ms
+
+
+async def test_a_question_counts_as_shown_once_airflow_shows_it_and_a_clear_shows_it_again(
+    book: Book,
+) -> None:
+    assert (await book.keep(asked())).shown_ms == 0
+    await book.ledger.write(lambda c, now: reviews.store_shown(c, now, SCOPE, ""))
+    assert (await book.keep(asked())).shown_ms > 0
+    assert (await book.keep(asked(), CLEARED)).shown_ms == 0
 
 
 @pytest.mark.parametrize("scope", [SCOPE, CLEARED])
