@@ -2,7 +2,8 @@
 
 Airflow's SkipMixin skips nothing where a map index is involved: it does nothing in a mapped task instance, and when a
 task is cleared, the scheduler looks for the skip at the wrong map index. So a mapped instance names the pairs of task
-id and map index to skip, and the tasks of a mapped task group ask for the decision themselves before they run.
+id and map index to skip, and the tasks of a mapped task group ask for the decision themselves before they run. An
+operator that skips has SkipMixin as a base and `inherits_from_skipmixin = True`, so that the scheduler looks at all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, TriggerRule
 from airflow.sdk.bases.skipmixin import XCOM_SKIPMIXIN_FOLLOWED, XCOM_SKIPMIXIN_KEY, XCOM_SKIPMIXIN_SKIPPED
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
 
@@ -98,9 +99,10 @@ def require_skippable(task: Operator, tasks: Collection[Operator], *, or_fail: b
             "index. Put both into the same mapped task group."
         )
     for each in others:
-        if str(each.trigger_rule) not in _HELD_BY_A_FAILURE:
+        rule = TriggerRule(each.trigger_rule).value
+        if rule not in _HELD_BY_A_FAILURE:
             raise ValueError(
-                f"{each.task_id} has the trigger rule {str(each.trigger_rule)!r} and is downstream of "
+                f"{each.task_id} has the trigger rule {rule!r} and is downstream of "
                 f"{task.task_id}, which is mapped. A rejection of one map index would not keep it from running: it "
                 f"cannot be skipped for one map index alone, and its rule runs it after a failure. Use one of "
                 f"{', '.join(_HELD_BY_A_FAILURE)}, or put both into the same mapped task group."

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.sdk import BaseOperator, XComArg
+from airflow.sdk import BaseOperator, SkipMixin, XComArg
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
@@ -42,7 +42,7 @@ class Content:
         return "<content>"
 
 
-class ApprovalSensor(BaseOperator):
+class ApprovalSensor(BaseOperator, SkipMixin):
     """Ask a person to approve, change or reject what a task produced; waits without a worker or a trigger.
 
     Nobody is asked twice: a retry finds what was answered, and only a clear asks again. So `retries` is 3 by default,
@@ -87,6 +87,7 @@ class ApprovalSensor(BaseOperator):
 
     template_fields: Sequence[str] = ("subject", "content", "action", "risk", "claude_conn_id")
     deserialization_allowed_class_fields = ("output_type",)
+    # With SkipMixin as a base, this lets the scheduler look for decisions to skip: of a mapped task and of a plain one.
     inherits_from_skipmixin = True
     ui_color = "#e6e0f0"
 
