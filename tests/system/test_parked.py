@@ -21,11 +21,7 @@ COUNT = 200
 PRELOAD = """
 import sys
 if "scheduler" in sys.argv:
-<<<<<<< HEAD
-    import airflow_llm_provider.engine.run, airflow_llm_provider.hooks.people.review, airflow_llm_provider.ledger.ledger
-=======
-    import airflow_llm_provider.engine.run, airflow_llm_provider.approvals.review, airflow_llm_provider.ledger.ledger
->>>>>>> 6554df9 (approvals/: what a person is asked has a room of its own; conditions of the sensor beside it)
+    import airflow_llm_provider.engine.engine, airflow_llm_provider.approvals.review, airflow_llm_provider.ledger.ledger
 """
 
 
