@@ -1,4 +1,4 @@
-"""The command line, `airflow-llm`: what is registered under which name."""
+"""The command line, `airflow-llm`: its commands and their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from airflow_llm_provider.cli import (
     demo,
     effects,
     estimate,
-    housekeeping,
     ledger,
     stand_in,
 )
@@ -25,7 +24,7 @@ from airflow_llm_provider.errors import LLMError
 
 
 class _OneLineErrors(TyperGroup):
-    """Our own errors say what to do; a traceback would hide it."""
+    """Shows our own errors as one line without a traceback: they say what to do."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -37,7 +36,7 @@ class _OneLineErrors(TyperGroup):
 app = typer.Typer(
     name="airflow-llm",
     cls=_OneLineErrors,
-    help="Claude in Airflow: try it, foresee and add up what it costs, look after dead letters and the ledger.",
+    help="Claude in Airflow: try it, estimate and add up its cost, handle dead letters, inspect the ledger.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals may hold a key
@@ -50,9 +49,6 @@ app.command("costs")(costs.costs)
 app.add_typer(budgets.app, name="budgets")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(effects.app, name="effects")
-ledger.app.command("check")(housekeeping.check_ledger)
-ledger.app.command("export")(housekeeping.export_ledger)
-ledger.app.command("prune")(housekeeping.prune_ledger)
 app.add_typer(ledger.app, name="ledger")
 
 
@@ -65,7 +61,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Say which."
+        False, "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
     """Take what stands before the command."""

@@ -1,4 +1,4 @@
-"""`airflow-llm budgets`: standing budgets, set, shown and removed."""
+"""`airflow-llm budgets`: set, list and remove the budgets that the ledger stores."""
 
 from __future__ import annotations
 
@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_llm_provider.cli.ledger import (
-    ConnectionOption,
-    JsonOption,
-    LedgerOption,
-    ShowsByItself,
-    find_ledger,
-    reading,
-)
-from airflow_llm_provider.cli.output import echo_json, fail, shown
+from airflow_llm_provider.cli.connection import ConnectionOption, LedgerOption, find_ledger, reading
+from airflow_llm_provider.cli.output import JsonOption, ShowsByItself, echo_json, fail, shown
 from airflow_llm_provider.pricing import micro_usd, usd
 
 if TYPE_CHECKING:
@@ -26,38 +19,42 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=ShowsByItself,
-    help="Cap what calls may cost, over all processes, before it is spent. Without a command, `list`.",
+    help="Limit what calls may cost, over all processes, before it is spent. Default command: `list`.",
 )
 
-Name = Annotated[str, typer.Argument(help="What messages call it, such as nightly-cap.")]
+Name = Annotated[str, typer.Argument(help="The budget's name in messages, such as nightly-cap.")]
 
 
 @app.command("set")
 def set_one(
     name: Name,
-    dollars: Annotated[str | None, typer.Option("--usd", help="The cap, in US dollars.")] = None,
+    dollars: Annotated[str | None, typer.Option("--usd", help="The highest cost, in US dollars.")] = None,
     scope: Annotated[
         str | None,
         typer.Option(
-            help="What is added up: call, task, run, dag, connection or all; with an id, only that one: dag:nightly."
+            help="What is added up: call, task, run, dag, connection or all. With an id, only that one: dag:nightly."
         ),
     ] = None,
     per: Annotated[
-        str | None, typer.Option(help="day or month, for dag, connection and all; run for each run of a dag.")
+        str | None,
+        typer.Option(help="day or month, for dag, connection and all; run, for each run of a dag."),
     ] = None,
     timezone: Annotated[
-        str | None, typer.Option("--tz", help="Whose days and months, such as Europe/Berlin; UTC by default.")
+        str | None,
+        typer.Option("--tz", help="Time zone of days and months, such as Europe/Berlin; default: UTC."),
     ] = None,
     on_exceeded: Annotated[
         str | None,
-        typer.Option(help="What becomes of the task: fail, skip, wait for the next day or month, or ask."),
+        typer.Option(
+            help="What happens to the task: fail, skip, wait (for the next day or month) or ask (a person)."
+        ),
     ] = None,
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
 ) -> None:
-    """Set a budget, or change the options given of the one with this name.
+    """Set a budget, or change the given options of the budget with this name.
 
-    It binds from the next call on, in tasks that are running too, and meter_readings what was spent before.
+    It applies from the next call on, also in running tasks. It counts what was spent before.
     """
     from airflow_llm_provider.ledger.budgets import set_budget, stored_budgets
 
@@ -68,14 +65,14 @@ def set_one(
         known = next((one for one in stored_budgets(connection) if one.name == name), None)
         new = _changed(known, name, dollars, scope, per, timezone, on_exceeded)
         set_budget(connection, new)
-    typer.echo(f"{shown(name)}: {_said(new)}")
+    typer.echo(f"{shown(name)}: {_in_words(new)}")
 
 
 @app.command("list")
 def list_all(
     ledger_url: LedgerOption = None, conn_id: ConnectionOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show the standing budgets, and what their latest meters have counted."""
+    """List the stored budgets, with what was spent in their latest periods."""
     from airflow_llm_provider.ledger.budgets import meter_readings, stored_budgets
 
     with reading(find_ledger(ledger_url, conn_id)) as database, database.read() as connection:
@@ -88,26 +85,28 @@ def list_all(
 
     table = Table("budget", "cap", "latest", "spent", "in flight", "left")
     for one, latest in found:
-        table.add_row(shown(one.name), _said(one), *_cells(one, latest[0] if latest else None))
+        table.add_row(shown(one.name), _in_words(one), *_cells(one, latest[0] if latest else None))
         for count in latest[1:]:
             table.add_row("", "", *_cells(one, count))
-    Console().print(table if found else "No standing budgets: airflow-llm budgets set NAME --usd …")
+    Console().print(
+        table if found else "No budgets are stored. Set one: airflow-llm budgets set NAME --usd …"
+    )
 
 
 @app.command("remove")
 def remove(name: Name, ledger_url: LedgerOption = None, conn_id: ConnectionOption = None) -> None:
-    """Remove a budget: it binds no call any more."""
+    """Remove a budget: it no longer limits any call."""
     from airflow_llm_provider.ledger.budgets import remove_budget
 
     with reading(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
         if not remove_budget(connection, name):
-            fail(f"There is no budget {shown(name)}; `airflow-llm budgets list` shows those there are.")
+            fail(f"There is no budget {shown(name)}; `airflow-llm budgets list` shows all.")
     typer.echo(f"{shown(name)}: removed")
 
 
 @contextmanager
 def _writing(url: str) -> Iterator[Database]:
-    """Give the ledger's database, making the ledger where there is none yet."""
+    """Give the ledger's database; create the ledger if there is none yet."""
     import sqlalchemy as sa
 
     from airflow_llm_provider.ledger.database import Database
@@ -119,7 +118,7 @@ def _writing(url: str) -> Iterator[Database]:
             if current_version(connection) is None:
                 migrate(connection)
     except (sa.exc.DBAPIError, OSError) as error:
-        fail(f"The ledger can't be used: {getattr(error, 'orig', None) or error}")
+        fail(f"The ledger cannot be used: {getattr(error, 'orig', None) or error}")
     finally:
         database.close()
     with reading(url) as opened:
@@ -141,8 +140,10 @@ def _changed(
     if scope is not None:
         given["scope"], colon, given["applies_to"] = scope.partition(":")
         given["per"] = ""
-        if colon and not given["applies_to"].strip():  # as "dag:$DAG" is without a DAG; it would cap each
-            fail(f"--scope {scope!r} names no {given['scope']}; without the colon, it is each of them.")
+        if colon and not given["applies_to"].strip():  # an empty $DAG in "dag:$DAG" would limit each DAG
+            fail(
+                f"--scope {scope!r} names no {given['scope']}. Without the colon, the budget applies to each of them."
+            )
     if per is not None:
         given["per"] = per
     if per == "run" and given.get("scope", known and known.scope) in ("dag", "run"):
@@ -156,20 +157,33 @@ def _changed(
         if dollars is None or scope is None:
             raise ValueError(f"There is no budget {shown(name)} yet: a new one needs --usd and --scope.")
         if not (name.strip() and name.isprintable() and len(name) <= 100):
-            raise ValueError("A budget's name is one line of at most 100 characters that can be seen.")
+            raise ValueError("A budget's name is one line of at most 100 visible characters.")
         return Budget(**{"name": name, **given})
     except ValueError as error:
         fail(error)
 
 
-def _said(one: Budget) -> str:
-    of = f" {one.applies_to}" if one.applies_to else ""
-    whose = {"all": "all calls", "call": "each call"}.get(
-        one.scope, f"{one.scope}{of}" if of else f"each {one.scope}"
-    )
-    each = f"each {one.scope} of{of}" if of and one.scope in ("task", "run") else whose
-    per = f" a {one.per} ({one.timezone})" if one.per else ""
-    return f"${usd(one.cap_micro_usd)} for {shown(each)}{per}, then {one.on_exceeded}"
+def _in_words(one: Budget) -> str:
+    """Return a budget as one line: `$5.00 per day (Europe/Berlin) for DAG nightly; when exceeded: wait`."""
+    per = f" per {one.per} ({one.timezone})" if one.per else ""
+    return f"${_dollars(one.cap_micro_usd)}{per} for {_calls_of(one)}; when exceeded: {one.on_exceeded}"
+
+
+def _calls_of(one: Budget) -> str:
+    scope = {"dag": "DAG", "run": "DAG run"}.get(one.scope, one.scope)
+    if one.scope == "all":
+        return "all calls"
+    if not one.applies_to:
+        return f"each {scope}"
+    if one.scope in ("task", "run"):
+        return f"each {scope} of {shown(one.applies_to)}"
+    return f"{scope} {shown(one.applies_to)}"
+
+
+def _dollars(micro_usd: int) -> str:
+    """Return an amount with two decimals, or with more where it has more."""
+    whole, _, decimals = str(usd(micro_usd)).partition(".")
+    return f"{whole}.{decimals.rstrip('0').ljust(2, '0')}"
 
 
 def _cells(one: Budget, count: MeterReading | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""`airflow-llm costs`: what was paid, by whatever a call is known by."""
+"""`airflow-llm costs`: what was paid, added up by DAG, run, task, document, tag, model and more."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from airflow_llm_provider.cli.ledger import ConnectionOption, LedgerOption, find_ledger, reading
-from airflow_llm_provider.cli.output import CSV_LINE_END, cell, echo_json, moment_ms, shown
+from airflow_llm_provider.cli.connection import ConnectionOption, LedgerOption, find_ledger, reading
+from airflow_llm_provider.cli.output import (
+    CSV_LINE_END,
+    CsvOption,
+    JsonOption,
+    cell,
+    echo_json,
+    moment_ms,
+    shown,
+)
 from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
@@ -19,31 +27,34 @@ if TYPE_CHECKING:
     from airflow_llm_provider.ledger.reports import Costs, Report
 
 By = StrEnum("By", ["document", "task", "run", "dag", "owner", "tag", "model", "version", "day", "purpose"])
-Format = StrEnum("Format", ["table", "csv", "json"])
 
 
 def costs(
-    by: Annotated[By, typer.Option("--by", help="What to add up by.")] = By.dag,
+    by: Annotated[By, typer.Option("--by", help="The groups to add up.")] = By.dag,
     since: Annotated[
         str | None,
-        typer.Option(help="From this date or time on, such as 2026-11-01; UTC unless it says otherwise."),
+        typer.Option(help="From this date or time on, such as 2026-11-01; UTC by default."),
     ] = None,
     until: Annotated[str | None, typer.Option(help="Before this date or time.")] = None,
     dag: Annotated[str | None, typer.Option("--dag", help="Only this DAG.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Only this DAG run.")] = None,
     task: Annotated[str | None, typer.Option("--task", help="Only this task.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Only this model.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.table,
+    as_json: JsonOption = False,
+    as_csv: CsvOption = False,
     top: Annotated[
-        int, typer.Option(min=1, help="Rows of the table; the rest is one row. CSV and JSON have all.")
+        int,
+        typer.Option(
+            min=1, help="Rows of the table; one more row adds up the rest. JSON and CSV have all rows."
+        ),
     ] = 40,
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
 ) -> None:
-    """Add up calls, tokens, cost, and what the ledger, prompt caching and routing saved.
+    """Add up calls, tokens and cost, and what the ledger, prompt caching and routing saved.
 
-    A call counts where it was sent: days are in UTC. Calls without a known price are counted as unpriced, and
-    are in no amount. Savings by the ledger and by routing are known by task, not by document or purpose.
+    A call belongs to the day on which it was sent, in UTC. Calls without a known price are counted as unpriced, and
+    no amount includes them. What the ledger and routing saved is known per task, not per document or purpose.
     """
     from airflow_llm_provider.ledger.reports import Filter
     from airflow_llm_provider.ledger.reports import costs as add_up
@@ -56,22 +67,21 @@ def costs(
     )
     with reading(find_ledger(ledger_url, conn_id)) as database:
         report = add_up(database, cast("reports.By", by.value), wanted)
-    match form.value:
-        case "json":
-            echo_json(
-                {
-                    "by": by.value,
-                    "since": since,
-                    "until": until,
-                    "rows": list(_rows(report)),
-                    "total": _figures(report.total),
-                    "overlaps": report.overlaps,
-                }
-            )
-        case "csv":
-            _write_csv(report)
-        case _:
-            _show(report, top)
+    if as_json:
+        echo_json(
+            {
+                "by": by.value,
+                "since": since,
+                "until": until,
+                "rows": list(_rows(report)),
+                "total": _figures(report.total),
+                "overlaps": report.overlaps,
+            }
+        )
+    elif as_csv:
+        _write_csv(report)
+    else:
+        _show(report, top)
 
 
 def _figures(one: Costs) -> dict[str, Any]:
@@ -105,7 +115,7 @@ def _rows(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _write_csv(report: Report) -> None:
-    """Write all groups; the total is left out, so that a column can be summed."""
+    """Write all groups; without the total, so that a spreadsheet can add up a column."""
     from airflow_llm_provider.ledger.reports import Costs
 
     writer = csv.DictWriter(sys.stdout, [*report.columns, *_figures(Costs())], lineterminator=CSV_LINE_END)
@@ -132,7 +142,7 @@ def _show(report: Report, top: int) -> None:
     used = [number for number, column in enumerate(zip(*figures, strict=True)) if any(column)]
     table = Table(*report.columns)
     for number in used:
-        # An amount that is cut is a wrong one: names give way first.
+        # An amount that is cut off is a wrong amount, so names are cut first.
         width = max(len(cells[number]) for cells in figures)
         table.add_column(_NUMBERS[number], justify="right", min_width=width)
     names = [[Text(shown(part, 80)) for part in key] for key, _ in shares]
@@ -145,13 +155,13 @@ def _show(report: Report, top: int) -> None:
     console.print(table)
     total = report.total
     if report.overlaps:
-        console.print("A call with several tags is in each of their rows, and once in the total.")
+        console.print("A call with several tags is counted in the row of each tag, and once in the total.")
     if total.unpriced:
-        console.print(f"Calls without a known price, which are in no amount: {total.unpriced:,}.")
+        console.print(f"Calls without a known price, not included in any amount: {total.unpriced:,}.")
     if total.unproven:
         most = usd(total.unproven_micro_usd)
         console.print(
-            f"Calls that may have been billed without an answer: {total.unproven:,}, at most ${most} on top."
+            f"Calls that may have been billed without an answer: {total.unproven:,}, at most ${most} more."
         )
 
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_llm_provider.cli.connection import read_airflow
-from airflow_llm_provider.cli.ledger import ConnectionOption, LedgerOption, find_ledger
-from airflow_llm_provider.cli.output import echo_json, fail, shown
+from airflow_llm_provider.cli.connection import ConnectionOption, LedgerOption, find_ledger, read_airflow
+from airflow_llm_provider.cli.output import JsonOption, echo_json, fail, shown
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -22,7 +21,7 @@ Letter = dict[str, Any]
 PathArgument = Annotated[
     str,
     typer.Argument(
-        help="The dead-letter file, the output it stands beside, or a folder of parts; a path or a URL such as "
+        help="The dead-letter file, the output file beside it, or a folder of parts: a path, or a URL such as "
         "s3://conn@bucket/rows.jsonl."
     ),
 ]
@@ -31,9 +30,9 @@ PathArgument = Annotated[
 @app.command("list")
 def list_letters(
     path: PathArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, with nothing cut.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """List dead letters: which document, why, and how many for each reason."""
+    """List dead letters: the document, the reason, and how many per reason."""
     letters = _read(path)
     reasons = Counter(letter["reason"] for letter in letters)
     if as_json:
@@ -67,9 +66,9 @@ def list_letters(
 def show_letter(
     path: PathArgument,
     document_id: Annotated[str, typer.Argument(metavar="ID", help="The document's id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show all that is known of one dead letter, with the reply that was no answer."""
+    """Show all that is known of one dead letter, with the reply that was not a valid answer."""
     letters = [letter for letter in _read(path) if letter["document_id"] == document_id]
     if not letters:
         fail(
@@ -93,9 +92,10 @@ def reopen_letters(
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
 ) -> None:
-    """Have paid answers that were no answers asked anew, and paid anew, by the next run.
+    """Let the next run ask again, and pay again, for documents whose paid answers were not valid.
 
-    Without ids, all of them. What was never paid (unreadable, too large, …) is tried again by any run.
+    Default: all documents of the file. Documents that were never paid for (unreadable, too large, …) need no
+    reopening: every run tries them again.
     """
     letters = _read(path)
     if document_ids:
@@ -113,17 +113,17 @@ def reopen_letters(
         wanted = {fingerprint for letter in paid for fingerprint in letter["fingerprints"]}
         reopened = asyncio.run(_reopen(url, wanted))
         there = sum(not reopened.isdisjoint(letter["fingerprints"]) for letter in paid)
-        typer.echo(f"{there} reopened ({len(reopened)} calls): the next run asks them anew, and pays anew.")
+        typer.echo(f"{there} reopened ({len(reopened)} calls): the next run asks and pays for them again.")
         if there < len(paid):
             typer.echo(
-                f"{len(paid) - there} not reopened: this ledger holds no answer to them. They have been reopened "
-                "already, or were asked under another ledger (--ledger-url, --conn-id)."
+                f"{len(paid) - there} not reopened: this ledger holds no answer to them. They were reopened before, "
+                "or were asked with another ledger (--ledger-url, --conn-id)."
             )
     if unpaid:
         counted = ", ".join(f"{shown(reason)} {count}" for reason, count in unpaid.most_common())
         typer.echo(
             f"{unpaid.total()} need no reopening ({counted}): nothing was paid for them, and the next run tries them "
-            "again anyway."
+            "again."
         )
     if not letters:
         typer.echo(f"No dead letters at {path}.")
@@ -135,11 +135,11 @@ def _read(path: str) -> list[Letter]:
     try:
         letters = list(read_dead_letters(path, to_path=_object_storage))
     except FileNotFoundError:
-        fail(f"There is nothing at {path}, and no dead letters beside it.")
+        fail(f"There is no file at {path}, and no dead letters beside it.")
     except (OSError, ValueError, ImportError) as error:
-        fail(f"{path} can't be read: {error}")
+        fail(f"{path} cannot be read: {error}")
     if not all(map(_is_letter, letters)):
-        fail(f"{path} holds something else than dead letters: a line of it names no document and reason.")
+        fail(f"{path} does not hold dead letters: one of its lines has no document and reason.")
     return letters
 
 
@@ -157,11 +157,11 @@ def _object_storage(url: str) -> UPath:
 
 
 async def _reopen(url: str, fingerprints: Collection[str]) -> set[str]:
-    """Mark the answers of these requests as to be asked anew; return those that had one."""
+    """Mark the answers to these requests as reopened; return the requests that had an answer."""
     from airflow_llm_provider.ledger.ledger import Ledger
     from airflow_llm_provider.ledger.records import CallScope, Reopening
 
-    # Nobody's scope: it spares no task's own answers, as a retry's would.
+    # An empty scope: with a task's scope, its retries would still take the task's own answers.
     scope = CallScope()
     ledger = await asyncio.to_thread(Ledger, url)
     try:

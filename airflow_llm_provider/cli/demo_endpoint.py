@@ -1,4 +1,4 @@
-"""Whom the demo asks: a stand-in of its own, Claude, or another server."""
+"""The server that the demo asks: a stand-in of its own, Claude, or another one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LATENCY_S = 1.0  # about what a short answer takes
 
 
 class EndpointFailed(RuntimeError):
-    """Nothing answers where the demo was told to ask."""
+    """No server answers at the address that the demo was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,11 @@ class Billed:
 class Endpoint:
     """A server of the Messages API.
 
-    base_url: None for Claude itself.
-    told: lines that say in plain words what answers, and what that means.
-    costs_money: a real key is used.
-    port_file: where the port of our own stand-in is remembered.
+    Attributes:
+        base_url: None for Claude itself.
+        told: lines for the user: what answers, and what that means.
+        costs_money: a real key is used.
+        port_file: where the port of our own stand-in is remembered.
     """
 
     base_url: str | None
@@ -56,12 +57,12 @@ class Endpoint:
         return {"conn_type": "claude", "password": self.api_key, **host}
 
     def remember(self) -> None:
-        """Remember our stand-in's port: at the same address, its answers are the same endpoint's."""
+        """Remember our stand-in's port: answers are reused only from the same address."""
         if self.port_file is not None and self.base_url is not None:
             self.port_file.write_text(json.dumps({"port": urlsplit(self.base_url).port}))
 
     def invoice(self) -> Billed | None:
-        """Return what a stand-in has billed so far; None for servers that don't say."""
+        """Return what a stand-in has billed so far; None for other servers."""
         if not self.is_stand_in or self.base_url is None:
             return None
         found = _get(f"{self.base_url}/stand-in/invoice").json()
@@ -71,14 +72,21 @@ class Endpoint:
 def open_endpoint(base_url: str | None, api_key: str, home: Path, open_things: ExitStack) -> Endpoint:
     """Return the server to ask: `base_url` if given, Claude if there is a key, else a stand-in started here.
 
-    open_things: closes the stand-in when it is closed. Raises EndpointFailed when nothing is at `base_url`.
+    Args:
+        base_url: of an Anthropic-compatible server.
+        api_key: Claude's, or empty. A stand-in never gets it.
+        home: the demo's folder, which remembers the stand-in's port.
+        open_things: closes the stand-in when it is closed.
+
+    Raises:
+        EndpointFailed: no server answers at `base_url`.
     """
     if base_url is not None:
         return _other(base_url.rstrip("/"), api_key)
     if api_key:
         told = (
             "ANTHROPIC_API_KEY is set: this asks Claude itself, and spends money from that key's account.",
-            "A dry run comes first and says how much it can be. `env -u ANTHROPIC_API_KEY make demo` spends nothing.",
+            "A dry run comes first and says how much at most. `env -u ANTHROPIC_API_KEY make demo` spends nothing.",
         )
         return Endpoint(base_url=None, api_key=api_key, told=told, is_stand_in=False, costs_money=True)
     return _own_stand_in(home, open_things)
@@ -101,12 +109,12 @@ def _own_stand_in(home: Path, open_things: ExitStack) -> Endpoint:
         raise EndpointFailed("The stand-in found no free port on 127.0.0.1.")
     told = [
         f"No ANTHROPIC_API_KEY, so a stand-in at {server.url} answers: not Claude, but a test double.",
-        "It picks words out of documents by simple rules: they mean nothing. Nobody is charged what it bills.",
+        "It picks words out of documents by simple rules, so the answers mean nothing. Its invoice is not charged.",
     ]
     if known and server.port != known:
         told.append(
-            f"Its port of last time, {known}, is taken. Another address is another endpoint: nothing answered there is "
-            "reused, everything is asked anew."
+            f"Its previous port, {known}, is taken. Another address is another endpoint: its answers are not reused, "
+            "every document is asked anew."
         )
     return Endpoint(
         base_url=server.url, api_key="stand-in", told=tuple(told), is_stand_in=True, port_file=port_file
@@ -121,10 +129,10 @@ def _other(base_url: str, api_key: str) -> Endpoint:
     try:
         answer = _get(f"{base_url}/stand-in")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise EndpointFailed(f"Nothing answers at {base_url}: {error}") from error
-    note = "Another address is another endpoint: no answer from elsewhere is reused."
+        raise EndpointFailed(f"No server answers at {base_url}: {error}") from error
+    note = "Another address is another endpoint: answers from other addresses are not reused."
     if answer.is_success and "stand-in" in answer.text:
-        told = (f"Asking the stand-in at {base_url}: not Claude, its answers mean nothing.", note)
+        told = (f"Asking the stand-in at {base_url}: not Claude. Its answers mean nothing.", note)
         return Endpoint(base_url=base_url, api_key="stand-in", told=told, is_stand_in=True)
     key = "with the key in ANTHROPIC_API_KEY; it may charge for it" if api_key else "without a key"
     return Endpoint(
@@ -139,6 +147,6 @@ def _other(base_url: str, api_key: str) -> Endpoint:
 def _get(url: str) -> Any:
     import httpx2
 
-    # A proxy has no business between us and loopback.
+    # Requests to loopback must not go through a proxy.
     is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
     return httpx2.get(url, timeout=10.0, trust_env=not is_local)

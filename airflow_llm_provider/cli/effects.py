@@ -1,4 +1,4 @@
-"""`airflow-llm effects`: what tools have done, and the word of a person where nobody knows."""
+"""`airflow-llm effects`: what tools have done, and what a person says of calls whose end is unknown."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airflow_llm_provider.cli.ledger import (
-    ConnectionOption,
-    JsonOption,
-    LedgerOption,
-    ShowsByItself,
-    find_ledger,
-    reading,
-)
-from airflow_llm_provider.cli.output import echo_json, fail, shown
+from airflow_llm_provider.cli.connection import ConnectionOption, LedgerOption, find_ledger, reading
+from airflow_llm_provider.cli.output import JsonOption, ShowsByItself, echo_json, fail, shown
 
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger.effects import Effect
 
 app = typer.Typer(
     cls=ShowsByItself,
-    help="See what tools have done; settle what may or may not have happened. Without a command, `list`.",
+    help="List what tools have done; settle calls that may or may not have happened. Default command: `list`.",
 )
 
 
@@ -30,8 +23,8 @@ app = typer.Typer(
 def list_effects(
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
-    dag: Annotated[str | None, typer.Option("--dag", help="Only those of this DAG.")] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Only those of this DAG run.")] = None,
+    dag: Annotated[str | None, typer.Option("--dag", help="Only the tool calls of this DAG.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Only the tool calls of this DAG run.")] = None,
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Only irreversible ones that may or may not have happened.")
     ] = False,
@@ -47,7 +40,7 @@ def list_effects(
         echo_json(told)
         return
     if not told:
-        typer.echo("No tool calls, of those that were asked for.")
+        typer.echo("No tool calls match.")
         return
     from rich.console import Console
     from rich.markup import escape
@@ -71,21 +64,21 @@ def list_effects(
 
 @app.command("settle")
 def settle_effect(
-    effect_id: Annotated[str, typer.Argument(help="Its id, or the beginning of it.")],
+    effect_id: Annotated[str, typer.Argument(help="The tool call's id, or its first characters.")],
     output: Annotated[
-        str | None, typer.Option("--output", help="It happened: what the model is told it returned.")
+        str | None, typer.Option("--output", help="It happened: the output that the model is given.")
     ] = None,
     did_not_happen: Annotated[
-        bool, typer.Option("--did-not-happen", help="It did not happen, and may be run.")
+        bool, typer.Option("--did-not-happen", help="It did not happen; the task may run it.")
     ] = False,
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
 ) -> None:
-    """Say what became of an irreversible tool call whose process was killed; then clear its task."""
+    """Record whether an irreversible tool call happened whose process was killed. Clear its task afterwards."""
     from airflow_llm_provider.ledger import effects
 
     if did_not_happen == (output is not None):
-        fail("Say either --output with what it returned, or --did-not-happen.")
+        fail("Give either --output with what the tool returned, or --did-not-happen.")
     with reading(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
         now_ms = database.now_ms(connection)
         found = effects.list_effects(connection, now_ms, id_begins_with=effect_id)
@@ -99,15 +92,15 @@ def settle_effect(
         else:
             effects.end(connection, now_ms, effect.id, effects.Outcome(content=output))
     typer.echo(
-        f"Settled. Clear {effect.dag_id}.{effect.task_id} of the run {shown(effect.run_id)}: what was paid is kept."
+        f"Settled. Clear {effect.dag_id}.{effect.task_id} of the run {shown(effect.run_id)}; paid answers are kept."
     )
 
 
 _STATES = {
     "ended": "has ended, and its output is known",
     "failed": "has ended with an error, which the model was told",
-    "running": "is being made, or its process died less than a minute ago",
-    "interrupted": "can be made again, and will be",
+    "running": "is running, or its process died less than a minute ago",
+    "interrupted": "is not irreversible, so the task runs it again",
 }
 
 

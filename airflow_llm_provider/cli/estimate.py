@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from airflow_llm_provider.cli.connection import read_airflow
-from airflow_llm_provider.cli.output import echo_json, fail, moment_ms, shown
+from airflow_llm_provider.cli.output import JsonOption, echo_json, fail, moment_ms, shown
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
@@ -52,7 +52,7 @@ def estimate(
         str | None,
         typer.Option("--file", help="The DAG's file or folder; by default all that Airflow knows."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what the documents tasks of a DAG would ask, what it would cost and how long it would take.
 

@@ -1,46 +1,47 @@
-"""`airflow-llm ledger`: where the ledger is, and what it holds."""
+"""`airflow-llm ledger`: where the ledger is, what it holds, its checks, exports and pruning."""
 
 from __future__ import annotations
 
+import csv
 import datetime as dt
+import json
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from airflow_llm_provider.cli.connection import claude_hook, read_airflow
-from airflow_llm_provider.cli.output import echo_json, fail, shown
+from airflow_llm_provider.cli.connection import (
+    ConnectionOption,
+    LedgerOption,
+    find_ledger,
+    read_airflow,
+    reading,
+)
+from airflow_llm_provider.cli.output import (
+    CSV_LINE_END,
+    CsvOption,
+    JsonOption,
+    ShowsByItself,
+    cell,
+    echo_json,
+    fail,
+    moment_ms,
+    shown,
+)
 
 if TYPE_CHECKING:
-    from airflow_llm_provider.ledger.database import Database
-
-
-class ShowsByItself(TyperGroup):
-    """Commands of which one shows what there is: `show` or `list`, also where none is named."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command in front of its options."""
-        if not args or (args[0].startswith("-") and args[0] != "--help"):
-            args = [next(name for name in ("show", "list") if name in self.commands), *args]
-        return super().parse_args(ctx, args)
-
+    from airflow_llm_provider.ledger.maintenance import Pruned
 
 app = typer.Typer(
     cls=ShowsByItself,
-    help="Look at the ledger of what was asked and paid, and look after it. Without a command, `show`.",
+    help="Show, check, export and prune the ledger of calls and payments. Default command: `show`.",
 )
 
-LedgerOption = Annotated[
-    str | None,
-    typer.Option("--ledger-url", help="SQLAlchemy URL; by default that of Airflow's [llm] section."),
-]
-ConnectionOption = Annotated[
-    str | None, typer.Option("--conn-id", help="Take the ledger of this Airflow connection.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+_AGE = re.compile(r"(\d+(?:\.\d+)?)([dh])")
 
 
 @app.command("show")
@@ -51,7 +52,7 @@ def show_ledger(
     run: Annotated[str | None, typer.Option("--run", help="Only the calls of this DAG run.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where the ledger is, its size, its calls by state, what they cost, and what was last wrong with answers."""
+    """Show where the ledger is, its size, its calls by state, their cost, and the latest invalid answers."""
     from airflow_llm_provider.ledger.maintenance import size
     from airflow_llm_provider.ledger.reports import invalid_answers, totals_by_state
     from airflow_llm_provider.ledger.schema import UNPROVEN
@@ -104,52 +105,170 @@ def show_ledger(
         )
 
 
-def find_ledger(ledger_url: str | None, conn_id: str | None, *, must_exist: bool = True) -> str:
-    """Return the ledger's URL; ends the command when there is none yet but must be.
+@app.command("check")
+def check_ledger(
+    ledger_url: LedgerOption = None,
+    conn_id: ConnectionOption = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="On SQLite, compare the indexes with the tables too; this reads the whole ledger."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for damage, replies without a call, answers without a reply, and calls left open.
 
-    Raises LedgerUnusable for a URL that no ledger can have.
+    The exit status is 1 when something is found.
     """
-    from airflow_llm_provider.ledger.database import parse_url
+    from airflow_llm_provider.ledger.maintenance import check
 
-    if ledger_url is not None:
-        url = ledger_url
-    elif conn_id is not None:
-        url = claude_hook(conn_id).connection.ledger_url
-    else:
-        read_airflow()
-        from airflow_llm_provider.hooks.configuration import default_ledger_url
+    with reading(find_ledger(ledger_url, conn_id)) as database:
+        findings = check(database, full=full)
+    if as_json:
+        echo_json([{"what": f.what, "count": f.count, "examples": list(f.examples)} for f in findings])
+    for finding in () if as_json else findings:
+        examples = ", ".join(shown(example, 200) for example in finding.examples)
+        typer.echo(f"{finding.count:,} {finding.what}: {examples}")
+    if findings:
+        raise typer.Exit(1)
+    if not as_json:
+        typer.echo("The ledger is sound.")
 
-        url = default_ledger_url()
-    parsed = parse_url(url)
-    if must_exist and parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
-        fail(f"There is no ledger at {parsed.database} yet: the first task that asks something makes it.")
-    return url
+
+@app.command("export")
+def export_ledger(
+    output: Annotated[str, typer.Argument(help="A file, or - for standard output.")] = "-",
+    as_csv: CsvOption = False,
+    with_payload: Annotated[
+        bool,
+        typer.Option("--with-payload", help="Add prompts and replies, where they are kept; not with --csv."),
+    ] = False,
+    since: Annotated[str | None, typer.Option(help="Calls from this date or time on; UTC.")] = None,
+    until: Annotated[str | None, typer.Option(help="Calls before this date or time.")] = None,
+    dag: Annotated[str | None, typer.Option("--dag", help="Only the calls of this DAG.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Only the calls of this DAG run.")] = None,
+    ledger_url: LedgerOption = None,
+    conn_id: ConnectionOption = None,
+) -> None:
+    """Write one JSON line per call: DAG, run, task, model, tokens, price, times. Default: no prompts, no replies."""
+    from airflow_llm_provider.ledger.maintenance import CALL_COLUMNS, export
+    from airflow_llm_provider.ledger.reports import Filter
+
+    if with_payload and as_csv:
+        fail("Prompts and replies are nested, so CSV cannot hold them: leave --csv or --with-payload out.")
+    named = {name: value for name, value in (("dag_id", dag), ("run_id", run)) if value is not None}
+    wanted = Filter(since_ms=moment_ms("--since", since), until_ms=moment_ms("--until", until), names=named)
+    with reading(find_ledger(ledger_url, conn_id)) as database, _opened(output) as file:
+        calls = export(database, wanted, with_payload=with_payload)
+        if not as_csv:
+            for one in calls:
+                file.write(json.dumps(one, ensure_ascii=False) + "\n")
+            return
+        writer = csv.DictWriter(file, CALL_COLUMNS, lineterminator=CSV_LINE_END)
+        writer.writeheader()
+        for one in calls:
+            row = {**one, "tags": " ".join(one["tags"])}
+            writer.writerow({name: cell(value) for name, value in row.items()})
+
+
+@app.command("prune")
+def prune_ledger(
+    older_than: Annotated[
+        str | None,
+        typer.Option(
+            help="Age such as 90d or 36h; default: [llm] retention_days and payload_retention_days."
+        ),
+    ] = None,
+    payload_only: Annotated[
+        bool,
+        typer.Option("--payload-only", help="Remove only prompts and replies; the rows of the calls stay."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    ledger_url: LedgerOption = None,
+    conn_id: ConnectionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove old calls in small steps, so that running tasks hardly wait.
+
+    A run that needs a removed answer asks and pays for it again, even if the document has not changed. Open calls,
+    and all calls of a run that was active lately, are kept at any age.
+    """
+    from airflow_llm_provider.ledger.maintenance import prune
+
+    rows, payloads = _ages(older_than, payload_only)
+    url = find_ledger(ledger_url, conn_id)
+    with reading(url) as database:
+        with database.read() as connection:
+            now_ms = database.now_ms(connection)
+        gone = prune(
+            database,
+            rows_before_ms=None if rows is None else now_ms - rows,
+            payloads_before_ms=None if payloads is None else now_ms - payloads,
+            dry_run=dry_run,
+        )
+    if as_json:
+        echo_json(_as_dict(gone, dry_run))
+        return
+    verb = "would be removed" if dry_run else "were removed"
+    notes = "" if dry_run else f", {gone.documents:,} records of unchanged files"
+    typer.echo(f"{gone.rows:,} calls and {gone.payloads:,} prompts and replies {verb}{notes}.")
+    if gone.kept:
+        typer.echo(f"{gone.kept:,} old calls stay: their runs are still active.")
+    if gone.rows and not dry_run and url.startswith("sqlite"):
+        typer.echo("The file keeps its size; the free space in it is used again.")
+
+
+def _ages(older_than: str | None, payload_only: bool) -> tuple[int | None, int | None]:
+    """Return the ages, in milliseconds, from which rows and payloads are removed."""
+    if older_than is not None:
+        match = _AGE.fullmatch(older_than.strip())
+        if match is None or not float(match[1]):
+            fail(f"--older-than is {older_than!r}; it must be an age such as 90d or 36h.")
+        age = round(float(match[1]) * (86_400_000 if match[2] == "d" else 3_600_000))
+        return (None, age) if payload_only else (age, None)
+    read_airflow()
+    from airflow.sdk.exceptions import AirflowFailException
+
+    from airflow_llm_provider.hooks.retention import retention_ms
+
+    try:
+        rows, payloads = retention_ms()
+    except AirflowFailException as error:
+        fail(error)
+    if payload_only:
+        rows = None
+    if rows is None and payloads is None:
+        fail(
+            "Everything is kept, so nothing can be removed: give --older-than, or set [llm] retention_days or "
+            "payload_retention_days."
+        )
+    return rows, payloads
+
+
+def _as_dict(gone: Pruned, dry_run: bool) -> dict[str, Any]:
+    return {
+        "dry_run": dry_run,
+        "calls": gone.rows,
+        "payloads": gone.payloads,
+        "documents": gone.documents,
+        "kept": gone.kept,
+        "steps": gone.steps,
+        "longest_step_s": round(gone.longest_s, 3),
+    }
 
 
 @contextmanager
-def reading(url: str) -> Iterator[Database]:
-    """Give the ledger's database; ends the command when it can't be read."""
-    import sqlalchemy as sa
-
-    from airflow_llm_provider.ledger.database import Database
-    from airflow_llm_provider.ledger.migrations import LATEST_VERSION, current_version
-
-    database = Database(url)
-    where = database.shown_url
+def _opened(output: str) -> Iterator[Any]:
+    if output == "-":
+        yield sys.stdout
+        return
     try:
-        with database.read() as connection:
-            found = current_version(connection)
-        if found is None:
-            fail(f"{where} holds no ledger yet: the first task that asks something makes it.")
-        if found < LATEST_VERSION:  # not ours to upgrade: workers of the old version may be running
-            fail(f"The ledger at {where} is of an older version: the first task of this one upgrades it.")
-        if found > LATEST_VERSION:
-            fail(f"The ledger at {where} is of a newer version: upgrade the package on this machine.")
-        yield database
-    except (sa.exc.DBAPIError, OSError) as error:
-        fail(f"The ledger at {where} can't be read: {getattr(error, 'orig', None) or error}")
-    finally:
-        database.close()
+        file = Path(output).open("w", encoding="utf-8", newline="")  # noqa: SIM115  # its errors alone are caught
+    except OSError as error:
+        fail(f"{output} cannot be written: {error}")
+    with file:
+        yield file
 
 
 def _day(ms: int | None) -> str | None:

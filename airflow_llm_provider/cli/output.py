@@ -1,23 +1,36 @@
-"""What commands say, and how they end when something is wrong."""
+"""The output of commands: JSON, CSV cells, text that is safe for a terminal, and the end with an error."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
 import re
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-# A document's text must not steer the terminal it is shown in.
+# A document's text must not control the terminal it is shown in.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-
-
-# The ending RFC 4180 asks for. With any other, Python before 3.13 leaves a lone carriage return unquoted, and what
-# comes after it would be the first cell of a row.
+# As RFC 4180 says. With another line end, Python before 3.13 writes a lone carriage return without quotes, and the
+# text after it would become the first cell of a new row.
 CSV_LINE_END = "\r\n"
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
+CsvOption = Annotated[bool, typer.Option("--csv", help="Write CSV.")]
+
+
+class ShowsByItself(TyperGroup):
+    """A group of commands that runs `show` or `list` when no command is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the default command in front of its options."""
+        if not args or (args[0].startswith("-") and args[0] != "--help"):
+            args = [next(name for name in ("show", "list") if name in self.commands), *args]
+        return super().parse_args(ctx, args)
 
 
 def fail(message: object) -> NoReturn:
@@ -32,26 +45,24 @@ def echo_json(value: Any) -> None:
 
 
 def cell(value: Any) -> Any:
-    """Return what a CSV file may hold: a text that a spreadsheet would take for a formula gets a `'` in front."""
+    """Return a CSV cell: a text that a spreadsheet would read as a formula gets a `'` in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def moment_ms(option: str, text: str | None) -> int | None:
-    """Read an option's date or time, UTC unless it says otherwise, as milliseconds since 1970."""
+    """Read an option's date or time, UTC by default, as milliseconds since 1970."""
     if text is None:
         return None
     try:
         moment = dt.datetime.fromisoformat(text)
     except ValueError:
-        fail(
-            f"{option} is {text!r}, and should be a date or time such as 2026-11-01 or 2026-11-01T06:00+01:00."
-        )
+        fail(f"{option} is {text!r}; it must be a date or time such as 2026-11-01 or 2026-11-01T06:00+01:00.")
     moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
     return round(moment.timestamp() * 1000)
 
 
 def shown(text: object, most: int | None = None) -> str:
-    """Return a text safe to show: control characters spelled out; cut to `most` characters in one line."""
+    """Return a text that is safe to show: control characters escaped; with `most`, one line of so many characters."""
     safe = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", str(text))
     if most is None:
         return safe

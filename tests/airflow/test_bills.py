@@ -19,7 +19,7 @@ from airflow_llm_provider.pricing import usd
 
 
 def costs(deployment: Any, by: str) -> dict[Any, dict[str, Any]]:
-    arguments = ["costs", "--by", by, "--format", "json", "--ledger-url", deployment.ledger_url]
+    arguments = ["costs", "--by", by, "--json", "--ledger-url", deployment.ledger_url]
     report = json.loads(CliRunner().invoke(app, arguments).stdout)
     return {one[next(iter(one)) if by != "run" else "run_id"]: one for one in report["rows"]}
 

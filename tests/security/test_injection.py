@@ -105,12 +105,12 @@ async def test_hostile_names_are_kept_found_and_added_up_exactly(ledger_url: str
         await ask(ledger_url, server, EVIL)
         assert server.invoice.paid == len(EVIL)  # each found its own the second time, and no other's
     for by, column in COLUMNS.items():
-        report = told(ledger_url, "costs", "--by", by, "--format", "json")
+        report = told(ledger_url, "costs", "--by", by, "--json")
         assert sorted(row[column] for row in report["rows"]) == sorted(EVIL), by
         assert {row["calls"] for row in report["rows"]} == {1}
     for option in ("--dag", "--run", "--task"):
         for name in EVIL:
-            assert told(ledger_url, "costs", option, name, "--format", "json")["total"]["calls"] == 1
+            assert told(ledger_url, "costs", option, name, "--json")["total"]["calls"] == 1
     calls = [json.loads(line) for line in run(ledger_url, "ledger", "export").stdout.splitlines()]
     assert sorted(one["dag_id"] for one in calls) == sorted(EVIL)
 
@@ -119,7 +119,7 @@ async def test_what_a_spreadsheet_or_a_terminal_would_run_is_shown_as_text(ledge
     with StandIn() as server:
         await ask(ledger_url, server, EVIL)
     for command in (("costs", "--by", "document"), ("costs", "--by", "dag"), ("ledger", "export")):
-        table = run(ledger_url, *command, "--format", "csv").stdout
+        table = run(ledger_url, *command, "--csv").stdout
         cells = [cell for row in csv.reader(io.StringIO(table)) for cell in row]
         # A number below zero is one.
         assert not [

@@ -232,8 +232,8 @@ def test_no_secret_is_on_any_page_and_errors_still_say_why(stage: Stage) -> None
         ),
         *(
             "costs",
-            "costs --by document --format csv",
-            "costs --format json",
+            "costs --by document --csv",
+            "costs --json",
             "budgets list",
             "effects list --json",
         ),

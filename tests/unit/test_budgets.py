@@ -209,9 +209,9 @@ async def test_the_command_line_sets_changes_shows_and_removes_budgets(ledger_ur
         "wait",
     )
     said = command(ledger_url, "set", "nights", *new)
-    assert said.output == "nights: $5.000000 for dag nightly a day (Europe/Berlin), then wait\n"
+    assert said.output == "nights: $5.00 per day (Europe/Berlin) for DAG nightly; when exceeded: wait\n"
     said = command(ledger_url, "set", "nights", "--usd", "7.50", "--on-exceeded", "fail")
-    assert said.output == "nights: $7.500000 for dag nightly a day (Europe/Berlin), then fail\n"
+    assert said.output == "nights: $7.50 per day (Europe/Berlin) for DAG nightly; when exceeded: fail\n"
     engine = Engine(endpoint=Endpoint(client=wire), ledger=Ledger(ledger_url))
     await engine.ask(question(), make_terms())
     [shown] = json.loads(command(ledger_url, "list", "--json").output)
@@ -260,7 +260,7 @@ def test_a_name_that_can_not_be_said_may_be_changed_and_removed_where_it_is(ledg
 
 def test_a_dag_per_run_is_each_of_its_runs(ledger_url: str) -> None:
     said = command(ledger_url, "set", "cap", "--usd", "1", "--scope", "dag:nightly", "--per", "run")
-    assert said.output == "cap: $1.000000 for each run of nightly, then fail\n"
+    assert said.output == "cap: $1.00 for each DAG run of nightly; when exceeded: fail\n"
 
 
 # Any order of events.

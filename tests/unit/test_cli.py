@@ -118,7 +118,7 @@ def test_without_a_command_what_there_is_is_shown(ledger_url: str) -> None:
         whole = run(group, command, *options)
         assert whole.exit_code == 0
         assert run(group, *options).output == whole.output
-        assert "Without a command" in run(group, "--help").output
+        assert "Default command" in run(group, "--help").output
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_file_that_holds_no_dead_letters_is_named(
     path.write_text(f"{json.dumps(UNREADABLE)}\n{line}\n")
     result = run("dead-letters", command[0], str(path), *command[1:])
     assert result.exit_code == 1
-    assert f"{path} holds something else than dead letters" in result.stderr
+    assert f"{path} does not hold dead letters" in result.stderr
 
 
 def test_what_is_not_there_is_one_line_and_status_1(letters: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_costs_are_a_table_with_a_total_and_its_caveats(database: Database) -> N
         "weekly",
         "total",
         paid_usd(),
-        "which are in no amount: 1",
+        "not included in any amount: 1",
         "at most $0.000900",
     ):
         assert text in result.stdout
@@ -75,7 +75,7 @@ def test_costs_are_a_table_with_a_total_and_its_caveats(database: Database) -> N
     "by", ["document", "task", "run", "dag", "owner", "tag", "model", "version", "day", "purpose"]
 )
 def test_costs_in_json_add_up(database: Database, by: str) -> None:
-    report = told(database, "costs", "--by", by, "--format", "json")
+    report = told(database, "costs", "--by", by, "--json")
     assert sum(one["calls"] for one in report["rows"]) == report["total"]["calls"] == 3
     assert report["total"]["cost_usd"] == paid_usd()
     assert report["total"]["unpriced"] == 1
@@ -83,9 +83,7 @@ def test_costs_in_json_add_up(database: Database, by: str) -> None:
 
 
 def test_costs_in_csv_run_nothing_in_a_spreadsheet(database: Database) -> None:
-    lines = list(
-        csv.DictReader(io.StringIO(run(database, "costs", "--by", "document", "--format", "csv").stdout))
-    )
+    lines = list(csv.DictReader(io.StringIO(run(database, "costs", "--by", "document", "--csv").stdout)))
     assert {line["item_id"] for line in lines} == {"'=cmd|' /C calc'!A0", "b.txt", ""}
     assert sum(float(line["cost_usd"]) for line in lines) == pytest.approx(float(paid_usd()))
     assert all(not line["saved_by_caching_usd"].startswith("'") for line in lines)
@@ -100,14 +98,14 @@ def test_costs_of_some_days_and_some_dags_only(database: Database) -> None:
         (("--dag", "weekly", "--model", MODELS[0]), 1),
         (("--run", "run-9"), 0),
     ):
-        assert told(database, "costs", *arguments, "--format", "json")["total"]["calls"] == calls, arguments
+        assert told(database, "costs", *arguments, "--json")["total"]["calls"] == calls, arguments
 
 
 def test_many_groups_are_cut_to_the_dearest_and_the_total_stays_true(database: Database) -> None:
     put(database, *(row(item_id=f"{n}.txt", uncached_tokens=1_000) for n in range(60)))
     shown = run(database, "costs", "--by", "document", "--top", "3").stdout
     assert "… 60 more" in shown
-    assert len(told(database, "costs", "--by", "document", "--format", "json")["rows"]) == 63
+    assert len(told(database, "costs", "--by", "document", "--json")["rows"]) == 63
 
 
 def test_the_size_and_the_calls_are_shown(database: Database) -> None:
@@ -134,16 +132,14 @@ def test_an_export_is_one_call_a_line(database: Database, tmp_path: Path) -> Non
     assert len(lines) == 4
     assert all("reply" not in line for line in lines)
     target = tmp_path / "calls.csv"
-    assert (
-        run(database, "ledger", "export", str(target), "--format", "csv", "--dag", "nightly").exit_code == 0
-    )
+    assert run(database, "ledger", "export", str(target), "--csv", "--dag", "nightly").exit_code == 0
     (line,) = csv.DictReader(target.read_text().splitlines())
     assert (line["item_id"], line["tags"]) == ("'=cmd|' /C calc'!A0", "red")
-    assert run(database, "ledger", "export", "--format", "csv", "--with-payload").exit_code == 1
+    assert run(database, "ledger", "export", "--csv", "--with-payload").exit_code == 1
     assert run(database, "ledger", "export", str(tmp_path / "no" / "where.csv")).stderr.startswith("Error: ")
 
 
-def test_pruning_says_first_what_would_go(database: Database) -> None:
+def test_pruning_says_first_what_it_would_remove(database: Database) -> None:
     old = [aged(database, 100, n, run_id="old") for n in range(3)]
     put(database, *old)
     put(database, *said(*old), table=payload)
@@ -154,7 +150,7 @@ def test_pruning_says_first_what_would_go(database: Database) -> None:
     assert (would["calls"], would["payloads"]) == (did["calls"], did["payloads"])
     assert {one["id"] for one in old}.isdisjoint(left(database))
     assert (
-        "0 calls and 0 prompts and replies went"
+        "0 calls and 0 prompts and replies were removed"
         in run(database, "ledger", "prune", "--older-than", "90d").stdout
     )
 
