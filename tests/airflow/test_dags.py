@@ -74,7 +74,6 @@ def test_parsing_a_dag_loads_nothing_that_only_a_call_needs(name: str) -> None:
         "aiohttp",
         "genai_prices",
         "pypdfium2",
-        "json_repair",
         "airflow_llm_provider.engine.run",
     )
     code = (

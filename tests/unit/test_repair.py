@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import time
 from typing import Any, Literal
 
 import orjson
@@ -198,8 +199,42 @@ def test_a_part_whose_references_lead_nowhere_is_none(reference: str) -> None:
     assert part_of(schema, ["b"]) is None
 
 
-def test_long_numbers_are_read_in_no_time() -> None:
-    assert json_repair.repair_punctuation('{"a": 1.' + "0" * 90_000 + "1,}") is None
+def test_long_numbers_are_kept_digit_for_digit() -> None:
+    number = "1." + "0" * 90_000 + "1"
+    assert json_repair.repair_punctuation(f'{{"a": {number},}}') == f'{{ "a" : {number} }}'
+
+
+@pytest.mark.parametrize(
+    "motif", ['"a":', ' ]true\\"', '"a" -', "]{1true", '{"a":}true', '""', "'b']", "1 ", "“x”", "a", " "]
+)
+@pytest.mark.parametrize("around", ['{"a": ["%s"]}', '{"a": [%s]}', "{%s}", '{"a": %s,}'])
+def test_no_answer_can_block_the_event_loop(motif: str, around: str) -> None:
+    began = time.process_time()
+    json_repair.repair_punctuation(around % (motif * (100_000 // len(motif))))
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": [12 500]}',  # one number or two?
+        '{"a": 1, 2}',
+        '{"a": [1,,2]}',
+        '{"a": [,]}',
+        '{"a" 1}',
+        '{"a": yes}',
+        '{"a": NaN,}',
+        '{"a": 01,}',
+        '{"a": .5,}',
+        "{'a': '\\x41'}",
+        '{"a": {"b": 1, "b": 2},}',
+        '{"a": 1]',
+        '["a": 1}',
+        '{"a": 1} {"b": 2,}',
+    ],
+)
+def test_what_could_be_meant_otherwise_is_not_repaired(text: str) -> None:
+    assert json_repair.repair_punctuation(text) is None
 
 
 @pytest.mark.parametrize("inner", ['x" y" ', 'x " y ', 'x", y" '])
