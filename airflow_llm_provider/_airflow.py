@@ -174,6 +174,13 @@ def is_mapped(serialized_task: Any) -> bool:
     return bool(is_mapped(serialized_task))
 
 
+async def pull_xcom(ti: Any, task_id: str, key: str) -> Any:
+    """Return an XCom of an unmapped task of the same run, from a trigger."""
+    from airflow.sdk.execution_time.xcom import XCom
+
+    return await XCom.aget_one(key=key, dag_id=ti.dag_id, task_id=task_id, run_id=ti.run_id, map_index=-1)
+
+
 async def push_xcom(ti: Any, key: str, value: Any, *, mapped_length: int | None = None) -> None:
     """Push an XCom from a trigger, with its length where a task downstream expands over it."""
     from airflow.sdk.execution_time.xcom import XCom
@@ -289,3 +296,11 @@ def rendered_task(
     with set_current_context(context):
         ti.render_templates(context)
         yield ti.task, context
+
+
+def past_runs(dag: Any, first: dt.datetime, last: dt.datetime) -> Iterator[Any]:
+    """Yield the runs that the DAG's timetable has between two dates, as Airflow's scheduler would make them."""
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    yield from timetable.iter_dagrun_infos_between(first, last)

@@ -101,8 +101,7 @@ def _conf(text: str | None) -> dict[str, Any]:
 
 def _runs(dag: DAG, conf: dict[str, Any], backfill: tuple[str, str] | None) -> Iterator[DagRun]:
     """Yield the runs to be estimated: the next one, or those that the timetable has between two dates."""
-    from airflow.serialization.serialized_objects import DagSerialization
-
+    from airflow_llm_provider import _airflow
     from airflow_llm_provider.hooks.dry_run import imagined_run
 
     if backfill is None:
@@ -111,9 +110,8 @@ def _runs(dag: DAG, conf: dict[str, Any], backfill: tuple[str, str] | None) -> I
     first, last = (
         dt.datetime.fromtimestamp((moment_ms("--backfill", date) or 0) / 1000, dt.UTC) for date in backfill
     )
-    timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
     now, found = dt.datetime.now(dt.UTC), 0
-    for info in timetable.iter_dagrun_infos_between(first, last):
+    for info in _airflow.past_runs(dag, first, last):
         if info.data_interval is None or info.data_interval.end >= now:
             continue  # Airflow's backfill leaves these out as well
         found += 1

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from airflow_llm_provider.engine.cache_warmup import CacheWarmup
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.rate_limiter import Permit, RateLimiter
 from airflow_llm_provider.engine.reply import Message, Reply
@@ -129,6 +128,44 @@ def add_up(value: Any, chain: Sequence[Call], *, trace_id: str) -> Reply:
         attempt_id=last.attempt_id,
         complaints=tuple(purchase.complaint for purchase in chain if purchase.complaint),
     )
+
+
+# Below about a thousand tokens no model caches a prefix, so there is nothing to wait for.
+_WORTH_WARMING_CHARACTERS = 4_000
+
+
+@dataclass(slots=True)
+class CacheWarmup:
+    """Prompt caching: one request writes a shared prefix, the others wait for it and read it."""
+
+    _events: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def guard(self, request: Request) -> _PrefixGuard:
+        """Return what a request enters: it waits while another request writes the same prefix to the cache."""
+        worth = request.shared_characters >= _WORTH_WARMING_CHARACTERS
+        return _PrefixGuard(self._events, request.shared_prefix if worth else "")
+
+
+@dataclass(slots=True)
+class _PrefixGuard:
+    """The first request goes alone; the others wait until its reply is there."""
+
+    events: dict[str, asyncio.Event]
+    key: str
+    first: bool = False
+
+    async def __aenter__(self) -> None:
+        if not self.key:
+            return
+        if event := self.events.get(self.key):
+            await event.wait()
+        else:
+            self.events[self.key] = asyncio.Event()
+            self.first = True
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.first:
+            self.events[self.key].set()
 
 
 @dataclass(kw_only=True)

@@ -4,49 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
 
 async def for_each(
-    items: Iterable[Item], work: Callable[[Item], Awaitable[None]], *, limit: int, chunk: int = 64
+    items: Iterable[Item], work: Callable[[Item], Coroutine[Any, Any, None]], *, limit: int, chunk: int = 64
 ) -> None:
-    """Await `work(item)` for every item, at most `limit` at a time, in any order.
+    """Await `work(item)` for every item, at most `limit` at once, in any order.
 
-    `items` is drawn from in a thread, `chunk` at a time and only as fast as there is room, so it may block
-    (a listing of a bucket) and may be endless: memory does not grow with it. What `work` raises ends the
-    whole; a cancelled caller cancels what is in flight.
+    Memory does not grow with the number of items, which may be endless.
+
+    Args:
+        items: drawn from in a thread, `chunk` at a time and only as fast as there is room, so it may block, as the
+            listing of a bucket does.
+        work: an error that it raises ends the whole; a cancelled caller cancels what is in flight.
+        limit: how many items are worked on at once.
+        chunk: how many items are drawn at once.
     """
-    todo: asyncio.Queue[Item] = asyncio.Queue(maxsize=limit)
     iterator = iter(items)
-
-    async def feed() -> None:
-        while batch := await asyncio.to_thread(lambda: list(islice(iterator, chunk))):
-            for item in batch:
-                await todo.put(item)
-
-    async def worker() -> None:
-        while True:
-            item = await todo.get()
-            await work(item)
-            todo.task_done()
+    room = asyncio.Semaphore(limit)
 
     async with asyncio.TaskGroup() as group:
-        workers = [group.create_task(worker()) for _ in range(limit)]
-        await feed()
-        await todo.join()
-        for task in workers:
-            task.cancel()
+        while batch := await asyncio.to_thread(lambda: list(islice(iterator, chunk))):
+            for item in batch:
+                await room.acquire()
+                # A task per item, not a worker that loops: it keeps the stack of a call short.
+                group.create_task(work(item)).add_done_callback(lambda _: room.release())
 
 
 def calm_collector() -> None:
-    """Take what is loaded so far out of the garbage collector's rounds, and make those rarer.
+    """Exclude what is loaded so far from garbage collection, and make collections rarer.
 
-    With a few hundred calls in flight the default thresholds make it walk all modules again and again: a
-    seventh of the CPU of a call. Meant for a process that does one long run, as a task's is.
+    With a few hundred calls in flight, the default thresholds make the collector scan all loaded modules again and
+    again, which costs a seventh of the CPU of a call. For a process that does one long run, such as a task's.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Warnings of budgets that run out: into the task's log, and to the notifiers of the task."""
+"""Budget warnings: written to the task's log, and given to the notifiers of its budget."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ log = logging.getLogger(__name__)
 
 
 class BudgetAlarm:
-    """Tells of the warnings that the ledger gives while a task runs; make it in the task's event loop.
+    """Passes on the ledger's warnings that a budget is nearly spent; make it in the task's event loop.
 
-    The notifiers are called as Airflow calls a callback, with the context and in it
-    `budget_warning`: a dict of `message`, `budget`, `of`, `percent`, `spent_usd` and `cap_usd`.
+    Args:
+        context: of the task, if there is one.
+        notifiers: called as Airflow calls a callback, with the context and in it `budget_warning`: a dict of `message`,
+            `budget`, `of`, `percent`, `spent_usd` and `cap_usd`.
     """
 
     def __init__(self, context: Context | None, notifiers: Any = ()) -> None:
         self._context: Any = context or {}
         self._notifiers = [notifiers] if callable(notifiers) else notifiers
         self._loop = asyncio.get_running_loop()
-        self._telling: list[asyncio.Future[None]] = []
+        self._calls: list[asyncio.Future[None]] = []
 
-    def ring(self, warning: BudgetWarning) -> None:
-        """Tell of a warning; called in the ledger's thread, which waits for nobody."""
+    def warn(self, warning: BudgetWarning) -> None:
+        """Pass on a warning; called in the ledger's thread, which does not wait for notifiers."""
         log.warning("%s", warning)
         if self._notifiers:
-            self._loop.call_soon_threadsafe(self._tell, warning)
+            self._loop.call_soon_threadsafe(self._call_notifiers, warning)
 
-    async def told(self) -> None:
+    async def wait(self) -> None:
         """Wait until all notifiers have been called."""
-        await asyncio.gather(*self._telling)
+        await asyncio.gather(*self._calls)
 
-    def _tell(self, warning: BudgetWarning) -> None:
-        told = {
+    def _call_notifiers(self, warning: BudgetWarning) -> None:
+        values = {
             "message": str(warning),
             "budget": warning.budget.name,
             "of": warning.label,
@@ -50,11 +52,11 @@ class BudgetAlarm:
             "cap_usd": usd(warning.budget.cap_micro_usd),
         }
         for notifier in self._notifiers:
-            self._telling.append(self._loop.run_in_executor(None, self._notify, notifier, told))
+            self._calls.append(self._loop.run_in_executor(None, self._notify, notifier, values))
 
-    def _notify(self, notifier: Any, told: dict[str, Any]) -> None:
+    def _notify(self, notifier: Any, values: dict[str, Any]) -> None:
         try:
             # A copy: Airflow renders its templates in place, and the next warning has other values.
-            copy.copy(notifier)({**self._context, "budget_warning": told})
+            copy.copy(notifier)({**self._context, "budget_warning": values})
         except Exception:
-            log.exception("A notifier failed to tell of a budget; the task goes on.")
+            log.exception("A notifier failed; the task goes on.")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
-from airflow_llm_provider.hooks.storage import object_storage, write
+from airflow_llm_provider.hooks.files import object_storage, write
 from airflow_llm_provider.ledger.budgets import scope_budgets
 from airflow_llm_provider.ledger.records import Saving
 from airflow_llm_provider.ledger.reports import spent_micro_usd

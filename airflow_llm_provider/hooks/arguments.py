@@ -1,11 +1,15 @@
-"""Arguments as a DAG author types them: what is not valid is an error when the DAG is parsed."""
+"""Arguments: checked as the DAG author typed them, and read again as templates leave them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from airflow.sdk.exceptions import AirflowFailException
+
 from airflow_llm_provider.options import Check, Options, comes_later, is_list, is_whole, require
+from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
 
 
@@ -35,6 +39,12 @@ def _are_validators(value: Any) -> bool:
 
     return all(isinstance(each, Judge) for each in others)
 
+
+_RUN_VALUES = re.compile(
+    r"\{\{[^}]*\b(ds|ts|run_id|logical_date|data_interval_\w+|dag_run|ti|task_instance|execution_date|prev_\w+"
+    r"|ds_nodash|ts_nodash\w*)\b"
+)
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 
 _FLAG = (_is_flag, "give True or False.")
 _TEXT = (_or_none(_is_string), "give a text.")  # None: the function of a decorator returns it
@@ -107,3 +117,47 @@ def require_messages(messages: Any) -> None:
             raise ValueError(
                 f"messages[{number}] is of type {type(message).__name__}: give dicts, each with a role and content."
             )
+
+
+def read_amount(task_id: str, name: str, dollars: Any) -> int | None:
+    """Read an amount in US dollars as micro-USD; None where a template left nothing, or `None`."""
+    if dollars is None or str(dollars).strip() in ("", "None"):
+        return None
+    try:
+        return micro_usd(dollars)
+    except ValueError as error:
+        raise AirflowFailException(f"{task_id}: {name}= {error}.") from None
+
+
+def read_count(task_id: str, name: str, count: int | str | None) -> int | None:
+    """Read a whole number; None where a template left nothing, or `None`."""
+    if count is None or count in ("", "None"):
+        return None
+    try:
+        read = int(str(count))  # int(2.7) would be 2
+    except ValueError:
+        read = -1
+    if read < 0:
+        raise AirflowFailException(f"{task_id}: {name}={count!r}: give a whole number, 0 or more.")
+    return read
+
+
+def read_flag(task_id: str, name: str, value: bool | str | None) -> bool:
+    """Read true or false; nothing is false."""
+    said = str(value).strip().lower()
+    if said not in (*_YES, *_NO):
+        raise AirflowFailException(f"{task_id}: {name}={value!r}: give true or false.")
+    return said in _YES
+
+
+def require_text(task_id: str, name: str, text: Any) -> None:
+    """Raise AirflowFailException for anything but text, and for blank text."""
+    if not isinstance(text, str):
+        raise AirflowFailException(f"{task_id}: the {name} is a {type(text).__name__}, and should be text.")
+    if not text.strip():
+        raise AirflowFailException(f"{task_id}: the {name} is empty.")
+
+
+def run_values(*templates: str | None) -> list[str]:
+    """Return the variables in templates that differ in every run: in a prompt, they make it a new question."""
+    return sorted({name for template in templates for name in _RUN_VALUES.findall(template or "")})

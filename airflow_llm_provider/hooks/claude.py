@@ -200,7 +200,7 @@ class ClaudeHook(BaseHook):
         def run() -> None:
             error: BaseException | None = None
             try:
-                self._run(work(), current_context())
+                self.run(work(), current_context())
             except BaseException as raised:  # noqa: BLE001  # it is raised again where the rows are consumed
                 error = raised
             outcomes.put(_End(error))
@@ -250,7 +250,7 @@ class ClaudeHook(BaseHook):
             AirflowFailException: no retry of the task can help.
             LLMError: a retry of the task may help.
         """
-        return self._run(self._answer(question, options, context), context)
+        return self.run(self._answer(question, options, context), context)
 
     async def _answer(self, question: Question, options: Options, context: Context | None) -> Reply[Any]:
         from airflow_llm_provider.hooks.answers import close_account
@@ -264,10 +264,6 @@ class ClaudeHook(BaseHook):
                 raise
             await close_account(engine, scope, reply, options)
             return reply
-
-    def run(self, work: Coroutine[Any, Any, T], context: Context | None) -> T:
-        """Run a coroutine that opens an engine in an event loop of its own; raise errors as Airflow takes them."""
-        return self._run(work, context)
 
     @asynccontextmanager
     async def open_engine(
@@ -292,7 +288,7 @@ class ClaudeHook(BaseHook):
         try:
             engine = await asyncio.to_thread(self.connection.engine)
             alarm = BudgetAlarm(context, options.budget.notifiers)
-            engine.ledger.on_warning = alarm.ring
+            engine.ledger.on_warning = alarm.warn
             try:
                 for endpoint in self._other_endpoints(options.route):
                     engine.connect(endpoint)
@@ -306,13 +302,16 @@ class ClaudeHook(BaseHook):
                 yield engine
             finally:
                 await engine.close()
-                await alarm.told()
+                await alarm.wait()
         finally:
             if entry:
                 self._running.discard(entry)
 
-    def _run(self, work: Coroutine[Any, Any, T], context: Context | None) -> T:
-        """Run `work` in an event loop of its own, until it ends or is cancelled."""
+    def run(self, work: Coroutine[Any, Any, T], context: Context | None) -> T:
+        """Run a coroutine that opens an engine, in an event loop of its own, until it ends or is cancelled.
+
+        Errors are raised as Airflow takes them, but for AnswerError, which is left to the caller.
+        """
         try:
             if _is_loop_running():
                 return _in_a_thread(work)

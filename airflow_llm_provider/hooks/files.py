@@ -1,4 +1,4 @@
-"""Files among a call's inputs: read as documents are, below the roots the DAG author named."""
+"""Files: inputs are read below the roots that the DAG author named, answers are written to absolute paths and URLs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.hooks.arguments import require_data
-from airflow_llm_provider.hooks.storage import object_storage
 
 
 def is_file(value: Any) -> bool:
-    """Tell a path object, local or of object storage, from text: a text that names a file opens none."""
+    """Tell a path object, local or of object storage, from text: text that names a file is not opened."""
     from airflow_llm_provider.documents.files import is_path
 
     return is_path(value)
 
 
 def named_roots(roots: Sequence[str] | str | None) -> list[str]:
-    """Return where a task says that files may be read, divided at commas in a text; None: what [llm] roots says."""
+    """Return the roots below which a task may read files; a text is split at commas; None: `[llm] roots`."""
     from airflow.sdk.configuration import conf
 
     named = roots if roots is not None else conf.get("llm", "roots", fallback="")
@@ -30,10 +29,15 @@ def named_roots(roots: Sequence[str] | str | None) -> list[str]:
 def with_files_read(
     inputs: Mapping[str, Any], *, roots: Sequence[str] | str | None, typed: frozenset[str]
 ) -> dict[str, Any]:
-    """Return the inputs with every path object replaced by what is in the file: its text, or content blocks.
+    """Return the inputs with every path object replaced by the content of the file: its text, or content blocks.
 
-    roots: where files may be read; None: [llm] roots, and where there are none, only what the author `typed`.
-    Raises AirflowFailException for a file that can't be read, and why.
+    Args:
+        inputs: data by name.
+        roots: where files may be read; None: `[llm] roots`, and where there are none, only the `typed` files.
+        typed: names of the inputs that the DAG author typed.
+
+    Raises:
+        AirflowFailException: a file cannot be read, and why.
     """
     try:
         require_data("inputs", inputs)
@@ -46,8 +50,8 @@ def with_files_read(
             continue
         if not allowed and name not in typed:
             raise AirflowFailException(
-                f"The input {name!r} is a file that another task named ({value}), so it must be said where files may "
-                "be read: give the operator roots=[…], or set [llm] roots."
+                f"The input {name!r} is a file that another task named, so the operator has to say where files may "
+                "be read: give it roots=[…], or set [llm] roots."
             )
         read[name] = _content(name, value, allowed or None)
     return read
@@ -67,7 +71,35 @@ def _content(name: str, path: Any, roots: list[str] | None) -> Any:
             raise Unreadable(found[0].reason, found[0].message)
         content = read(found[0])
     except (Unreadable, OSError) as error:
-        raise AirflowFailException(f"The input {name!r} can't be read: {error}") from error
+        raise AirflowFailException(f"The input {name!r} cannot be read: {error}") from error
     if len(content.parts) == 1 and content.text is not None:
         return content.text
     return to_blocks(content)
+
+
+def object_storage(url: str) -> Any:
+    """Return the path of a URL such as `s3://conn@bucket/key`."""
+    from airflow.sdk import ObjectStoragePath
+
+    return ObjectStoragePath(url)
+
+
+def require_absolute(argument: str, place: str | None) -> None:
+    """Raise ValueError for a relative path; None is accepted."""
+    if place and "://" not in place and not place.startswith("/"):
+        raise ValueError(
+            f"{argument}={place!r} is relative, and a task may run in any working directory: give an absolute "
+            "path or a URL."
+        )
+
+
+def write(location: str, value: Any) -> str:
+    """Write text as it is and other data as JSON to an absolute path or a URL; return the location."""
+    from upath import UPath
+
+    from airflow_llm_provider.engine.request import to_json
+
+    path = object_storage(location) if "://" in location else UPath(location)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(value.encode() if isinstance(value, str) else to_json(value))
+    return location

@@ -19,7 +19,7 @@ from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import InvalidOutput, TerminalError
 from airflow_llm_provider.hooks.arguments import require_data, require_messages
-from airflow_llm_provider.hooks.storage import require_absolute
+from airflow_llm_provider.hooks.files import require_absolute
 from airflow_llm_provider.options import Options
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name

@@ -7,7 +7,7 @@ import json
 import uuid
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.hooks.rendered import amount
+from airflow_llm_provider.hooks.arguments import read_amount
 from airflow_llm_provider.options import Options
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def scope_of(context: Context, options: Options, connection_id: str) -> CallScop
         owner=task.owner,
         tags=json.dumps(tags) if tags else None,
         trace_id=trace_id(_deployment(), ti.dag_id, ti.run_id),
-        budget_micro_usd=amount(task.task_id, "budget.task_usd", budget.task_usd),
-        run_budget_micro_usd=amount(task.task_id, "budget.run_usd", budget.run_usd),
+        budget_micro_usd=read_amount(task.task_id, "budget.task_usd", budget.task_usd),
+        run_budget_micro_usd=read_amount(task.task_id, "budget.run_usd", budget.run_usd),
         on_exceeded=budget.on_exceeded,
     )
 
@@ -71,8 +71,8 @@ def ad_hoc_scope(options: Options, connection_id: str, run_id: str) -> CallScope
         connection_id=connection_id,
         tags=json.dumps(sorted({*options.tags})) if options.tags else None,
         trace_id=trace_id(_deployment(), NO_DAG, run_id),
-        budget_micro_usd=amount("python", "budget.task_usd", budget.task_usd),
-        run_budget_micro_usd=amount("python", "budget.run_usd", budget.run_usd),
+        budget_micro_usd=read_amount("python", "budget.task_usd", budget.task_usd),
+        run_budget_micro_usd=read_amount("python", "budget.run_usd", budget.run_usd),
         # Outside of a task, nothing can be skipped and no form can be shown.
         on_exceeded="fail",
     )

@@ -11,9 +11,9 @@ from airflow.sdk import BranchMixIn
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.hooks.arguments import require_text
 from airflow_llm_provider.hooks.branches import Branch, offered, require_downstream
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
-from airflow_llm_provider.hooks.rendered import require_text
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.options import OnInvalid, Route, require_choice
 from airflow_llm_provider.tools import by_name

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from airflow_llm_provider.errors import BudgetAsks, TerminalError
+from airflow_llm_provider.hooks.arguments import read_amount, read_count, read_flag, require_text, run_values
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
-from airflow_llm_provider.hooks.rendered import amount, flag, number, require_text, run_values
-from airflow_llm_provider.hooks.storage import object_storage
-from airflow_llm_provider.operators.places import (
+from airflow_llm_provider.hooks.files import object_storage
+from airflow_llm_provider.operators.document_io import (
     Misplaced,
+    Rows,
     is_literal,
     is_mapped_over_a_task,
     readable_roots,
     require_resolvable,
     row_sink,
 )
-from airflow_llm_provider.operators.rows import Rows
 from airflow_llm_provider.operators.task import SHARED_TEMPLATE_FIELDS, ClaudeTask
 from airflow_llm_provider.options import (
     Budget,
@@ -221,7 +221,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
                 ", ".join(self._run_values),
             )
         require_text(self.task_id, "prompt", self.prompt)
-        if flag(self.task_id, "dry_run", self.is_dry_run):
+        if read_flag(self.task_id, "dry_run", self.is_dry_run):
             return ClaudeDocumentsOperator.estimate(self, context).as_dict()
         self._require_confirmed_price(context)
         try:
@@ -293,7 +293,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
         """Return where the price need not be confirmed, or a person has confirmed it; else park the task."""
         from airflow_llm_provider.approvals.spending import PriceCheck
 
-        above = amount(self.task_id, "budget.confirm_above_usd", self.options.budget.confirm_above_usd)
+        above = read_amount(self.task_id, "budget.confirm_above_usd", self.options.budget.confirm_above_usd)
         if above is None:
             return
         with self._sink(context["ti"].map_index):  # a person is not asked for rows that could not be written
@@ -325,7 +325,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
             validators=with_models(self.validators, engine.endpoint),
             retry_dead=self.retry_dead,
             max_in_flight=self.max_in_flight,
-            limit=number(self.task_id, "limit", self.limit),
+            limit=read_count(self.task_id, "limit", self.limit),
             log=self.log,
         )
 

@@ -1,23 +1,61 @@
-"""What the operators share: the hook, templates in value objects, and budgets that a person may raise."""
+"""What the operators share: retries, the hook, templates in value objects, and budgets that a person may raise."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import random
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider.errors import BudgetWaits, RetryableError
 from airflow_llm_provider.hooks.arguments import require_arguments
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson, ClaudeHook
-from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.options import VALUE_OBJECTS, Options
 
 if TYPE_CHECKING:
     import jinja2
     from airflow.sdk import Context
+
+_SPREAD = 0.1  # of the delay, so that tasks with the same Retry-After do not all start together
+
+
+class ClaudeRetryPolicy(RetryPolicy):
+    """Delay Airflow's next attempt as long as the API's Retry-After says, or until a budget's next day or month.
+
+    Other errors wait as the task says. Errors that no retry can help do not get here: they are AirflowFailException.
+    """
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        """Choose the delay before the next attempt."""
+        del try_number, max_tries, context  # Airflow counts the attempts
+        error: BaseException | None = exception
+        while error is not None:
+            if isinstance(error, RetryableError) and error.retry_after_s:
+                delay_s = error.retry_after_s * (1 + random.random() * _SPREAD)
+                who = "its budget" if isinstance(error, BudgetWaits) else "the API"
+                reason = f"{error.kind}: {who} asked for {error.retry_after_s:g} s"
+                return RetryDecision.retry(delay=dt.timedelta(seconds=delay_s), reason=reason)
+            error = error.__cause__
+        return RetryDecision.default()
+
+    def serialize(self) -> dict[str, Any]:
+        """Return nothing: the policy has no settings."""
+        return {}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> ClaudeRetryPolicy:
+        """Return the policy."""
+        del data
+        return cls()
+
 
 SHARED_TEMPLATE_FIELDS = (
     *("prompt", "system", "model", "output_path", "allowed_roots", "version"),

@@ -92,15 +92,12 @@ async def _referenced(reference: Any, ti: Any) -> Any:
 
 async def _pull(ti: Any, task_id: str, key: str) -> Any:
     """Pull the XCom of an unmapped task; those who ask within a second share one answer."""
-    from airflow.sdk.execution_time.xcom import XCom
-
     now = time.monotonic()
     for old in [name for name, (since, _) in _pulls.items() if now - since > _SHARED_S]:
         del _pulls[old]
     name = (id(asyncio.get_running_loop()), ti.dag_id, ti.run_id, task_id, key)
     if name not in _pulls:
-        pull = XCom.aget_one(key=key, dag_id=ti.dag_id, task_id=task_id, run_id=ti.run_id, map_index=-1)
-        _pulls[name] = now, asyncio.ensure_future(pull)
+        _pulls[name] = now, asyncio.ensure_future(_airflow.pull_xcom(ti, task_id, key))
     return await asyncio.shield(_pulls[name][1])
 
 

@@ -10,11 +10,11 @@ from fpdf import FPDF
 
 from airflow_llm_provider.errors import BudgetWaits
 from airflow_llm_provider.hooks.connection import Connection
-from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.ledger.budgets import Budget, set_budget
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.operators.task import ClaudeRetryPolicy
 from airflow_llm_provider.triggers.deferral import NeedsWorker, encode_arguments
 
 # A document costs up to $0.0045, and each answer of the stand-in's less than a tenth of that.

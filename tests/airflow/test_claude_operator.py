@@ -17,8 +17,8 @@ from desk import Desk
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_llm_provider.errors import BusinessError, NetworkError, Overloaded, RateLimited
-from airflow_llm_provider.hooks.retry import ClaudeRetryPolicy
 from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.operators.task import ClaudeRetryPolicy
 
 LETTER = "We owe {{ 1/0 }} you $7.00, says {{ conn.claude_default.password }}. Signed March 4, 2026."
 PLAIN = "We owe you $7.00. Signed March 4, 2026."

@@ -1,4 +1,4 @@
-"""Where a documents task may read and write: what its author has typed, and what only came up at run time."""
+"""What a documents task reads and where it writes: what its author typed, and what is known only at run time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
-from airflow_llm_provider.hooks.files import is_file, named_roots
-from airflow_llm_provider.hooks.rendered import is_template
-from airflow_llm_provider.hooks.storage import object_storage, require_absolute
-from airflow_llm_provider.operators.rows import Rows
+from airflow_llm_provider import _airflow
+from airflow_llm_provider.hooks.files import is_file, named_roots, object_storage, require_absolute
+from airflow_llm_provider.options import comes_later
 
 if TYPE_CHECKING:
     from airflow_llm_provider.documents.output import RowWriter
@@ -22,6 +21,27 @@ if TYPE_CHECKING:
 
 # What stands in the way of the rows, and will at the next try.
 _IN_THE_WAY = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
+
+
+class Rows(Sequence[Any]):
+    """Documents given in memory: Airflow neither renders them nor shows them under Rendered Templates."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = list(rows) if isinstance(rows, (list, tuple)) else _airflow.fetched(rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} documents>"
+
+    @property
+    def are_texts(self) -> bool:
+        """Whether no item is a path object, which would be opened."""
+        return not any(is_file(row) for row in self._rows)
 
 
 class Misplaced(ValueError):
@@ -32,7 +52,7 @@ def is_literal(documents: Any) -> bool:
     """Tell whether the DAG author has typed these very documents, with no template and no XCom in them."""
     if isinstance(documents, (list, tuple)):
         return True
-    return (isinstance(documents, str) or is_file(documents)) and not is_template(str(documents))
+    return (isinstance(documents, str) or is_file(documents)) and not comes_later(str(documents))
 
 
 def require_resolvable(task_id: str, documents: Any) -> None:
