@@ -1,4 +1,4 @@
-"""Accounts: what each meter has counted, moved in the very transaction that moves its calls."""
+"""Accounts: what each budget's meter has counted, changed in the same transaction as the calls."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _MOVED = (
         warned_micro_usd=sa.bindparam("warned"),
     )
 )
-_MOST_WATCHED = 1_000
+_MAX_WATCHED = 1_000  # meters whose budgets are looked at for warnings
 
 
 class MissingAccounts(Exception):
-    """Some meters have no account yet: make them, then do the transaction again."""
+    """Some meters have no account yet: make them, then run the transaction again."""
 
     def __init__(self, meters: Sequence[Meter]) -> None:
         super().__init__(", ".join(meter.label for meter in meters))
@@ -58,7 +58,7 @@ class MissingAccounts(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetWarning:
-    """A budget's meter has passed `percent` of its cap."""
+    """The meter of a budget has passed `percent` of the cap."""
 
     budget: Budget
     label: str
@@ -74,20 +74,25 @@ class BudgetWarning:
 
 @dataclass(frozen=True, slots=True)
 class ScopeBudgets:
-    """What binds a scope's calls: budgets with their meters, and the ids of all accounts they are booked on."""
+    """The budgets of a scope's calls.
+
+    Attributes:
+        budgets: Each budget with its meter; None for a budget that caps each call by itself.
+        accounts: Ids of all accounts that the calls are booked on.
+    """
 
     budgets: tuple[tuple[Budget, Meter | None], ...]
     accounts: tuple[str, ...]
 
     @property
     def written(self) -> str | None:
-        """The ids as the column of a call holds them."""
+        """The ids as they stand in the `accounts` column of a call."""
         return " ".join(self.accounts) or None
 
 
 @dataclass(slots=True)
 class _BookedCall:
-    """What a call is booked at now: an account is the sum over those of its calls."""
+    """What a call adds to each of its accounts now."""
 
     state: str
     accounts: list[str]
@@ -98,20 +103,26 @@ class _BookedCall:
 
 @dataclass(slots=True)
 class AccountChanges:
-    """What one transaction moves."""
+    """What one transaction changes on the accounts.
+
+    Attributes:
+        booked_calls: The calls that end in it, with what they are booked at now.
+        moves: By account, what is added to its settled and its reserved sum.
+        wanted: Reservations: attempt, ceiling, budgets.
+    """
 
     booked_calls: dict[str, _BookedCall] = field(default_factory=dict)
     moves: dict[str, list[int]] = field(default_factory=dict)
     wanted: list[tuple[str, int | None, ScopeBudgets]] = field(default_factory=list)
 
     def read(self, connection: sa.Connection, attempts: Sequence[str]) -> None:
-        """Read and lock what the calls that are about to end are booked at."""
+        """Read and lock the calls that are about to end, in the order of their ids."""
         for chunk in chunks(attempts):
             for row in connection.execute(_BOOKED, {"ids": chunk}):
                 self.hold(row)
 
     def hold(self, row: Any) -> None:
-        """Take a call as read: a row with the columns `id, state, accounts, ceiling and cost`."""
+        """Remember what a call is booked at; `row` has its id, state, accounts, ceiling and cost."""
         if row.accounts is None:
             return
         ceiling, cost = row.ceiling_micro_usd or 0, row.cost_micro_usd or 0
@@ -122,18 +133,18 @@ class AccountChanges:
         )
 
     def settle(self, attempt: str, state: str, cost_micro_usd: int | None) -> None:
-        """Book a call at what it cost, whatever it was booked at before."""
+        """Book a call at its cost, whatever it was booked at before."""
         if booked := self.booked_calls.get(attempt):
             self._book(booked, state, cost_micro_usd or 0)
 
     def end(self, attempt: str, state: str) -> None:
-        """Free a call that was not billed, or book it at its ceiling; one that is settled stays what it is."""
+        """Free the reservation of a call that failed, or book it at its ceiling; a settled call is not changed."""
         booked = self.booked_calls.get(attempt)
         if booked and booked.state in (OPEN, UNPROVEN):
             self._book(booked, state, 0 if state == FAILED else booked.ceiling)
 
     def want(self, attempt: str, ceiling_micro_usd: int | None, bound: ScopeBudgets) -> None:
-        """Ask for a reservation."""
+        """Ask to reserve the ceiling of an attempt."""
         if bound.budgets or bound.accounts:
             self.wanted.append((attempt, ceiling_micro_usd, bound))
 
@@ -146,15 +157,21 @@ class AccountChanges:
 
 
 class Accounts:
-    """The accounts, as one engine moves them.
+    """The accounts, as one ledger object changes them.
 
-    configured: budgets that the configuration sets, beside the standing ones in the ledger.
+    An account is the sum over the calls that name it: the ceilings of those in flight, and the costs of the others.
+    It changes in the same transaction as the call, so no change is lost or made twice.
 
-    An account is the sum over the calls that name it: ceilings of those in flight, and what the others cost. It
-    moves in the transaction that moves the call, so it can neither be moved twice nor be forgotten.
+    A transaction locks accounts last, in the order of their ids (see the lock order in `writes.Writes`). Making an
+    account locks calls after it, so that is a transaction of its own.
 
-    So that writers on PostgreSQL never wait in a circle, accounts are what a transaction locks last, in the
-    order of their ids; making one locks calls after it, so that is a transaction of its own.
+    Args:
+        dialect: `sqlite` or `postgresql`.
+        configured: Budgets from the configuration, besides those that are stored in the ledger.
+
+    Attributes:
+        raised: Caps that a person has raised for this ledger object, by name of the budget and label of its meter.
+        is_short: Whether an attempt was refused that fits once calls in flight are settled.
     """
 
     def __init__(self, dialect: str, configured: Sequence[Budget] = ()) -> None:
@@ -164,22 +181,24 @@ class Accounts:
             insert(dialect, account).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
         )
         self._watched: dict[str, dict[str, Budget]] = {}
-        self._standing: list[Budget] = []
-        self.raised: Mapping[tuple[str, str], int] = {}  # caps by budget and what it is of
-        self.is_short = False  # somebody waits for what is reserved to be settled, or given up
+        self._stored: list[Budget] = []
+        self.raised: Mapping[tuple[str, str], int] = {}
+        self.is_short = False
 
     def bind(
         self, connection: sa.Connection, now: int, scopes: Iterable[CallScope]
     ) -> dict[int, ScopeBudgets]:
-        """Return what binds each scope, by its identity; raises MissingAccounts."""
-        self._standing = stored_budgets(connection)
-        everybody = [*self._configured, *self._standing]
+        """Return the budgets of each scope, by the identity of the scope.
+
+        Raises:
+            MissingAccounts: A meter has no account yet.
+        """
+        self._stored = stored_budgets(connection)
+        shared = [*self._configured, *self._stored]
         distinct = {id(scope): scope for scope in scopes}
         bound = {
             key: [
-                (one, one.meter(scope, now))
-                for one in (*scope_budgets(scope), *everybody)
-                if one.binds(scope)
+                (one, one.meter(scope, now)) for one in (*scope_budgets(scope), *shared) if one.binds(scope)
             ]
             for key, scope in distinct.items()
         }
@@ -202,15 +221,16 @@ class Accounts:
         }
 
     def make(self, connection: sa.Connection, now: int, meter: Meter) -> None:
-        """Make an account, with what its meter would have counted until now."""
+        """Make the account of a meter, with what the meter would have counted until now."""
         values = {"id": meter.id, "label": meter.label, "kind": meter.kind, "opened_ms": now}
         values["applies_to"] = meter.applies_to
         zeros = dict.fromkeys(("settled_micro_usd", "reserved_micro_usd", "warned_micro_usd"), 0)
         if connection.execute(self._insert, {**values, **zeros}).rowcount != 1:
-            return  # somebody else was first
+            return  # another process was faster
         is_named = call.c.accounts.like(f"%{meter.id}%")
-        # A late reply corrects what is unproven, so that has to be named too.
-        # Those that name it already, too, from before it was removed: whoever ends one now would not find it.
+        # Calls that may still change must name the account: those in flight, and unproven ones, which a late reply
+        # corrects. Those that name it already, from an account that was removed, are locked too: who ends one meanwhile
+        # would find no account.
         may_move = sa.select(call.c.id).where(is_in(OPEN, UNPROVEN), meter.calls())
         found = connection.scalars(may_move.order_by(call.c.id).with_for_update())
         for chunk in chunks(found.all()):
@@ -235,9 +255,10 @@ class Accounts:
     def move(
         self, connection: sa.Connection, changes: AccountChanges
     ) -> tuple[dict[str, BudgetRefusal], list[BudgetWarning]]:
-        """Move the accounts, and reserve what fits in the order of asking; the last thing in a transaction.
+        """Change the accounts and reserve what fits, in the order of asking; the last step of a transaction.
 
-        Returns the refusals by attempt, and the warnings that are due once it is committed.
+        Returns:
+            The refusals by attempt, and the warnings to pass on once the transaction is committed.
         """
         names = {name for name, move in changes.moves.items() if any(move)}
         names |= {name for *_, bound in changes.wanted for name in bound.accounts}
@@ -266,7 +287,7 @@ class Accounts:
                     reserved[name] += ceiling or 0
         if changes.wanted:
             self.is_short = any(refusal.may_fit for refusal in refusals.values())
-        warnings = [warning for row in rows.values() for warning in self._due(row, settled[row.id])]
+        warnings = [warning for row in rows.values() for warning in self._warnings_of(row, settled[row.id])]
         if changed := [
             {
                 "account": name,
@@ -287,14 +308,14 @@ class Accounts:
         return replace(one, cap_micro_usd=max(cap, one.cap_micro_usd)) if cap else one
 
     def _watch(self, one: Budget, meter: Meter) -> None:
-        if meter.id not in self._watched and len(self._watched) >= _MOST_WATCHED:
+        if meter.id not in self._watched and len(self._watched) >= _MAX_WATCHED:
             del self._watched[next(iter(self._watched))]
         self._watched.setdefault(meter.id, {})[one.name] = one
 
-    def _due(self, row: Any, settled: int) -> Iterable[BudgetWarning]:
+    def _warnings_of(self, row: Any, settled: int) -> Iterable[BudgetWarning]:
         for one in self._watched.get(row.id, {}).values():
-            if one.origin == "ledger" and one not in self._standing:
-                continue  # changed or removed meanwhile
+            if one.origin == "ledger" and one not in self._stored:
+                continue  # it was changed or removed meanwhile
             if passed := warnings_due(one, row.warned_micro_usd, settled):
                 yield BudgetWarning(
                     budget=one, label=row.label, percent=max(passed), settled_micro_usd=settled
@@ -304,7 +325,7 @@ class Accounts:
 def _refusal(
     ceiling: int | None, bound: ScopeBudgets, settled: dict[str, int], reserved: dict[str, int]
 ) -> BudgetRefusal | None:
-    """Return why a call may not be made; None when it may."""
+    """Return why a call may not be made, None when it may; a budget that it will never fit goes first."""
     found: BudgetRefusal | None = None
     for one, meter in bound.budgets:
         spent, held = (settled[meter.id], reserved[meter.id]) if meter else (0, 0)

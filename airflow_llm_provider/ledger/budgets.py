@@ -1,4 +1,4 @@
-"""Budgets: what a cap binds, over which time, and which meter counts towards it."""
+"""Budgets: which calls a cap limits over which time, what its meter counts, and what a refusal says."""
 
 from __future__ import annotations
 
@@ -30,21 +30,26 @@ ON_EXCEEDED = ("fail", "skip", "wait", "ask")
 WARN_AT_PERCENT = (50, 80, 95)
 _HOUR_MS = 3_600_000
 _COLUMNS = tuple(column.name for column in budget.columns)
-_ALL = sa.select(budget).order_by(budget.c.name)
+_STORED = sa.select(budget).order_by(budget.c.name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """A cap on what calls may cost; raises ValueError for one that makes no sense.
+    """A cap on what calls may cost.
 
-    name: as messages and the command line call it.
-    scope: whose calls are added up: each `call`, each `task` instance over all its tries, each DAG `run`, each
-        `dag`, each `connection`, or `all`.
-    applies_to: the one DAG, or connection, that it is about; empty for every one, each with the cap to itself.
-    per: `day` or `month`, by the calendar in `timezone`, for `dag`, `connection` and `all`; the others end by
-        themselves.
-    on_exceeded: what becomes of the task: `fail`, `skip`, `wait` for the next day or month, or `ask` a person.
-    origin: who set it: an `operator`, the `config`, or the `ledger` for a standing one.
+    Attributes:
+        name: Its name in messages and on the command line.
+        cap_micro_usd: The most that the calls may cost together.
+        scope: Which calls are added up: each `call` by itself, each `task` instance over all its tries, each DAG
+            `run`, each `dag`, each `connection`, or `all`.
+        applies_to: The DAG or connection that it limits; empty for all of them, each with the whole cap.
+        per: `day` or `month`, for the scopes `dag`, `connection` and `all`; empty for the others.
+        timezone: The time zone in which days and months begin.
+        on_exceeded: What happens to the task: `fail`, `skip`, `wait` for the next day or month, or `ask` a person.
+        origin: Where it was set: by an `operator`, in the `config`, or stored in the `ledger`.
+
+    Raises:
+        ValueError: The values contradict each other.
     """
 
     name: str
@@ -60,42 +65,44 @@ class Budget:
         if self.scope not in KINDS:
             raise ValueError(f"A budget's scope is one of {', '.join(KINDS)}, not {self.scope!r}.")
         if self.cap_micro_usd < 0:
-            raise ValueError(f"Budget {self.name!r}: the cap is below 0.")
+            raise ValueError(f"Budget {self.name!r}: the cap is negative.")
         has_calendar = self.scope in ("dag", "connection", "all")
         if has_calendar and self.per not in CALENDAR:
             raise ValueError(
-                f"Budget {self.name!r}: over scope {self.scope!r} a cap is per day or per month."
+                f"Budget {self.name!r}: with scope {self.scope!r} the cap needs per day or per month."
             )
         if not has_calendar and self.per:
             raise ValueError(
-                f"Budget {self.name!r}: a {self.scope} ends by itself, so it has no per {self.per}."
+                f"Budget {self.name!r}: scope {self.scope!r} takes no per {self.per}: a {self.scope} ends by itself."
             )
         if self.applies_to and self.scope == "all":
-            raise ValueError(f"Budget {self.name!r}: scope all is all of it, not {self.applies_to!r}.")
+            raise ValueError(
+                f"Budget {self.name!r}: scope all counts everything, so it can't apply to {self.applies_to!r} only."
+            )
         if self.on_exceeded not in ON_EXCEEDED:
             raise ValueError(
                 f"Budget {self.name!r}: on_exceeded is one of {', '.join(ON_EXCEEDED)}, not {self.on_exceeded!r}."
             )
         if self.on_exceeded == "wait" and not has_calendar:
             raise ValueError(
-                f"Budget {self.name!r}: a {self.scope} has no next one to wait for; use fail or skip."
+                f"Budget {self.name!r}: scope {self.scope!r} has no next day or month to wait for; use fail or skip."
             )
         if self.per:
             _zone(self.timezone)
 
     @property
     def kind(self) -> str:
-        """What the meters of such budgets have in common."""
+        """Scope, period and time zone in one text, which meters of such budgets share."""
         return f"{self.scope} {self.per} {self.timezone}" if self.per else self.scope
 
     def binds(self, scope: CallScope) -> bool:
-        """Tell whether a call of `scope` counts towards it."""
+        """Return whether a call of `scope` counts towards it."""
         if self.scope == "connection":
             return self.applies_to in ("", scope.connection_id)
         return self.applies_to in ("", scope.dag_id)
 
     def meter(self, scope: CallScope, now_ms: int) -> Meter | None:
-        """Return the meter that counts a call of `scope` made now; None where each call is by itself."""
+        """Return the meter that counts a call of `scope` at a time; None if each call is capped by itself."""
         if self.scope == "call":
             return None
         now = period(self.per, self.timezone, now_ms) if self.per else None
@@ -104,7 +111,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A day or month of a calendar: its name, and when it begins and ends."""
+    """A day or month in a time zone: its name, and when it begins and ends."""
 
     name: str
     since_ms: int
@@ -113,9 +120,16 @@ class Period:
 
 @dataclass(frozen=True, kw_only=True)
 class Meter:
-    """What adds up calls: those whose columns are as `whose` says, in a period.
+    """Adds up the cost of calls: those with certain values in certain columns, in a period.
 
-    Several budgets may look at one meter, each with a cap of its own. id: 16 hex digits.
+    Several budgets may use one meter, each with a cap of its own.
+
+    Attributes:
+        id: 16 hex digits, the id of its account.
+        label: What it counts, for messages.
+        kind: Of its budgets: see Budget.kind.
+        period: The day or month; None if it counts without an end.
+        whose: Columns of a call and their values.
     """
 
     id: str
@@ -126,48 +140,49 @@ class Meter:
 
     @property
     def applies_to(self) -> str:
-        """The DAG or connection that it is about; empty where it counts all."""
+        """The DAG or connection that it counts for; empty if it counts all."""
         return str(self.whose[0][1]) if self.whose else ""
 
     def calls(self) -> sa.ColumnElement[bool]:
-        """Return the condition of the calls that it counts."""
+        """Return the SQL condition of the calls that it counts."""
         conditions = [call.c[name] == value for name, value in self.whose]
         if self.period is not None:
-            # Ids begin with their time, so that the primary key finds a period's; an hour for clocks that differ.
+            # Ids begin with the time of the caller's clock, so the primary key finds the calls of a period. One hour
+            # covers clocks that differ; opened_ms is exact.
             first_id = first_id_of(self.period.since_ms - _HOUR_MS)
             conditions += [call.c.id >= first_id, call.c.opened_ms >= self.period.since_ms]
         return sa.and_(sa.true(), *conditions)
 
 
 def scope_budgets(scope: CallScope) -> Iterator[Budget]:
-    """Return the budgets that the operator has set for its task instance and its run."""
+    """Return the budgets that the operator has set for its task instance and its DAG run."""
     caps = {
         "budget_usd": ("task", scope.budget_micro_usd),
         "run_budget_usd": ("run", scope.run_budget_micro_usd),
     }
     for name, (kind, cap) in caps.items():
         if cap is not None:
-            yield _own(name, cap, kind, scope.on_exceeded)
+            yield _scope_budget(name, cap, kind, scope.on_exceeded)
 
 
 @lru_cache(maxsize=256)
-def _own(name: str, cap: int, kind: str, on_exceeded: str) -> Budget:
+def _scope_budget(name: str, cap: int, kind: str, on_exceeded: str) -> Budget:
     return Budget(name=name, cap_micro_usd=cap, scope=kind, on_exceeded=on_exceeded, origin="operator")
 
 
 def run_meter(scope: CallScope) -> Meter:
-    """Return the meter of a DAG run: where there is one, every call of the run counts, bound by it or not."""
+    """Return the meter of a DAG run; once it has an account, it counts every call of the run."""
     return _meter("run", None, *_whose("run", scope))
 
 
 def warnings_due(budget: Budget, before_micro_usd: int, now_micro_usd: int) -> Iterable[int]:
-    """Return the percentages of a budget that were passed between two readings of its meter."""
+    """Return the percentages of the cap that were passed between two readings of the meter."""
     cap = budget.cap_micro_usd
     return [p for p in WARN_AT_PERCENT if before_micro_usd * 100 < p * cap <= now_micro_usd * 100]
 
 
 def period(per: str, timezone: str, now_ms: int) -> Period:
-    """Return the day or month that it is in a time zone."""
+    """Return the current day or month in a time zone."""
     known = _latest.get((per, timezone))
     if known is None or not known.since_ms <= now_ms < known.until_ms:
         known = _latest[per, timezone] = _period(per, timezone, now_ms)
@@ -184,7 +199,7 @@ def _period(per: str, timezone: str, now_ms: int) -> Period:
     today = pendulum.from_timestamp(now_ms / 1000, tz=zone).date()
     first = today if per == "day" else today.replace(day=1)
     after = first.add(days=1) if per == "day" else first.add(months=1)
-    # Where clocks change at midnight, a day begins at the first of two, or when there should have been one.
+    # If clocks change at midnight, the day begins at the first of two midnights, or when midnight should have been.
     since, until = (dt.datetime(day.year, day.month, day.day, tzinfo=zone) for day in (first, after))
     return Period(
         today.format("YYYY-MM-DD" if per == "day" else "YYYY-MM"),
@@ -199,11 +214,11 @@ def _zone(name: str) -> Any:
     try:
         return pendulum.timezone(name)
     except Exception as error:
-        raise ValueError(f"{name!r} is no time zone, such as UTC or Europe/Berlin.") from error
+        raise ValueError(f"{name!r} is not a time zone, such as UTC or Europe/Berlin.") from error
 
 
 def _whose(kind: str, scope: CallScope) -> tuple[str, tuple[tuple[str, str | int], ...]]:
-    """Return the name of what a scope's calls are added up for, and the columns that tell them."""
+    """Return what the calls of a scope are added up for: its name, and columns with their values."""
     match kind:
         case "all":
             return "all", ()
@@ -235,7 +250,13 @@ def _meter(kind: str, period: Period | None, label: str, whose: tuple[tuple[str,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeterReading:
-    """What one meter has counted: paid or booked as unproven, and held by calls in flight."""
+    """What one meter has counted.
+
+    Attributes:
+        label: What it counts.
+        settled_micro_usd: Paid, or booked as unproven.
+        reserved_micro_usd: Ceilings of calls in flight.
+    """
 
     label: str
     settled_micro_usd: int
@@ -243,17 +264,17 @@ class MeterReading:
 
 
 def stored_budgets(connection: sa.Connection) -> list[Budget]:
-    """Return the standing budgets by name."""
-    return [_budget(*row) for row in connection.execute(_ALL)]
+    """Return the budgets that are stored in the ledger, by name."""
+    return [_budget(*row) for row in connection.execute(_STORED)]
 
 
-@lru_cache(maxsize=256)  # every transaction that opens attempts reads them
+@lru_cache(maxsize=256)  # every transaction that opens attempts reads them, and each is validated
 def _budget(*values: Any) -> Budget:
     return Budget(**dict(zip(_COLUMNS, values, strict=True)))
 
 
 def set_budget(connection: sa.Connection, new: Budget) -> None:
-    """Set a standing budget, or change the one of its name; it binds from the next call on."""
+    """Store a budget, or change the one with its name; it limits calls from the next one on."""
     values = {name: getattr(new, name) for name in _COLUMNS}
     known = {one.name: one for one in stored_budgets(connection)}
     if new.name in known:
@@ -262,7 +283,7 @@ def set_budget(connection: sa.Connection, new: Budget) -> None:
         connection.execute(budget.insert().values(values))
     bound = {one.applies_to for one in known.values() if one.kind == new.kind}
     if not bound & {"", new.applies_to}:
-        # While nothing bound such meters they may have missed calls: they are made anew, by counting them.
+        # While no budget used these meters, they may have missed calls: without an account, they count all calls again.
         stale = (
             account.c.applies_to == new.applies_to if new.applies_to else account.c.applies_to.not_in(bound)
         )
@@ -270,12 +291,12 @@ def set_budget(connection: sa.Connection, new: Budget) -> None:
 
 
 def remove_budget(connection: sa.Connection, name: str) -> bool:
-    """Remove a standing budget; tell whether there was one."""
+    """Remove a stored budget; return whether there was one."""
     return bool(connection.execute(budget.delete().where(budget.c.name == name)).rowcount)
 
 
 def meter_readings(connection: sa.Connection, one: Budget, *, most: int = 5) -> Sequence[MeterReading]:
-    """Return what the latest meters of a budget have counted, the newest first."""
+    """Return what the latest meters of a budget have counted, the newest first, at most `most`."""
     query = sa.select(account).where(account.c.kind == one.kind)
     if one.applies_to:
         query = query.where(account.c.applies_to == one.applies_to)
@@ -291,10 +312,14 @@ def meter_readings(connection: sa.Connection, one: Budget, *, most: int = 5) -> 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetRefusal:
-    """A budget has no room for the call; nothing was opened.
+    """A budget has no room for the ceiling of a call; nothing was opened.
 
-    meter: what counts towards the budget; None where it caps each call by itself.
-    need_micro_usd: the call's ceiling; None when its model has no known price.
+    Attributes:
+        budget: The budget.
+        meter: Its meter; None if it caps each call by itself.
+        need_micro_usd: The call's ceiling; None when its model has no known price.
+        settled_micro_usd: What the meter has counted.
+        reserved_micro_usd: What calls in flight have reserved.
     """
 
     budget: Budget
@@ -305,27 +330,35 @@ class BudgetRefusal:
 
     @property
     def may_fit(self) -> bool:
-        """Tell whether the call would fit once what is in flight is settled."""
+        """Whether the call may fit once the calls in flight are settled."""
         need = self.need_micro_usd
         return need is not None and self.settled_micro_usd + need <= self.budget.cap_micro_usd
 
 
 def budget_error(refusal: BudgetRefusal, model: str, connection_id: str) -> LLMError:
-    """Return the error for a call that its budget has no room for; nothing was sent."""
+    """Return the error for a call that was refused: how much was needed, how much is left, what to do.
+
+    Args:
+        refusal: Why it was refused.
+        model: The model that was asked for.
+        connection_id: The connection, where prices can be stated.
+    """
     budget, meter, need = refusal.budget, refusal.meter, refusal.need_micro_usd
     where = meter.label if meter else "a call"
     if need is None:
         return UnknownPrice(
-            f"{where}: {model} has no known price, so budget {budget.name!r} can't hold it, and nothing was sent. Say "
-            f"what it costs in the connection {connection_id or 'claude_default'}, in USD per million tokens, as "
-            f'{{"prices": {{"{model}": {{"input": …, "output": …}}}}}}, and clear the task. What a server does with '
-            "tools of its own (extra_body) has no price that any budget could hold."
+            f"{where}: {model} has no known price, so budget {budget.name!r} can't limit it. Nothing was sent. State "
+            f"the price in the connection {connection_id or 'claude_default'}, in USD per million tokens, as "
+            f'{{"prices": {{"{model}": {{"input": …, "output": …}}}}}}, and clear the task. Tools that run on the '
+            "server (extra_body) have no price, so a budget refuses them."
         )
     left = usd(max(0, budget.cap_micro_usd - refusal.settled_micro_usd))
-    held = f", ${usd(refusal.reserved_micro_usd)} of it held by calls in flight" if refusal.may_fit else ""
+    reserved = (
+        f", ${usd(refusal.reserved_micro_usd)} of it reserved by calls in flight" if refusal.may_fit else ""
+    )
     said = (
         f"{where}: up to ${usd(need)} needed, ${left} of ${usd(budget.cap_micro_usd)} left in budget "
-        f"{budget.name!r}{held}. Nothing was sent; {_remedy(budget)} Paid answers are kept."
+        f"{budget.name!r}{reserved}. Nothing was sent; {_remedy(budget)} Paid answers are kept."
     )
     if budget.on_exceeded == "wait" and meter and meter.period:
         wait_s = max(1.0, meter.period.until_ms / 1000 - time.time())

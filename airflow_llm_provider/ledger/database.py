@@ -1,4 +1,4 @@
-"""Connections to the ledger's database: SQLite beside Airflow, or PostgreSQL for many machines."""
+"""The ledger's database: its connections, transactions and clock, on SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from airflow_llm_provider.ledger.file_lock import FileLock
 _NOW_MS = {
     # SQLite before 3.42 has no sub-second unixepoch(); 2440587.5 is the Julian day of 1970-01-01.
     "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
-    # The setting rides along: a process stopped within a transaction must not keep its rows locked for ever.
+    # The setting goes along with the first statement of a transaction: a process that is stopped within it must
+    # not keep its rows locked.
     "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT),"
     " set_config('idle_in_transaction_session_timeout', '10s', true)",
 }
 _DRIVERS = {"sqlite": "sqlite", "postgres": "postgresql+psycopg", "postgresql": "postgresql+psycopg"}
-# A server that is gone without a word is noticed within a minute; libpq itself would wait for hours.
-_PATIENCE = {
+# A server that disappears is noticed within a minute; libpq itself would wait for hours.
+_TIMEOUTS = {
     "connect_timeout": "10",
     "keepalives_idle": "20",
     "keepalives_interval": "10",
@@ -37,17 +38,25 @@ _PATIENCE = {
 
 
 class Database:
-    """Write transactions in turn, reads beside them, and the one clock that leases are measured by.
+    """Write transactions one after the other, reads beside them, and the clock that leases are measured by.
 
-    url: a SQLAlchemy URL, `sqlite:////abs/path.db` or `postgresql://…`; the driver is ours to choose.
-    synchronous: SQLite's durability. FULL survives a power cut, NORMAL only a killed process.
-    patience_s: how long a write transaction waits for its turn on SQLite.
+    There is no connection before the first use. Never share one over a fork.
 
-    Holds no connection until the first use; never share one over a fork. Raises LedgerUnusable for a URL it
-    can't work with, and where it is used OSError or SQLAlchemy's errors, none of which shows what was stored.
+    Args:
+        url: SQLAlchemy URL, `sqlite:////abs/path.db` or `postgresql://…`. The driver is chosen here.
+        synchronous: SQLite's durability: `FULL` survives a power cut, `NORMAL` a killed process only.
+        timeout_s: How long a write transaction on SQLite waits for those of other processes.
+
+    Attributes:
+        url: The URL with our driver.
+        dialect: `sqlite` or `postgresql`.
+
+    Raises:
+        LedgerUnusable: The URL can't be used. Its methods raise OSError and SQLAlchemy's errors; none of them shows
+            stored values.
     """
 
-    def __init__(self, url: str, *, synchronous: str = "FULL", patience_s: float = 60.0) -> None:
+    def __init__(self, url: str, *, synchronous: str = "FULL", timeout_s: float = 60.0) -> None:
         self.url = parse_url(url)
         self.dialect = self.url.get_backend_name()
         self._now = sa.text(_NOW_MS[self.dialect])
@@ -55,8 +64,8 @@ class Database:
         if self.dialect == "sqlite":
             self._file = Path(self.url.database or "")
             self._identity: tuple[int, int] | None = None
-            self._file_lock = FileLock(self._file.with_name(f"{self._file.name}.lock"), patience_s=patience_s)
-            # The reader's threads have a connection each, the writer is one.
+            self._file_lock = FileLock(self._file.with_name(f"{self._file.name}.lock"), timeout_s=timeout_s)
+            # One connection for all writes, since SQLite has one writer; readers have one each.
             self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", synchronous, poolclass=sa.StaticPool)
             self._reader = _sqlite_engine(self.url, "BEGIN", synchronous, poolclass=sa.QueuePool)
         else:
@@ -64,30 +73,34 @@ class Database:
 
     @property
     def shown_url(self) -> str:
-        """The URL to show: without its password, and without its options, which may hold another."""
+        """The URL without its password, and without its options, which may hold another password."""
         return self.url.set(query={}).render_as_string(hide_password=True)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """Open a write transaction; committed, and on disk, when the block ends."""
+        """Open a write transaction; it is committed, and on disk, when the block ends."""
         if self.dialect != "sqlite":
             with self._writer.begin() as connection:
                 yield connection
             return
         mode = self._require_file()
+        # The order of the three locks: threads of this process, processes, SQLite.
         with self._writing, self._file_lock.held(mode=mode), self._writer.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """Open a read transaction; on SQLite it neither waits for writers nor holds them up."""
+        """Open a read transaction; on SQLite it does not wait for writers, and they do not wait for it."""
         if self.dialect == "sqlite":
-            self._stat(or_say="there is no ledger at {}")  # SQLite would make an empty one
+            self._stat(missing="there is no ledger at {}")  # SQLite would make an empty one
         with self._reader.begin() as connection:
             yield connection
 
     def now_ms(self, connection: sa.Connection) -> int:
-        """Return the database's clock in milliseconds since 1970, UTC."""
+        """Return the database's clock in milliseconds since 1970, UTC.
+
+        All processes measure leases by it, so the clocks of their machines need not agree.
+        """
         return int(connection.execute(self._now).one()[0])
 
     def migrate(self, steps: Sequence[str] | None = None) -> None:
@@ -105,40 +118,45 @@ class Database:
         self._reader.dispose()
 
     def _require_file(self) -> int:
-        """Return the file's mode, making the file at the first use and demanding the same one ever after.
+        """Return the file's mode; make the file at the first use, and require the same file from then on.
 
-        SQLite would go on writing into a file that was deleted or replaced, and what was paid be forgotten
-        with it. A folder that is missing is not made either: it is more often a disk not mounted, and an
-        empty ledger in its place would buy everything again.
+        SQLite would go on writing into a file that was deleted or replaced, and what was paid would be lost with
+        it. A missing folder is not made: usually a disk is not mounted, and with an empty ledger in its place
+        everything would be paid for again.
         """
         if self._identity is None and not self._file.exists():
             if not self._file.parent.is_dir():
                 raise FileNotFoundError(
                     f"the folder {self._file.parent} does not exist: make it, or mount it"
                 )
-            # Replies are in it: nobody else's to read. SQLite gives its other files the same mode.
+            # It holds replies, so only its owner may read it. SQLite gives its other files the same mode.
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        found = self._stat(or_say="{} was moved or deleted while in use")
+        found = self._stat(missing="{} was moved or deleted while in use")
         self._identity = self._identity or (found.st_dev, found.st_ino)
         if self._identity != (found.st_dev, found.st_ino):
             raise FileNotFoundError(f"{self._file} was replaced by another file while in use")
         return stat.S_IMODE(found.st_mode)
 
-    def _stat(self, *, or_say: str) -> os.stat_result:
+    def _stat(self, *, missing: str) -> os.stat_result:
+        """Return the file's state; `missing` is the error's text when there is no file."""
         try:
             found = self._file.stat()
         except FileNotFoundError:
-            raise FileNotFoundError(or_say.format(self._file)) from None
+            raise FileNotFoundError(missing.format(self._file)) from None
         if not stat.S_ISREG(found.st_mode):
             raise LedgerUnusable(
-                f"[llm] ledger_url: {self._file} is no file. Name one, such as sqlite:///{self._file}/llm_ledger.db."
+                f"[llm] ledger_url: {self._file} is not a file. Name a file, such as sqlite:///{self._file}/llm_ledger.db."
             )
         return found
 
 
 def parse_url(text: str) -> sa.URL:
-    """Read a ledger's URL; raises LedgerUnusable, repeating no part of it: any part may hold the password."""
+    """Read the URL of a ledger.
+
+    Raises:
+        LedgerUnusable: It can't be used. The error repeats no part of it: any part may hold the password.
+    """
     try:
         url = make_url(text)
     except (sa.exc.ArgumentError, ValueError):
@@ -148,22 +166,24 @@ def parse_url(text: str) -> sa.URL:
         ) from None
     backend = url.drivername.partition("+")[0]
     if backend not in _DRIVERS:
-        raise LedgerUnusable("[llm] ledger_url: the ledger runs on sqlite or postgresql, this is neither.")
+        raise LedgerUnusable(
+            "[llm] ledger_url: the ledger runs on sqlite or postgresql, and this is neither."
+        )
     if backend == "sqlite" and not Path(url.database or "").is_absolute():
         raise LedgerUnusable(
             "[llm] ledger_url needs the absolute path of a file, with four slashes: sqlite:////path/ledger.db. "
-            "One in memory forgets what was paid, and a relative one is another in every working folder."
+            "A ledger in memory forgets what was paid, and a relative path is another file in each working folder."
         )
     return url.set(drivername=_DRIVERS[backend])
 
 
 def insert(dialect: str, table: sa.Table) -> Any:
-    """Return the dialect's own insert, which knows conflicts."""
+    """Return the dialect's own insert statement, which has ON CONFLICT."""
     return (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
 
 
 def storable(text: str | None) -> str | None:
-    """Replace what a text column can't hold: NUL on PostgreSQL, lone surrogates everywhere."""
+    """Replace what a text column can't hold: NUL on PostgreSQL, lone surrogates on both."""
     if text is None or (text.isascii() and "\0" not in text):
         return text
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
@@ -176,14 +196,14 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
         raise LedgerUnusable(
             "A ledger on PostgreSQL needs psycopg: pip install 'airflow-provider-llm[postgres]'."
         ) from None
-    url = url.set(query={**_PATIENCE, **url.query})
+    url = url.set(query={**_TIMEOUTS, **url.query})
     return sa.create_engine(
         url,
         pool_size=2,
         max_overflow=2,
         pool_pre_ping=True,
         hide_parameters=True,
-        use_native_hstore=False,  # looking for that type is a query a connection
+        use_native_hstore=False,  # SQLAlchemy would look for that type with a query per connection
     )
 
 
@@ -192,14 +212,14 @@ def _sqlite_engine(url: sa.URL, begin: str, synchronous: str, **pool: Any) -> sa
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
+        connection.isolation_level = None  # BEGIN comes from the listener below
         for pragma in (
             "busy_timeout = 30000",
             "journal_mode = WAL",
             f"synchronous = {'NORMAL' if synchronous.upper() == 'NORMAL' else 'FULL'}",
             "cache_size = -16000",  # KiB
-            "wal_autocheckpoint = 4000",  # pages, 16 MB: one a few thousand settles, not one every commit
-            "journal_size_limit = 33554432",  # a long reader lets the log grow; this is where it shrinks to
+            "wal_autocheckpoint = 4000",  # pages, 16 MB: once in a few thousand calls, not at every commit
+            "journal_size_limit = 33554432",  # bytes the log shrinks to, after a long reader has let it grow
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -1,4 +1,4 @@
-"""Effects: tool calls, each written down before it begins and again when it has ended."""
+"""Effects: tool calls, each stored before it begins and again when it has ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEGUN, ENDED = "begun", "ended"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What a tool call brought, as the model is told it."""
+    """What a tool call returned, as the model is told it."""
 
     content: str
     is_error: bool = False
@@ -29,10 +29,17 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intent:
-    """A tool call about to be made.
+    """A tool call that is about to be made.
 
-    call_id: the attempt whose reply asked for it; tool_use_id: the id it has there.
-    arguments: as JSON. holder: who is about to make it.
+    Attributes:
+        scope: The task instance.
+        item_id: The document or row that it is about.
+        call_id: The attempt whose reply asked for it.
+        tool_use_id: Its id in that reply.
+        tool: Name of the tool.
+        is_irreversible: Whether it must not be made twice.
+        arguments: As JSON.
+        holder: Who is about to make it.
     """
 
     scope: CallScope
@@ -46,7 +53,11 @@ class Intent:
 
     @property
     def id(self) -> str:
-        """Return what makes two calls the same: for what may happen once, the tool; else the model's word too."""
+        """Id of the effect; two calls with the same id are the same call.
+
+        An irreversible tool runs once per task instance and item, whichever reply asks for it. Other tools run
+        once per request of the model.
+        """
         scope = self.scope
         parts = [scope.dag_id, scope.run_id, scope.task_id, scope.map_index, self.item_id, self.tool]
         if not self.is_irreversible:
@@ -55,16 +66,19 @@ class Intent:
 
     @property
     def key(self) -> str:
-        """Return what a person decides on: this call, with these arguments and no others."""
+        """Hash of the call and its arguments: what a person decides on."""
         return digest(self.id, json.loads(self.arguments))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effect:
-    """A tool call, as the ledger has it.
+    """A tool call in the ledger.
 
-    call_id: the attempt whose reply asked for it.
-    outcome: None while it has not ended. is_live: it has not, and its process was alive a moment ago.
+    Attributes:
+        call_id: The attempt whose reply asked for it.
+        arguments: As JSON.
+        outcome: None until it has ended.
+        is_live: Whether it has not ended and its lease has not, by the database's clock.
     """
 
     id: str
@@ -84,7 +98,7 @@ class Effect:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether it may or may not have happened, and must not be made again to be on the safe side."""
+        """Whether it may have happened and must not be repeated: its process ended before it said how it went."""
         return self.is_irreversible and self.outcome is None and not self.is_live
 
     @classmethod
@@ -109,9 +123,16 @@ class Effect:
 
 
 def begin(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: int) -> Effect:
-    """Write down that a call is about to be made; return it, or the one that has been written down before.
+    """Store a call before it is made; return its effect, which may be there already.
 
-    It may be made where the effect's holder is the intent's: it is new, or it has not ended and can be made again.
+    The caller makes the call only if the effect's holder is the intent's: it is new, or it has not ended and may be
+    repeated.
+
+    Args:
+        connection: In a write transaction.
+        now_ms: The database's clock.
+        intent: The call.
+        lease_ms: How long it counts as live without a renewal.
     """
     scope = intent.scope
     held = {"holder": intent.holder, "lease_until_ms": now_ms + lease_ms, "began_ms": now_ms}
@@ -135,12 +156,12 @@ def begin(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: i
             sa.update(effect).where(effect.c.id == intent.id, effect.c.state == BEGUN).values(**held)
         )
     found = find(connection, now_ms, intent.id)
-    assert found is not None, "a row that was just inserted, or stood in the way of it"
+    assert found is not None, "the row was inserted just now, or was there before"
     return found
 
 
 def renew(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: int) -> None:
-    """Say that a call is still being made."""
+    """Renew the lease of a call that is still running."""
     connection.execute(
         sa.update(effect)
         .where(effect.c.id == intent.id, effect.c.holder == intent.holder)
@@ -149,7 +170,7 @@ def renew(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: i
 
 
 def end(connection: sa.Connection, now_ms: int, effect_id: str, outcome: Outcome) -> Outcome:
-    """Write down how a call ended; return the outcome that counts: the first to be written down."""
+    """Store how a call ended; return the outcome that counts, which is the first that was stored."""
     packed = zlib.compress(json.dumps({"content": outcome.content, "is_error": outcome.is_error}).encode())
     connection.execute(
         sa.update(effect)
@@ -161,12 +182,12 @@ def end(connection: sa.Connection, now_ms: int, effect_id: str, outcome: Outcome
 
 
 def forget(connection: sa.Connection, effect_id: str) -> None:
-    """Strike out a call that never happened, so that it may be made."""
+    """Delete a call that never happened, so that it may be made."""
     connection.execute(sa.delete(effect).where(effect.c.id == effect_id))
 
 
 def find(connection: sa.Connection, now_ms: int, effect_id: str) -> Effect | None:
-    """Return the tool call of an id."""
+    """Return the effect with an id, None if there is none."""
     row = connection.execute(sa.select(effect).where(effect.c.id == effect_id)).one_or_none()
     return None if row is None else Effect.of(row, now_ms)
 
@@ -179,7 +200,7 @@ def list_effects(
     run_id: str | None = None,
     id_begins_with: str = "",
 ) -> Sequence[Effect]:
-    """List tool calls in the order in which they began; all of them, where nothing narrows them down."""
+    """List effects in the order in which they began; without filters, all of them."""
     query = sa.select(effect).order_by(effect.c.began_ms, effect.c.id)
     if dag_id is not None:
         query = query.where(effect.c.dag_id == dag_id)

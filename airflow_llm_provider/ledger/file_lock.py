@@ -1,4 +1,4 @@
-"""FileLock at SQLite's one write lock: a queue between processes, with an end to patience."""
+"""A file lock: the processes that write to one SQLite file queue for it, and the wait has a timeout."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ from pathlib import Path
 
 
 class FileLock:
-    """A lock file that is granted, near enough, in the order of asking.
+    """A lock file whose waiters are served almost in the order in which they came.
 
-    SQLite itself polls for its lock, unfairly: with eight writers the longest wait was 1.2 s, in a queue of
-    the kernel's 35-50 ms at the same throughput.
+    SQLite itself polls for its write lock, which is unfair: with eight writers the longest wait was 1.2 s. In the
+    kernel's queue for `flock` it is 35 to 50 ms, with the same throughput.
 
-    path: the lock file; made when missing, with `mode`.
-    patience_s: how long a turn is waited for: a process that was stopped may hold it for ever.
+    Each use opens the file again, so it also excludes the threads of one process.
 
-    Every turn opens the file anew, so that the threads of a process take turns too.
+    Args:
+        path: The lock file; made when it is missing.
+        timeout_s: How long to wait for the lock. A process that was stopped may hold it without end.
     """
 
-    def __init__(self, path: Path, *, patience_s: float) -> None:
-        self._path, self._patience_s = path, patience_s
+    def __init__(self, path: Path, *, timeout_s: float) -> None:
+        self._path, self._timeout_s = path, timeout_s
 
     @contextlib.contextmanager
     def held(self, *, mode: int = 0o600) -> Iterator[None]:
-        """Wait for the turn and keep it for the block; raises TimeoutError when patience ends."""
+        """Hold the lock for the block.
+
+        Args:
+            mode: Mode of the lock file if it has to be made.
+
+        Raises:
+            TimeoutError: Another process held it until the timeout.
+        """
         lock = self._open(mode)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not _granted(lock, self._patience_s):
+            if not _wait_for(lock, self._timeout_s):
                 raise TimeoutError(
-                    f"another process has been writing to it for {self._patience_s:g} s; is one stopped or hung?"
+                    f"another process has been writing to it for {self._timeout_s:g} s; is one stopped or hung?"
                 ) from None
         except BaseException:
             os.close(lock)
@@ -42,7 +50,7 @@ class FileLock:
         try:
             yield
         finally:
-            # Said, not left to close(): a child forked during the turn holds the descriptor too.
+            # close() alone does not unlock: a child that was forked meanwhile holds the descriptor, too.
             fcntl.flock(lock, fcntl.LOCK_UN)
             os.close(lock)
 
@@ -51,14 +59,15 @@ class FileLock:
             return os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             lock = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-            os.fchmod(lock, mode)  # whoever may write the ledger must be able to queue, whatever the umask
+            os.fchmod(lock, mode)  # who may write the ledger may lock it, whatever the umask
             return lock
 
 
-def _granted(lock: int, patience_s: float) -> bool:
-    """Wait for `lock` at most so long; when in vain, it is closed as soon as it comes after all.
+def _wait_for(lock: int, timeout_s: float) -> bool:
+    """Wait for `lock`; return False at the timeout.
 
-    flock itself knows no time limit, so a thread waits in our place.
+    flock has no timeout of its own, so a thread waits in our place. If the lock is granted after the timeout, the
+    thread closes the file, which frees it for the next in the queue.
     """
     granted, guard = threading.Event(), threading.Lock()
     wanted = True
@@ -71,8 +80,8 @@ def _granted(lock: int, patience_s: float) -> bool:
             else:
                 os.close(lock)
 
-    threading.Thread(target=wait, name="llm-ledger-turn", daemon=True).start()
-    if granted.wait(patience_s):
+    threading.Thread(target=wait, name="llm-ledger-lock", daemon=True).start()
+    if granted.wait(timeout_s):
         return True
     with guard:
         wanted = granted.is_set()

@@ -1,4 +1,4 @@
-"""Group commit: what many coroutines submit is done by one thread in one go."""
+"""Group commit: one thread commits together what many coroutines submit at about the same time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_Entry = tuple[Item, "asyncio.Future[Result]"]
+_Submitted = tuple[Item, "asyncio.Future[Result]"]
 
 
 class GroupCommit(Generic[Item, Result]):
-    """A thread that hands up to `limit` submitted items at a time to `work`.
+    """A thread that hands submitted items to `work`, a group at a time.
 
-    work: takes the items, returns as many results; what it raises is raised to every submitter of them.
-    linger_s: how long the first item waits for company at the most; `quiet_s` without a newcomer ends the
-        wait sooner. A sparse load so costs one commit for what arrives together, and a model's answer
-        takes a hundred times as long anyway.
-    tick: called by the thread at least every `tick_s` seconds, between batches.
+    A commit waits for the disk, whether it holds one row or five hundred. So the first item waits a few
+    milliseconds for others; a model's answer takes a hundred times as long anyway.
 
-    Lives in the process that made it: a thread does not survive a fork.
+    Use it in the process that made it: a thread does not survive a fork.
+
+    Args:
+        work: Takes a group and returns one result per item. What it raises is raised to every submitter of the
+            group; a result that is an exception is raised to its own submitter only.
+        name: Name of the thread.
+        limit: The most items of a group.
+        linger_s: How long the first item of a group waits at most.
+        quiet_s: How long the group waits for one more item.
+        tick: Called by the thread between groups, at least every `tick_s` seconds.
+        tick_s: See `tick`.
     """
 
     def __init__(
@@ -44,19 +51,23 @@ class GroupCommit(Generic[Item, Result]):
     ) -> None:
         self._work, self._tick = work, tick
         self._limit, self._linger_s, self._quiet_s, self._tick_s = limit, linger_s, quiet_s, tick_s
-        # Not a SimpleQueue: its get() can forget its timeout (CPython 3.11 to 3.13), and a batch hang for ever.
-        self._queue: collections.deque[_Entry[Item, Result] | None] = collections.deque()
+        # Not a SimpleQueue: in CPython 3.11 to 3.13 its get() can lose its timeout, and a group would hang.
+        self._queue: collections.deque[_Submitted[Item, Result] | None] = collections.deque()
         self._arrived = threading.Event()
         self._pid, self._closed = os.getpid(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
-        """Queue `item` from a running event loop; the future holds its result once the batch is done."""
+        """Queue `item`; the future has its result when its group is done.
+
+        Raises:
+            RuntimeError: It is closed, belongs to another process, or no event loop is running.
+        """
         if self._closed:
-            raise RuntimeError("It is closed: what is submitted now would never be done.")
+            raise RuntimeError("The ledger is closed: what is submitted now would not be written.")
         if self._pid != os.getpid():
-            raise RuntimeError("It was made before a fork: make one in the process that uses it.")
+            raise RuntimeError("The ledger was made before a fork: make one in the process that uses it.")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._put((item, future))
         return future
@@ -68,23 +79,24 @@ class GroupCommit(Generic[Item, Result]):
         if self._pid == os.getpid():
             self._thread.join()
 
-    def _put(self, entry: _Entry[Item, Result] | None) -> None:
+    def _put(self, entry: _Submitted[Item, Result] | None) -> None:
         self._queue.append(entry)
         if not self._arrived.is_set():
             self._arrived.set()
 
     def _wait(self, timeout_s: float) -> bool:
-        """Wait until something may be in the queue; tell whether the time is not up."""
+        """Wait until something may be in the queue; return False when the time is up."""
         self._arrived.clear()
-        return bool(self._queue) or self._arrived.wait(timeout_s)  # looked after clearing: nothing is missed
+        # The queue is looked at after the event was cleared, so an item that came in between is seen.
+        return bool(self._queue) or self._arrived.wait(timeout_s)
 
     def _run(self) -> None:
         next_tick = time.monotonic() + self._tick_s
         closing = False
         while not closing:
-            batch, closing = self._collect(until=next_tick)
-            if batch:
-                self._do(batch)
+            group, closing = self._collect(until=next_tick)
+            if group:
+                self._do(group)
             if time.monotonic() >= next_tick:
                 if self._tick:
                     self._do_tick(self._tick)
@@ -95,41 +107,43 @@ class GroupCommit(Generic[Item, Result]):
         try:
             tick()
         except Exception:
-            log.exception("A tick failed; the thread goes on, since others wait for it.")
+            log.exception(
+                "A tick of the ledger's thread failed; the thread goes on, since callers wait for it."
+            )
 
-    def _collect(self, *, until: float) -> tuple[list[_Entry[Item, Result]], bool]:
-        """Wait for a batch, at most `until` for its first item; tell whether it is the last."""
-        batch: list[_Entry[Item, Result]] = []
-        patience, deadline = float("inf"), until
-        while len(batch) < self._limit:
+    def _collect(self, *, until: float) -> tuple[list[_Submitted[Item, Result]], bool]:
+        """Wait for a group, at most `until` for its first item; return it, and whether it is the last."""
+        group: list[_Submitted[Item, Result]] = []
+        timeout_s, deadline = float("inf"), until
+        while len(group) < self._limit:
             if not self._queue:
-                if not self._wait(max(0.0, min(patience, deadline - time.monotonic()))):
+                if not self._wait(max(0.0, min(timeout_s, deadline - time.monotonic()))):
                     break
-                continue  # a waker that came late wakes for nothing
+                continue  # the item that the event was set for was taken already
             entry = self._queue.popleft()
             if entry is None:
-                return batch, True
-            if not batch:
-                patience, deadline = self._quiet_s, time.monotonic() + self._linger_s
-            batch.append(entry)
-        return batch, False
+                return group, True
+            if not group:
+                timeout_s, deadline = self._quiet_s, time.monotonic() + self._linger_s
+            group.append(entry)
+        return group, False
 
-    def _do(self, batch: list[_Entry[Item, Result]]) -> None:
+    def _do(self, group: list[_Submitted[Item, Result]]) -> None:
         outcomes: Sequence[Result | BaseException]
         try:
-            outcomes = self._work([item for item, _ in batch])
-            if len(outcomes) != len(batch):
-                raise RuntimeError(f"{len(outcomes)} results for {len(batch)} items")
-        except Exception as error:  # noqa: BLE001  # whatever it is, every submitter must hear of it
-            outcomes = [error] * len(batch)
-        # One wake-up a batch and loop, not one an item: waking the loop costs more than resolving a future.
+            outcomes = self._work([item for item, _ in group])
+            if len(outcomes) != len(group):
+                raise RuntimeError(f"{len(outcomes)} results for {len(group)} items")
+        except Exception as error:  # noqa: BLE001  # whatever it is, every submitter must get it
+            outcomes = [error] * len(group)
+        # One wake-up per group and loop, not per item: waking a loop costs more than resolving a future.
         loops: dict[
             asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Result], Result | BaseException]]
         ] = {}
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
+        for (_, future), outcome in zip(group, outcomes, strict=True):
             loops.setdefault(future.get_loop(), []).append((future, outcome))
         for loop, resolved in loops.items():
-            with contextlib.suppress(RuntimeError):  # a loop that has closed has nobody left to tell
+            with contextlib.suppress(RuntimeError):  # the loop was closed, so no caller is left
                 loop.call_soon_threadsafe(_resolve, resolved)
 
 

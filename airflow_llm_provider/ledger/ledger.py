@@ -1,4 +1,4 @@
-"""The ledger: claims, replies and prices, committed before anyone is told of them."""
+"""The ledger: claims, replies and prices, committed before any caller hears of them."""
 
 from __future__ import annotations
 
@@ -39,26 +39,36 @@ from airflow_llm_provider.ledger.writes import Writes
 
 log = logging.getLogger(__name__)
 
-LEASE_S = 45.0  # how long an attempt of a killed process blocks its key; renewed every BEAT_S while it lives
-BEAT_S = 10.0
+LEASE_S = 45.0  # how long an attempt of a killed process blocks its key
+BEAT_S = 10.0  # how often a living process renews its leases
 
 T = TypeVar("T")
 
 
 class Ledger:
-    """What was asked, paid and answered.
+    """The record of what was asked, paid and answered.
 
-    url: SQLAlchemy URL of SQLite or PostgreSQL.
-    payload: which prompts are kept: `full`, `errors`, `sampled:<share>` (errors always) or `none`. Replies
-        are always kept: a retry is answered from them.
-    deadline_s: how long an unreachable database is tried before callers get `LedgerUnavailable`.
-    lease_s: how long an attempt of a killed process blocks its key; renewed every `beat_s` while it lives.
-    budgets: that bind all calls, beside those of their scopes and the standing ones in the ledger itself.
+    Two threads of its own run the SQL: one writes, one reads. Create it after a fork, never before.
 
-    on_warning hears of a budget that is running out, in the ledger's own thread, once it is committed.
+    Args:
+        url: SQLAlchemy URL of SQLite or PostgreSQL.
+        payload: Which prompts are kept: `full`, `errors`, `sampled:<share>` (and those of errors) or `none`.
+            Replies are always kept: a retry is answered from them.
+        synchronous: SQLite's durability: `FULL` survives a power cut, `NORMAL` a killed process only.
+        deadline_s: How long a database that can't be reached is tried before callers get `LedgerUnavailable`.
+        lease_s: How long an attempt of a killed process blocks its key.
+        beat_s: How often leases are renewed while the process lives.
+        budgets: Budgets for all calls, besides those of each scope and those stored in the ledger.
 
-    Two threads of its own do the SQL, one writes and one reads; create it after any fork. Raises
-    LedgerUnavailable when the database can't be reached, LedgerUnusable when trying again won't help.
+    Attributes:
+        holder: Id of this ledger object in the rows of its live attempts.
+        database: The database.
+        accounts: What the budgets' meters have counted.
+        on_warning: Called with a BudgetWarning in the writer's thread, after its transaction was committed.
+
+    Raises:
+        LedgerUnavailable: The database can't be reached, until the deadline.
+        LedgerUnusable: Trying again does not help: a wrong URL, a damaged file, another schema version.
     """
 
     def __init__(
@@ -75,7 +85,7 @@ class Ledger:
         policy = PayloadPolicy(payload)
         self.on_warning: Callable[[BudgetWarning], None] = _log_warning
         self.holder = uuid.uuid4().hex
-        self.database = Database(url, synchronous=synchronous, patience_s=deadline_s)
+        self.database = Database(url, synchronous=synchronous, timeout_s=deadline_s)
         self._transactions = Transactions(self.database, deadline_s=deadline_s)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.database.close)
@@ -90,7 +100,7 @@ class Ledger:
             policy=policy,
             accounts=self.accounts,
         )
-        self._owed: list[Write] = []  # what the database was away for
+        self._unwritten: list[Write] = []  # ends of attempts that the database was not there for
         self._writer: GroupCommit[Write, Any] = GroupCommit(
             self._write, name="llm-ledger-write", tick=self._beat, tick_s=beat_s
         )
@@ -99,20 +109,25 @@ class Ledger:
         )
 
     async def find_reply(self, fingerprint: str, scope: CallScope, reuse: Reuse) -> SettledReply | None:
-        """Return the settled reply to a request, if it may be reused here."""
+        """Return the settled reply to a request, if `reuse` lets this scope take it."""
         return await self._reader.submit(Lookup(fingerprint, "fingerprint", scope, reuse))
 
     async def find_reply_by_sighting(
         self, sighting: str, scope: CallScope, reuse: Reuse
     ) -> SettledReply | None:
-        """Return the settled reply to what an unchanged document was asked."""
+        """Return the settled reply to the request that an unchanged document led to earlier."""
         return await self._reader.submit(Lookup(sighting, "sighting", scope, reuse))
 
     async def open(self, entry: NewAttempt) -> OpenedAttempt | SettledReply | ClaimHeld | BudgetRefusal:
-        """Claim a key, reserve its ceiling and open an attempt; or say who has the key, or which budget no room.
+        """Claim the key, reserve the ceiling and open the attempt, in one transaction.
 
-        Who has it is a settled answer or a live attempt. A caller that is cancelled meanwhile gives up its key
-        and what it has reserved.
+        A caller that is cancelled meanwhile gives up its claim and its reservation.
+
+        Returns:
+            OpenedAttempt: The caller has the claim and must send the request.
+            SettledReply: The reply was bought already.
+            ClaimHeld: Another live attempt has the claim.
+            BudgetRefusal: A budget has no room for the ceiling. Nothing was opened.
         """
         opening: asyncio.Future[OpenedAttempt | SettledReply | ClaimHeld | BudgetRefusal] = (
             self._writer.submit(entry)
@@ -121,29 +136,31 @@ class Ledger:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(lambda opened: self._give_up(entry, opened))
-            await asyncio.wait([opening])  # which a second cancellation ends, and the opening not
+            await asyncio.wait([opening])  # a second cancellation ends this wait, but not the opening
             raise
 
     async def record(
         self, write: Settlement | Failure | Sighting | PromptToKeep | InvalidAnswer | Reopening | Saving
     ) -> None:
-        """Commit `write`; returns when it is durable, also when the waiting coroutine is cancelled."""
+        """Commit `write` and return when it is durable; it is committed even if the caller is cancelled."""
         await self._writer.submit(write)
 
     def record_later(self, write: Failure | Sighting | PromptToKeep | InvalidAnswer | Saving) -> None:
-        """Commit `write` with the next batch, without waiting for it: for what nobody waits on."""
+        """Commit `write` with the next group and don't wait for it; a failure is logged."""
         self._writer.submit(write).add_done_callback(_log_failure)
 
     async def write(self, work: Callable[[sa.Connection, int], T]) -> T:
-        """Return what `work(connection, now_ms)` returns, in a write transaction that is durable when it ends.
+        """Return what `work` returns, once its write transaction is durable.
 
-        For what happens now and then; the calls themselves go in batches. `work` may be run again where the
-        commit went unheard.
+        For writes outside of the group commit. `work` may run again if a commit was not confirmed.
+
+        Args:
+            work: Takes the connection and the database's clock, in milliseconds since 1970.
         """
         return await asyncio.to_thread(self._transactions.write, work)
 
     async def read(self, work: Callable[[sa.Connection, int], T]) -> T:
-        """Return what `work(connection, now_ms)` reads, in a transaction that waits for no writer."""
+        """Return what `work` reads, in a transaction that waits for no writer; see `write`."""
         return await asyncio.to_thread(self._transactions.read, work)
 
     def close(self) -> None:
@@ -153,34 +170,37 @@ class Ledger:
         self.database.close()
 
     def _give_up(self, entry: NewAttempt, opened: asyncio.Future[Any]) -> None:
+        """Free the claim and the reservation of a caller that was cancelled."""
         if not opened.cancelled() and not opened.exception() and isinstance(opened.result(), OpenedAttempt):
             self.record_later(_unsent(entry))
 
-    # -- in the writer's thread ----------------------------------------------------------------------
+    # In the writer's thread.
 
     def _write(self, batch: list[Write]) -> list[Any]:
+        """Commit a group of writes and return the outcome of each; an error is an outcome."""
         with self._transactions.in_our_words():
             try:
                 return self._transactions.retried(self._write_once, batch)
             except Exception as error:
                 if may_pass(error):
-                    # Its submitters give up. Left as they are, their attempts would be renewed while this lives.
+                    # The submitters get the error and stop waiting, but `_beat` would renew their attempts as long
+                    # as this process lives. So how they ended is written once the database is back.
                     of_attempts = (
                         write for write in batch if isinstance(write, (NewAttempt, Settlement, Failure))
                     )
-                    self._owed += [
+                    self._unwritten += [
                         _unsent(write) if isinstance(write, NewAttempt) else write for write in of_attempts
                     ]
                     raise
                 if len(batch) == 1:
                     raise
-        # One row the database won't take must not cost the others theirs.
-        return [self._alone(write) for write in batch]
+        # The database refuses a row of the group: commit each by itself, so that the others are written.
+        return [self._write_one(write) for write in batch]
 
-    def _alone(self, write: Write) -> Any:
+    def _write_one(self, write: Write) -> Any:
         try:
             return self._write([write])[0]
-        except Exception as error:  # noqa: BLE001  # handed to the one who submitted it
+        except Exception as error:  # noqa: BLE001  # it is handed to the submitter
             return error
 
     def _write_once(self, batch: list[Write]) -> list[Any]:
@@ -191,6 +211,7 @@ class Ledger:
         return [outcomes[id(write)] for write in batch]
 
     def _apply(self, part: Sequence[Write]) -> list[Any]:
+        """Run one transaction; make missing accounts first, each in a transaction of its own."""
         while True:
             try:
                 with self.database.write() as connection:
@@ -200,28 +221,28 @@ class Ledger:
                     with self.database.write() as connection:
                         self.accounts.make(connection, self.database.now_ms(connection), meter)
                 continue
-            self._warn()
+            self._send_warnings()
             return done
 
     def _beat(self) -> None:
-        """Renew the leases of what this engine has in flight, and write what a database that was away is owed."""
+        """Renew the leases of this ledger's open attempts, and write what could not be written before."""
         try:
             with self._transactions.in_our_words(), self.database.write() as connection:
                 self._writes.renew(connection, self.database.now_ms(connection))
-            self._warn()
-            if self._owed:
-                owed, self._owed = self._owed, []
-                self._write(owed)
+            self._send_warnings()
+            if self._unwritten:
+                unwritten, self._unwritten = self._unwritten, []
+                self._write(unwritten)
         except LLMError as error:
-            log.warning("The ledger's leases could not be renewed, will try again. %s", error)
+            log.warning("The leases of calls in flight could not be renewed. It is tried again. %s", error)
 
-    def _warn(self) -> None:
-        """Tell of budgets that are running out, once the transaction that says so is committed."""
+    def _send_warnings(self) -> None:
+        """Pass on the warnings of the transaction that was just committed."""
         warnings, self._writes.warnings = self._writes.warnings, []
         for warning in warnings:
             self.on_warning(warning)
 
-    # -- in the reader's thread ----------------------------------------------------------------------
+    # In the reader's thread.
 
     def _read(self, batch: list[Lookup]) -> list[SettledReply | None]:
         with self._transactions.in_our_words():
@@ -233,6 +254,7 @@ class Ledger:
 
 
 def _unsent(entry: NewAttempt) -> Failure:
+    """Return the end of an attempt that was opened and never sent."""
     return Failure(
         attempt_id=entry.id,
         fingerprint=entry.fingerprint,
@@ -249,4 +271,4 @@ def _log_warning(warning: BudgetWarning) -> None:
 
 def _log_failure(future: Any) -> None:
     if not future.cancelled() and (error := future.exception()):
-        log.warning("The ledger could not note something: %s", error)
+        log.warning("A note could not be written to the ledger; no paid reply is lost by it. %s", error)

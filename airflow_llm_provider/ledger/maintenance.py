@@ -1,4 +1,4 @@
-"""The ledger looked after: how big it is, whether it is sound, and what is in it, written out."""
+"""Maintenance: the ledger's size, its checks, its export, and the pruning of what is old."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from airflow_llm_provider.ledger.schema import (
     saving,
 )
 
-_PAGE = 1_000
-What = Literal["rows", "payloads"]
 T = TypeVar("T")
-_Run = tuple[str, str]
-_STEP_S = 0.01  # after which a step takes no more rows; a writer waits for one step at the most
-_AT_ONCE = 20  # rows between two looks at the time
-_PRUNE_PAGE = 2_000  # rows looked for at a time
-_EXAMPLES = 5
+_Run = tuple[str, str]  # dag_id, run_id
+
+_EXAMPLES = 5  # ids in a finding
+_EXPORT_PAGE = 1_000  # calls per query
+_PRUNE_PAGE = 2_000  # rows per query
+_STEP_S = 0.01  # a step of the pruning takes no more rows after this time; writers wait for one step at most
+_STEP_ROWS = 20  # rows between two looks at the time
 CALL_COLUMNS = tuple(column.name for column in call.columns)
 
 
@@ -49,8 +49,11 @@ CALL_COLUMNS = tuple(column.name for column in call.columns)
 class Size:
     """How big the ledger is.
 
-    bytes_total: its files, or its whole PostgreSQL database. tables: rows and bytes of each; bytes are None where
-    this build of SQLite does not count them. oldest_ms, newest_ms: when the first and last call was opened.
+    Attributes:
+        bytes_total: Its files, or its whole PostgreSQL database.
+        tables: Rows and bytes of each table; bytes are None if this build of SQLite does not count them.
+        oldest_ms: When the first call was opened, in milliseconds since 1970; None without calls.
+        newest_ms: When the last call was opened.
     """
 
     bytes_total: int
@@ -61,7 +64,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """Something that should not be: what, how often, and ids of a few."""
+    """Something that is wrong in the ledger: what, how often, and ids of a few."""
 
     what: str
     count: int
@@ -88,7 +91,7 @@ def size(database: Database) -> Size:
 
 
 def size_bytes(database: Database) -> int:
-    """Return how much room the ledger takes: its files, or its whole PostgreSQL database."""
+    """Return the bytes of the ledger's files, or of its whole PostgreSQL database."""
     if database.dialect == "sqlite":
         files = (Path(f"{database.url.database}{suffix}") for suffix in ("", "-wal", "-shm"))
         return sum(file.stat().st_size for file in files if file.exists())
@@ -97,9 +100,11 @@ def size_bytes(database: Database) -> int:
 
 
 def check(database: Database, *, full: bool = False) -> list[Finding]:
-    """Return what is wrong with the ledger; nothing, when it is sound.
+    """Return what is wrong with the ledger; an empty list if nothing is.
 
-    full: on SQLite, hold every index against its table too, which reads the whole file.
+    Args:
+        database: The ledger's database.
+        full: On SQLite, also compare every index with its table, which reads the whole file.
     """
     with database.read() as connection:
         now_ms = database.now_ms(connection)
@@ -108,7 +113,7 @@ def check(database: Database, *, full: bool = False) -> list[Finding]:
             payload.c.call_id == call.c.id, payload.c.reply.is_not(None)
         )
         has_call = sa.select(call.c.id).where(call.c.id == payload.c.call_id)
-        # One lease after its end whoever renews leases books it; an hour is many times any lease.
+        # Any living process books such a call one lease after its lease has ended; an hour is many leases.
         left_behind = call.c.lease_until_ms < now_ms - 3_600_000
         for what, ids in (
             ("prompts and replies without a call", sa.select(payload.c.call_id).where(~has_call.exists())),
@@ -131,16 +136,19 @@ def check(database: Database, *, full: bool = False) -> list[Finding]:
 def export(
     database: Database, wanted: Filter | None = None, *, with_payload: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yield calls as plain data, in the order of opening.
+    """Yield calls as plain data, in the order in which they were opened.
 
-    with_payload: what was said as well, as `prompt` and `reply`, the API's JSON; None where it is not kept.
+    Args:
+        database: The ledger's database.
+        wanted: Which calls; all by default.
+        with_payload: Also the `prompt` and the `reply`, the API's JSON; None if it was not kept.
     """
     query = sa.select(call)
     if with_payload:
         query = sa.select(call, payload.c.prompt, payload.c.reply)
         query = query.select_from(call.outerjoin(payload, payload.c.call_id == call.c.id))
     query = query.where(*(wanted or Filter()).of(call, call.c.opened_ms), call.c.id > sa.bindparam("last"))
-    query, last = query.order_by(call.c.id).limit(_PAGE), ""
+    query, last = query.order_by(call.c.id).limit(_EXPORT_PAGE), ""
     while True:
         with database.read() as connection:
             rows = connection.execute(query, {"last": last}).mappings().all()
@@ -151,13 +159,13 @@ def export(
                 one["prompt"] = json.loads(unpack_prompt(one["prompt"])) if one["prompt"] else None
                 one["reply"] = json.loads(one["reply"]) if one["reply"] else None
             yield one
-        if len(rows) < _PAGE:
+        if len(rows) < _EXPORT_PAGE:
             return
         last = rows[-1]["id"]
 
 
 def _table_bytes(connection: sa.Connection, names: Iterable[str]) -> dict[str, int]:
-    """Return the bytes of each table with its indexes; nothing where this build of SQLite does not count them."""
+    """Return the bytes of each table with its indexes; empty if this build of SQLite does not count them."""
     if connection.dialect.name != "sqlite":
         sizes = {
             name: sa.func.pg_total_relation_size(sa.cast(f'"{name}"', postgresql.REGCLASS)).label(name)
@@ -186,12 +194,15 @@ def _sqlite_findings(connection: sa.Connection, full: bool) -> list[Finding]:
 
 @dataclass(kw_only=True, slots=True)
 class Pruned:
-    """What went, or would go.
+    """What a pruning removed, or would remove.
 
-    rows: calls; payloads: prompts and replies, those of the rows included.
-    documents: notes on unchanged ones; 0 in a dry run, since which ones go depends on the calls that are left.
-    kept: old calls that stay because their run is still active.
-    steps, longest_s: write transactions, and how long the longest held the lock.
+    Attributes:
+        rows: Calls.
+        payloads: Prompts and replies, including those of the removed calls.
+        documents: Notes on unchanged documents; 0 in a dry run, since it depends on the calls that are left.
+        kept: Old calls that stay because their DAG run is still active.
+        steps: Write transactions.
+        longest_s: How long the longest of them held the lock.
     """
 
     rows: int = 0
@@ -210,33 +221,43 @@ def prune(
     dry_run: bool = False,
     on_step: Callable[[Pruned], None] = lambda _: None,
 ) -> Pruned:
-    """Remove calls that ended before one time, and only what was said in those that ended before another.
+    """Remove old calls, and the prompts and replies of calls that are not quite as old.
 
-    An answer without its reply is none: its call stays for the books, and is asked anew when it is needed.
-    What stays whatever its age: attempts that are open, and all of a DAG run that has asked, shown or done
-    anything since. Effects and reviews are not pruned: they say what must not happen twice.
+    A call without its reply stays for the cost reports, but can't be reused: its request is sent again when needed.
+    Open attempts stay whatever their age, and so does everything of a DAG run that has made a call, asked a person
+    or run a tool since. Effects and reviews are never removed: they say what must not happen twice.
+
+    It works in steps of a few milliseconds and pauses between them, so that running tasks hardly wait.
+
+    Args:
+        database: The ledger's database.
+        rows_before_ms: Remove calls that ended before this time, in milliseconds since 1970; None for no calls.
+        payloads_before_ms: Remove prompts and replies of calls that ended before this time; None for none.
+        dry_run: Only count.
+        on_step: Called after each step with what was removed so far.
     """
     done = Pruned()
     if rows_before_ms is not None:
         _Pruning(database, "rows", rows_before_ms, done, dry_run, on_step).run()
     if payloads_before_ms is not None and payloads_before_ms > (rows_before_ms or 0):
         if dry_run:
-            done.payloads = 0  # nothing has gone: what goes with the rows is found once more
+            done.payloads = 0  # the rows are still there, so the second walk counts their payloads, too
         counted_ms = rows_before_ms or 0
         _Pruning(database, "payloads", payloads_before_ms, done, dry_run, on_step, counted_ms).run()
     return done
 
 
 class _Pruning:
-    """One walk over what is older than a time, oldest first.
+    """One walk over what is older than a time, the oldest first.
 
-    counted_ms: calls that ended before, and stay, were counted by the walk before this one.
+    Args:
+        counted_ms: Calls that ended before this time and stay were counted by an earlier walk.
     """
 
     def __init__(
         self,
         database: Database,
-        what: What,
+        what: Literal["rows", "payloads"],
         before_ms: int,
         done: Pruned,
         dry_run: bool,
@@ -263,7 +284,7 @@ class _Pruning:
             self._remove_documents()
 
     def _old(self) -> Iterator[Sequence[Any]]:
-        """Yield what ended before the time, in the order of opening, which is that of the ids."""
+        """Yield pages of calls that ended before the time, in the order of their ids."""
         source = call if self._what == "rows" else call.join(payload, payload.c.call_id == call.c.id)
         key = call.c.id if self._what == "rows" else payload.c.call_id
         query = (
@@ -288,17 +309,19 @@ class _Pruning:
             yield rows
 
     def _idle(self, rows: Sequence[Any]) -> list[Any]:
-        """Return the calls whose run is active no more; count the others, which stay."""
+        """Return the calls whose DAG run is not active any more; count the others, which stay."""
         live = [row for row in rows if (row.dag_id, row.run_id) in self._live]
         self._done.kept += sum(row.closed_ms >= self._counted_ms for row in live)
         return [row for row in rows if (row.dag_id, row.run_id) not in self._live]
 
     def _in_steps(self, rows: Sequence[T], work: Callable[[sa.Connection, Sequence[T]], None]) -> None:
-        """Do `work` on all rows, some at a time, in transactions that end as soon as they have taken long enough."""
-        parts = collections.deque(rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+        """Run `work` on all rows, in short transactions with a pause after each."""
+        parts = collections.deque(
+            rows[start : start + _STEP_ROWS] for start in range(0, len(rows), _STEP_ROWS)
+        )
         while parts:
             with self._database.write() as connection:
-                began = time.perf_counter()  # not the wait for our own turn
+                began = time.perf_counter()  # without the wait for the lock
                 self._notice_new_runs(connection)
                 while parts and time.perf_counter() - began < _STEP_S:
                     work(connection, parts.popleft())
@@ -307,17 +330,17 @@ class _Pruning:
             self._done.longest_s = max(self._done.longest_s, took)
             self._on_step(self._done)
             self._checkpoint()
-            time.sleep(took)  # half of the time is the others'
+            time.sleep(took)  # half of the time the lock is free for others
 
     def _checkpoint(self) -> None:
-        """Have SQLite write its log back now: at a commit, whoever comes next would have to wait for it."""
+        """Make SQLite write its log back now; otherwise the next writer would wait for it at a commit."""
         if self._database.dialect == "sqlite":
             with self._database.read() as connection:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _remove(self, connection: sa.Connection, rows: Sequence[Any]) -> None:
         ids = [row.id for row in self._idle(rows)]
-        # On PostgreSQL, rows that somebody is at work on are left for the next time.
+        # On PostgreSQL, rows that another transaction has locked are left for the next pruning.
         free = sa.select(call.c.id).where(call.c.id.in_(ids), call.c.state != OPEN)
         gone = connection.scalars(free.with_for_update(skip_locked=True)).all()
         self._done.payloads += connection.execute(
@@ -326,18 +349,19 @@ class _Pruning:
         if self._what == "rows":
             self._done.rows += connection.execute(call.delete().where(call.c.id.in_(gone))).rowcount
         else:
-            # It frees the claim, which would hold everybody up who waits for the answer.
+            # Reopened, the call gives up its claim: without its reply nobody could use it.
             answered = call.update().where(call.c.id.in_(gone), IS_ANSWERED)
             connection.execute(answered.values(state=REOPENED))
 
     def _notice_new_runs(self, connection: sa.Connection) -> None:
-        """Add the runs that have asked something since we looked."""
+        """Add the runs that have made a call since the last look."""
         query = sa.select(call.c.id, call.c.dag_id, call.c.run_id).where(call.c.id > self._newest)
         for row in connection.execute(query):
             self._newest = max(self._newest, row.id)
             self._live.add((row.dag_id, row.run_id))
 
     def _count(self, ids: Sequence[str]) -> None:
+        """Count what a real pruning would remove."""
         self._done.rows += len(ids) if self._what == "rows" else 0
         with self._database.read() as connection:
             for chunk in chunks(ids):
@@ -359,11 +383,11 @@ class _Pruning:
         connection.execute(saving.delete().where(saving.c.id.in_(ids)))
 
     def _remove_documents(self) -> None:
-        """Remove notes on documents whose answer is gone."""
+        """Remove notes on documents whose reply was removed."""
         answered = sa.select(call.c.id).where(call.c.fingerprint == document.c.fingerprint, IS_ANSWERED)
-        # Noted before it is answered: what is in flight now.
+        # A document is noted before its reply comes, so those of calls in flight stay.
         asked_now = document.c.fingerprint.in_(sa.select(call.c.fingerprint).where(IS_OPEN))
-        lonely = ~answered.exists() & ~asked_now
+        is_orphan = ~answered.exists() & ~asked_now
         page = sa.select(document.c.sighting).where(document.c.sighting > sa.bindparam("last"))
         page = page.order_by(document.c.sighting).limit(_PRUNE_PAGE)
         last = ""
@@ -373,19 +397,19 @@ class _Pruning:
                 if not seen:
                     return
                 within = document.c.sighting.between(seen[0], seen[-1])
-                gone = connection.scalars(sa.select(document.c.sighting).where(within, lonely)).all()
+                gone = connection.scalars(sa.select(document.c.sighting).where(within, is_orphan)).all()
             last = seen[-1]
-            self._in_steps(gone, partial(self._remove_some_documents, lonely))
+            self._in_steps(gone, partial(self._remove_some_documents, is_orphan))
 
     def _remove_some_documents(
-        self, lonely: sa.ColumnElement[bool], connection: sa.Connection, sightings: Sequence[str]
+        self, is_orphan: sa.ColumnElement[bool], connection: sa.Connection, sightings: Sequence[str]
     ) -> None:
-        deleted = connection.execute(document.delete().where(document.c.sighting.in_(sightings), lonely))
+        deleted = connection.execute(document.delete().where(document.c.sighting.in_(sightings), is_orphan))
         self._done.documents += deleted.rowcount
 
 
 def _live_runs(connection: sa.Connection, since_ms: int) -> set[_Run]:
-    """Return the runs that have done anything since, or are about to."""
+    """Return the DAG runs that did anything since a time, or have something open."""
     pending = review.c.decided_ms.is_(None)
     queries = (
         sa.select(call.c.dag_id, call.c.run_id).where(call.c.id >= first_id_of(since_ms)),

@@ -1,4 +1,4 @@
-"""The payload policy: which prompts are kept beside the replies, which always are."""
+"""Payloads: which prompts are kept in the ledger, and how. Replies are always kept."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ from airflow_llm_provider.errors import LedgerUnusable
 
 
 class PayloadPolicy:
-    """Which prompts are kept.
+    """Decides which prompts are kept.
 
-    text: `full`, `errors`, `sampled:<share>` (errors always) or `none`.
+    Args:
+        text: `full`, `errors`, `sampled:<share>` (and those of errors) or `none`.
+
+    Raises:
+        LedgerUnusable: `text` is something else.
     """
 
     def __init__(self, text: str) -> None:
         self._share = _parse(text)
 
     def keeps(self, fingerprint: str, *, error: bool) -> bool:
-        """Decide for one prompt; the sample holds the same ones at every run."""
+        """Return whether a prompt is kept; the sample has the same prompts in every run."""
         if self._share is None:
             return False
         return error or int(fingerprint[:8], 16) < self._share * 2**32
 
 
 def pack_prompt(prompt: Callable[[], bytes]) -> bytes:
-    """Compress a request body; it is only written out when it is kept."""
+    """Compress a request body; `prompt` makes it, so that a prompt that is not kept is not made."""
     return zlib.compress(prompt(), level=1)
 
 
 def unpack_prompt(packed: bytes) -> bytes:
-    """Return the request body that was kept."""
+    """Return the request body of a kept prompt."""
     return zlib.decompress(packed)
 
 
 def _parse(text: str) -> float | None:
-    """Return the share of prompts kept besides those of errors; None keeps none at all."""
+    """Return the share of prompts that is kept, besides those of errors; None to keep none."""
     kind, _, share = text.strip().partition(":")
     if kind == "sampled":
         try:

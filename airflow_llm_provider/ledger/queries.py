@@ -1,4 +1,4 @@
-"""Queries: replies that may be used again, and what past calls have taken."""
+"""Queries: settled replies that may be reused, and what past calls took, for estimates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from airflow_llm_provider.ledger.records import CallScope, Reuse, SettledReply
 from airflow_llm_provider.ledger.schema import IS_ANSWERED, IS_LIVE, IS_PAID, LATE, call, document, payload
 from airflow_llm_provider.pricing import Usage
 
-_NEWEST = 1_000
+_MAX_PAST_CALLS = 1_000
 _USAGE = [call.c[name] for name in Usage.__dataclass_fields__]
 
+# The attempts that hold claims now: open or settled.
 HOLDERS = sa.select(
     call.c.id, call.c.claim, call.c.state, call.c.lease_until_ms, call.c.holder, call.c.opened_ms
 ).where(call.c.claim.in_(sa.bindparam("claims", expanding=True)), IS_LIVE)
@@ -23,8 +24,8 @@ SIGHTED = sa.select(document.c.sighting, document.c.fingerprint).where(
     document.c.sighting.in_(sa.bindparam("sightings", expanding=True))
 )
 
-# In the order of records.SettledReply's fields. Unsorted: sorting would copy the replies about.
-_ANSWER = sa.select(
+# The columns are in the order of SettledReply's fields. Not sorted by the database: that would copy the replies.
+_REPLY = sa.select(
     call.c.id,
     call.c.fingerprint,
     payload.c.reply,
@@ -33,19 +34,20 @@ _ANSWER = sa.select(
     call.c.closed_ms,
     call.c.claim,
 ).join_from(call, payload, call.c.id == payload.c.call_id)
-_BY_FINGERPRINT = _ANSWER.where(
+_BY_FINGERPRINT = _REPLY.where(
     call.c.fingerprint.in_(sa.bindparam("fingerprints", expanding=True)), IS_ANSWERED
 )
-BY_ID = _ANSWER.where(call.c.id.in_(sa.bindparam("ids", expanding=True)))
-LATE_ANSWERS = _BY_FINGERPRINT.where(call.c.state == LATE)
+BY_ID = _REPLY.where(call.c.id.in_(sa.bindparam("ids", expanding=True)))
+LATE_REPLIES = _BY_FINGERPRINT.where(call.c.state == LATE)
 
 
 def _is_of(column: sa.Column[str], name: str) -> sa.ColumnElement[bool]:
-    # Concatenated, so that SQLite finds the rows by fingerprint and not by reading all of a run's.
+    # With the plain column SQLite would read all calls of the run by the index call_run; the concatenation keeps it
+    # to the index of fingerprints.
     return column + "" == sa.bindparam(name)
 
 
-ANSWERED = {
+_REPLIES = {
     "always": _BY_FINGERPRINT,
     "run": _BY_FINGERPRINT.where(_is_of(call.c.dag_id, "dag"), _is_of(call.c.run_id, "run")),
     "never": _BY_FINGERPRINT.where(call.c.claim.in_(sa.bindparam("claims", expanding=True))),
@@ -54,7 +56,14 @@ ANSWERED = {
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Asks for the answer to a fingerprint, or to what a sighting was asked, that may be reused here."""
+    """A question for a settled reply.
+
+    Attributes:
+        key: A request's fingerprint, or a document's sighting.
+        by: Which of the two it is.
+        scope: The task instance that asks.
+        reuse: Whose replies it may take.
+    """
 
     key: str
     by: Literal["fingerprint", "sighting"]
@@ -63,10 +72,10 @@ class Lookup:
 
 
 def look_up(connection: sa.Connection, batch: Sequence[Lookup]) -> list[SettledReply | None]:
-    """Return the answer to each lookup, or None."""
+    """Return the reply to each lookup, None where there is none, with a few statements for all."""
     found: list[SettledReply | None] = [None] * len(batch)
-    # All lookups of one task share scope and reuse, so this is one group, seldom two. By identity: comparing
-    # the scopes of ten thousand lookups takes as long as finding the answers.
+    # All lookups of one task share scope and reuse, so there is one group, seldom two. Scopes are compared by
+    # identity: comparing those of ten thousand lookups by value takes as long as the queries.
     groups: dict[tuple[int, Reuse], list[int]] = {}
     for index, lookup in enumerate(batch):
         groups.setdefault((id(lookup.scope), lookup.reuse), []).append(index)
@@ -76,14 +85,14 @@ def look_up(connection: sa.Connection, batch: Sequence[Lookup]) -> list[SettledR
         sighted = _sighted(connection, sightings)
         asked = {i: sighted.get(batch[i].key) if batch[i].by == "sighting" else batch[i].key for i in indexes}
         fingerprints = list({fingerprint for fingerprint in asked.values() if fingerprint})
-        answers = _answers(connection, scope, reuse, fingerprints)
+        replies = _replies_to(connection, scope, reuse, fingerprints)
         for index, fingerprint in asked.items():
-            found[index] = answers.get(fingerprint or "")
+            found[index] = replies.get(fingerprint or "")
     return found
 
 
 def newest(rows: Sequence[Any], key: str = "fingerprint") -> dict[str, SettledReply]:
-    """Return the newest answer for each fingerprint, or claim."""
+    """Return the newest reply for each fingerprint, or for each claim if `key` is "claim"."""
     best: dict[str, Any] = {}
     for row in rows:
         known = best.get(name := getattr(row, key))
@@ -93,7 +102,7 @@ def newest(rows: Sequence[Any], key: str = "fingerprint") -> dict[str, SettledRe
 
 
 def chunks(keys: Sequence[str], size: int = 512) -> Iterator[Sequence[str]]:
-    """Cut `keys` into pieces that fit below the 999 variables of old SQLite builds, and are as fast as more."""
+    """Cut `keys` into pieces: old builds of SQLite take 999 variables per statement, and more are not faster."""
     for start in range(0, len(keys), size):
         yield keys[start : start + size]
 
@@ -106,26 +115,32 @@ def _sighted(connection: sa.Connection, sightings: Sequence[str]) -> dict[str, s
     }
 
 
-def _answers(
+def _replies_to(
     connection: sa.Connection, scope: CallScope, reuse: Reuse, fingerprints: Sequence[str]
 ) -> dict[str, SettledReply]:
-    answers: dict[str, SettledReply] = {}
-    size = 256 if reuse == "never" else 512  # `never` sends two variables a fingerprint
+    replies: dict[str, SettledReply] = {}
+    size = 256 if reuse == "never" else 512  # `never` sends two variables per fingerprint
     for chunk in chunks(fingerprints, size):
         parameters: dict[str, Any] = {"fingerprints": chunk}
         if reuse == "run":
             parameters |= {"dag": scope.dag_id, "run": scope.run_id}
         elif reuse == "never":
             parameters |= {"claims": [scope.claim(fingerprint, reuse) for fingerprint in chunk]}
-        answers |= newest(connection.execute(ANSWERED[reuse], parameters).all())
-    return answers
+        replies |= newest(connection.execute(_REPLIES[reuse], parameters).all())
+    return replies
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PastCall:
     """A call that was paid and answered.
 
-    ceiling_tokens: the most input tokens it could have had, as its request knew before it was sent.
+    Attributes:
+        purpose: What it was for: an answer, a repair …
+        model: Id of the model.
+        ceiling_tokens: The most input tokens that it could have, as known before it was sent.
+        usage: Its tokens.
+        cost_micro_usd: What it cost; None when its model had no known price.
+        latency_ms: How long the API took.
     """
 
     purpose: str
@@ -136,8 +151,8 @@ class PastCall:
     latency_ms: int
 
 
-def past_calls(database: Database, family: str, *, most: int = _NEWEST) -> list[PastCall]:
-    """Return the newest paid calls of a family, at most so many."""
+def past_calls(database: Database, family: str, *, most: int = _MAX_PAST_CALLS) -> list[PastCall]:
+    """Return the newest paid calls of a family, at most `most`."""
     query = (
         sa.select(
             call.c.purpose,

@@ -1,4 +1,8 @@
-"""Permits: when the calls of a connection may go, by one timeline that all its processes share."""
+"""Rate limits: when each call of a connection may be sent, by one timeline that all its processes share.
+
+Each limit (requests, input tokens, output tokens) has a timeline: a call takes as much time of it as the limit needs
+for the call's share. A permit is a place on the timelines. This is the generic cell rate algorithm.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,16 @@ from airflow_llm_provider.ledger.database import insert
 from airflow_llm_provider.ledger.records import first_id_of
 from airflow_llm_provider.ledger.schema import call, rate_limit
 
-MAX_PERMITS_AT_ONCE = 32  # permits in a block: what a killed process may lose of the account's limit
-_ROUND_MS = 1_000.0  # what all who wait may hold of the timeline together, where each can have a permit of it
-_TAKER_MS = 2_000.0  # a DAG counts as waiting for so long after its last permit
-# In what time the pace is back where it was before a 429: sooner where a limit is known, which bounds it anyway.
-_BACK_IN_MS = {True: 10_000.0, False: 30_000.0}
-_FORGOTTEN_MS = 600_000.0  # what a header or a 429 said of the limits
-_OBSERVED_S = 10.0
-_LEAST_RPM = 60.0  # no 429 cuts an unknown limit further
+MAX_PERMITS_AT_ONCE = 32  # per block; a process that is killed wastes at most a block of the account's limit
+_ROUND_MS = (
+    1_000.0  # how much of the timeline all waiting processes may hold together, if that is a permit each
+)
+_WAITING_MS = 2_000.0  # a process counts as waiting for so long after its last permit
+# How long the rate takes to double after a 429: a known limit bounds it anyway, so it may grow faster.
+_RECOVERY_MS = {True: 10_000.0, False: 30_000.0}
+_FORGOTTEN_MS = 600_000.0  # how long a header or a 429 counts
+_OBSERVED_S = 10.0  # over which the rate is measured where no limit is known
+_LEAST_RPM = 60.0  # a 429 cuts an unknown limit no further
 
 Amounts = tuple[float, float, float]  # requests, input tokens, output tokens
 NO_AMOUNTS: Amounts = (0.0, 0.0, 0.0)
@@ -34,9 +40,13 @@ _UPDATE = rate_limit.update().where(rate_limit.c.name == sa.bindparam("bucket"))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """An account's limits a minute: requests, input tokens, output tokens; None where not known.
+    """The limits of an account.
 
-    burst_s: how many seconds' worth of them may go at once after a lull.
+    Attributes:
+        rpm: Requests per minute; None if not known.
+        itpm: Input tokens per minute.
+        otpm: Output tokens per minute.
+        burst_s: After a pause, so many seconds' worth of them may be used at once.
     """
 
     rpm: int | None = None
@@ -45,18 +55,24 @@ class Limits:
     burst_s: float = 8.0
 
     def __bool__(self) -> bool:
-        """Tell whether any limit is known."""
-        return any(self.a_minute)
+        """Return whether any limit is known."""
+        return any(self.per_minute)
 
     @property
-    def a_minute(self) -> tuple[int | None, int | None, int | None]:
+    def per_minute(self) -> tuple[int | None, int | None, int | None]:
         """Return the limits in the order of Amounts."""
         return self.rpm, self.itpm, self.otpm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bucket:
-    """What shares one set of limits: a connection that states them, else a connection's model, as the API counts."""
+    """The calls that share one set of limits.
+
+    Attributes:
+        connection_id: The connection.
+        model: The model, since the API counts by model; None for a connection that states its limits.
+        stated: The limits that the connection states.
+    """
 
     connection_id: str
     model: str | None
@@ -70,7 +86,14 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LimiterState:
-    """What all must heed, by the database's clock in ms: silence until then, and limits that hold until then."""
+    """What all processes have to respect, by the database's clock.
+
+    Attributes:
+        now_ms: When it was read.
+        quiet_until_ms: Nothing may be sent until then.
+        paced_until_ms: The limits, learnt or cut by a 429, count until then.
+        learnt: The limits that the API's headers stated.
+    """
 
     now_ms: float
     quiet_until_ms: float = 0.0
@@ -80,12 +103,15 @@ class LimiterState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PermitRequest:
-    """A block that somebody asks for.
+    """A request for a block of permits.
 
-    holder, dag_id: who asks, for the shares of those who wait.
-    costs: what each waiting call is expected to take. spare: as many more like them, where they are there for
-        the taking: for calls about to come.
-    correction: what earlier calls took more than their permits, or, negative, less.
+    Attributes:
+        bucket: Which limits.
+        holder: The process that asks.
+        dag_id: Its DAG: DAGs that wait get equal shares.
+        costs: What each waiting call is expected to use.
+        spare: So many more permits, for calls to come, but only those that may be used at once.
+        correction: What earlier calls used beyond their permits; negative if they used less.
     """
 
     bucket: Bucket
@@ -98,7 +124,13 @@ class PermitRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PermitBlock:
-    """Permits: the seconds from now until each may be used; 0 is at once. interval_s: between two of them."""
+    """A block of permits.
+
+    Attributes:
+        notice: What all processes have to respect.
+        waits_s: In how many seconds each permit may be used.
+        interval_s: The time between two permits.
+    """
 
     notice: LimiterState
     waits_s: Sequence[float]
@@ -106,43 +138,43 @@ class PermitBlock:
 
 
 def take_permits(connection: sa.Connection, now_ms: float, want: PermitRequest) -> PermitBlock:
-    """Take the next places on the timeline, as many as are this process' share of a round."""
+    """Take the next places on the timelines: at most the process's share of a round."""
     row = _row(connection, want.bucket)
     rates, burst_ms = _rates(row, want.bucket.stated, now_ms)
     free = _corrected(row, rates, want.correction)
     mean = tuple(sum(part) / len(want.costs) for part in zip(*want.costs, strict=True))
     limited = [(kind, rate) for kind, rate in enumerate(rates) if rate]
     interval_ms = max((mean[kind] / rate for kind, rate in limited), default=0.0)
-    takers = json.loads(row.waiting)
-    takers = {d: {h: until for h, until in held.items() if until > now_ms} for d, held in takers.items()}
-    takers.setdefault(want.dag_id, {}).setdefault(want.holder, now_ms)
-    room = _share(takers, want.dag_id, _ROUND_MS / interval_ms if interval_ms else MAX_PERMITS_AT_ONCE)
+    waiting = json.loads(row.waiting)
+    waiting = {d: {h: until for h, until in held.items() if until > now_ms} for d, held in waiting.items()}
+    waiting.setdefault(want.dag_id, {}).setdefault(want.holder, now_ms)
+    room = _share(waiting, want.dag_id, _ROUND_MS / interval_ms if interval_ms else MAX_PERMITS_AT_ONCE)
     soonest = max(now_ms, row.quiet_until_ms)
     times: list[float] = []
     for number, cost in enumerate([*want.costs, *[mean] * want.spare][:room]):
         spans = [(kind, cost[kind] / rate) for kind, rate in limited]
-        # A call that takes more than a burst waits for the whole of it, and leaves a debt.
+        # A call that needs more than a burst waits until the whole burst is free, and the next calls wait longer.
         at = max([soonest, *(free[kind] - burst_ms + min(span, burst_ms) for kind, span in spans)])
         if number >= len(want.costs) and at > now_ms:
             break
         for kind, span in spans:
             free[kind] = max(free[kind], at) + span
         times.append(at)
-    takers[want.dag_id][want.holder] = times[-1] + _TAKER_MS
-    text = json.dumps({d: held for d, held in takers.items() if held}, separators=(",", ":"))
+    waiting[want.dag_id][want.holder] = times[-1] + _WAITING_MS
+    text = json.dumps({d: held for d, held in waiting.items() if held}, separators=(",", ":"))
     _write(connection, want.bucket, waiting=text, **dict(zip(_FREE, free, strict=True)))
     waits_s = [(at - now_ms) / 1000 for at in times]
     return PermitBlock(notice=_notice(row, now_ms), waits_s=waits_s, interval_s=interval_ms / 1000)
 
 
 def read_state(connection: sa.Connection, now_ms: float, bucket: Bucket) -> LimiterState:
-    """Read what all must heed."""
+    """Read what all processes have to respect."""
     row = connection.execute(_NAMED, {"bucket": bucket.name}).one_or_none()
     return _notice(row, now_ms) if row else LimiterState(now_ms=now_ms)
 
 
 def correct(connection: sa.Connection, now_ms: float, bucket: Bucket, correction: Amounts) -> None:
-    """Book what was taken more than permitted, or give back what was not used."""
+    """Book what calls used beyond their permits, or give back what they did not use."""
     row = _row(connection, bucket)
     free = _corrected(row, _rates(row, bucket.stated, now_ms)[0], correction)
     _write(connection, bucket, **dict(zip(_FREE, free, strict=True)))
@@ -151,9 +183,16 @@ def correct(connection: sa.Connection, now_ms: float, bucket: Bucket, correction
 def slow_down(
     connection: sa.Connection, now_ms: float, bucket: Bucket, *, quiet_s: float, limited_ago_s: float | None
 ) -> LimiterState:
-    """Note that the server asked for `quiet_s` of silence; or refused, as too many, what was sent so long ago.
+    """Write down a pause that the server asked for, or halve the rate after a 429.
 
-    Of the calls that were sent before a cut of the pace, none cuts it once more.
+    Calls that were sent before the last cut do not cut the rate again.
+
+    Args:
+        connection: In a write transaction.
+        now_ms: The database's clock.
+        bucket: Which limits.
+        quiet_s: How long the server wants no calls; 0 for no pause.
+        limited_ago_s: How long ago the call was sent that got a 429; None for another error.
     """
     row = _row(connection, bucket)
     values: dict[str, Any] = {}
@@ -164,7 +203,7 @@ def slow_down(
         values = {"cut_rpm": max(pace / 2, limit / 16 if limit else _LEAST_RPM)}
         values["cut_ms"] = max(now_ms, quiet_until_ms)
     if quiet_until_ms > row.quiet_until_ms or values:
-        # Whoever went over a limit has nothing left to burst with.
+        # The limit is used up, so there is no burst until it is free again.
         full = max(now_ms, quiet_until_ms) + _rates(row, bucket.stated, now_ms)[1]
         values |= {name: max(getattr(row, name), full) for name in _FREE}
         _write(connection, bucket, quiet_until_ms=quiet_until_ms, **values)
@@ -172,32 +211,32 @@ def slow_down(
 
 
 def store_limits(connection: sa.Connection, now_ms: float, bucket: Bucket, limits: Limits) -> LimiterState:
-    """Note the limits that the API's headers state; the pace is even from then on."""
+    """Store the limits that the API's headers state; from then on calls are spread evenly."""
     row = _row(connection, bucket)
-    values: dict[str, Any] = dict(zip(("rpm", "itpm", "otpm"), limits.a_minute, strict=True))
+    values: dict[str, Any] = dict(zip(("rpm", "itpm", "otpm"), limits.per_minute, strict=True))
     if row.learnt_ms < now_ms - _FORGOTTEN_MS:
         values |= {name: max(getattr(row, name), now_ms + limits.burst_s * 1000) for name in _FREE}
     _write(connection, bucket, learnt_ms=now_ms, **values)
     return read_state(connection, now_ms, bucket)
 
 
-def _share(takers: dict[str, dict[str, float]], dag_id: str, in_a_round: float) -> int:
+def _share(waiting: dict[str, dict[str, float]], dag_id: str, per_round: float) -> int:
     """Return how many permits a process gets at a time: its part of its DAG's equal part of a round.
 
-    Who has had its block goes to the end of the timeline, so equal blocks a round are equal shares. A round
-    is as long as it takes for everybody to get one; parts of a permit are drawn by lot.
+    The next block of a process begins at the end of the timeline, so equal blocks per round are equal shares. A
+    round is long enough for each process to get a permit; fractions of a permit are drawn by lot.
     """
-    waiting = [len(held) for held in takers.values() if held]
-    of_dag = max(in_a_round / len(waiting), *waiting)
-    return max(1, min(MAX_PERMITS_AT_ONCE, int(of_dag / len(takers[dag_id]) + random.random())))
+    processes = [len(held) for held in waiting.values() if held]
+    of_dag = max(per_round / len(processes), *processes)
+    return max(1, min(MAX_PERMITS_AT_ONCE, int(of_dag / len(waiting[dag_id]) + random.random())))
 
 
 def _rates(row: sa.Row[Any], stated: Limits, now_ms: float) -> tuple[Sequence[float | None], float]:
-    """Return what may go a millisecond, by kind, None where there is no limit; and the burst in ms."""
+    """Return the rates per millisecond, None where there is no limit, and the burst in milliseconds."""
     known = stated or (_learnt(row) if row.learnt_ms > now_ms - _FORGOTTEN_MS else Limits())
-    requests, *tokens = [limit / 60_000 if limit else None for limit in known.a_minute]
+    requests, *tokens = [limit / 60_000 if limit else None for limit in known.per_minute]
     if row.cut_ms > now_ms - _FORGOTTEN_MS:
-        cut = row.cut_rpm / 60_000 * (1 + max(0.0, now_ms - row.cut_ms) / _BACK_IN_MS[bool(requests)])
+        cut = row.cut_rpm / 60_000 * (1 + max(0.0, now_ms - row.cut_ms) / _RECOVERY_MS[bool(requests)])
         requests = min(requests or cut, cut)
     return (requests, *tokens), 1000 * (known.burst_s if known else 1.0)
 
@@ -210,7 +249,7 @@ def _corrected(row: sa.Row[Any], rates: Sequence[float | None], correction: Amou
 
 
 def _observed_rpm(connection: sa.Connection, bucket: Bucket) -> float:
-    """Count the calls all processes have sent of late; their ids begin with the time."""
+    """Return the rate of the calls that all processes have sent lately; ids begin with the time."""
     since = first_id_of(int((time.time() - _OBSERVED_S) * 1000))
     sent = sa.select(sa.func.count()).where(call.c.id >= since, call.c.connection_id == bucket.connection_id)
     if bucket.model is not None:
@@ -232,7 +271,7 @@ def _learnt(row: sa.Row[Any]) -> Limits:
 
 
 def _row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
-    """Return the bucket's row, made at its first use, which is nobody else's until the transaction ends."""
+    """Return the bucket's row, locked until the transaction ends; make it at its first use."""
     row = connection.execute(_LOCKED, {"bucket": bucket.name}).one_or_none()
     if row is None:
         new = insert(connection.dialect.name, rate_limit).values(name=bucket.name, waiting="{}")

@@ -1,4 +1,4 @@
-"""What goes into the ledger and what comes out of it."""
+"""Records: the values that are written to the ledger and read from it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,29 @@ from typing import Literal
 
 from airflow_llm_provider.pricing import Usage
 
+# Who may take a settled reply: every DAG run, calls of the same DAG run, or only the task instance that bought it.
 Reuse = Literal["always", "run", "never"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallScope:
-    """Who asks: the task instance, written down as attribution and used to scope reuse.
+    """The task instance that a call belongs to: written down as attribution, and used to limit reuse.
 
-    first_try: number of the first try since the task was last cleared; tries from it on are one going.
-    budget_micro_usd, run_budget_micro_usd: what its task instance, and its DAG run, may cost; None: no cap of its
-        own. on_exceeded: what then becomes of the task: `fail`, `skip` or `ask`.
+    Attributes:
+        dag_id: The DAG.
+        run_id: The DAG run.
+        task_id: The task.
+        map_index: Index of a mapped task instance; -1 for one that is not mapped.
+        try_number: Number of the attempt of the task, from 1.
+        first_try: Number of the first try since the task was last cleared. Tries from it on share answers with
+            `reuse="never"` and decisions of people.
+        connection_id: The Airflow connection.
+        owner: The owner of the task.
+        tags: Tags of the call, as a JSON list.
+        trace_id: 32 hex digits that connect the call with the caller's trace.
+        budget_micro_usd: What the task instance may cost, over all its tries; None for no limit.
+        run_budget_micro_usd: What the DAG run may cost; None for no limit.
+        on_exceeded: What happens to the task when one of these two budgets is exceeded: `fail`, `skip` or `ask`.
     """
 
     dag_id: str = ""
@@ -38,7 +51,10 @@ class CallScope:
     on_exceeded: str = "fail"
 
     def claim(self, fingerprint: str, reuse: Reuse) -> str:
-        """Return the key that one live attempt may hold: the wider the reuse, the fewer parts it has."""
+        """Return the key that only one live attempt may hold.
+
+        The more calls may share the reply, the fewer parts of the scope are in the key.
+        """
         if reuse == "always":
             return fingerprint
         parts = [fingerprint, self.dag_id, self.run_id]
@@ -48,9 +64,10 @@ class CallScope:
 
 
 def new_attempt_id() -> str:
-    """Return 32 hex digits that nobody else has; opaque, though later ones sort later.
+    """Return a unique id of 32 hex digits; later ids sort after earlier ones.
 
-    Rows of one time so lie side by side in the indexes: random ids cost a third of the settles a second.
+    Ids begin with the time in microseconds, so rows of the same time lie side by side in the indexes. With
+    random ids a third fewer calls are settled per second.
     """
     return f"{time.time_ns() // 1000:014x}{os.urandom(9).hex()}"
 
@@ -62,7 +79,22 @@ def first_id_of(ms: int) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewAttempt:
-    """An attempt to be opened."""
+    """A request for an attempt: claim the key, reserve the ceiling, insert the row.
+
+    Attributes:
+        fingerprint: Hash of everything that shapes the reply, 64 hex digits.
+        scope: The task instance that asks.
+        reuse: Who may take the reply later.
+        model: Id of the model.
+        purpose: What the call is for: an answer, a repair, a judgement …
+        parent: The attempt whose reply this call repairs.
+        item_id: The document or row that it is about.
+        ceiling_micro_usd: The most that the call can cost; None when its model has no known price.
+        version: The author's label.
+        family: What calls share from which estimates are made; empty where nothing is estimated.
+        ceiling_tokens: The most input tokens that it can have.
+        id: Id of the attempt, made by the caller so that a repeated commit inserts one row.
+    """
 
     fingerprint: str
     scope: CallScope
@@ -80,21 +112,25 @@ class NewAttempt:
 
 @dataclass(frozen=True, slots=True)
 class OpenedAttempt:
-    """The attempt is ours: send it."""
+    """The caller holds the claim and must send the request."""
 
     attempt_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimHeld:
-    """Somebody else's live attempt holds the key."""
+    """Another live attempt holds the claim.
+
+    Attributes:
+        holder: The engine that it belongs to; empty when it ended while we looked.
+    """
 
     holder: str
 
 
 @dataclass(frozen=True, slots=True)
 class SettledReply:
-    """A settled reply: the attempt that bought it, the API's bytes, and what was paid."""
+    """A reply that was paid for earlier: the attempt that bought it, the API's bytes, the cost."""
 
     attempt_id: str
     fingerprint: str
@@ -105,7 +141,7 @@ class SettledReply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settlement:
-    """What an attempt brought, to be committed."""
+    """The reply to an attempt, its usage and its cost."""
 
     attempt_id: str
     fingerprint: str
@@ -119,9 +155,13 @@ class Settlement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """How an attempt ended without a reply; `billed` when the API may have charged for it.
+    """The end of an attempt without a reply.
 
-    prompt: None for one that was never sent.
+    Attributes:
+        billed: Whether the API may have charged for it: then it is booked at its ceiling.
+        error_class: Name of the error's class.
+        error: What the error says.
+        prompt: Returns the request's body; None when it was never sent.
     """
 
     attempt_id: str
@@ -134,7 +174,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A document seen in a state that was asked with this fingerprint."""
+    """A document in a certain state, and the request that it led to.
+
+    Attributes:
+        sighting: Hash of prompt, path and modification stamp, 64 hex digits.
+        fingerprint: Of the request.
+    """
 
     sighting: str
     fingerprint: str
@@ -142,7 +187,7 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class PromptToKeep:
-    """The prompt of a settled attempt whose answer turned out to be an error."""
+    """The prompt of a settled attempt whose answer turned out to be invalid: kept by the payload policy for errors."""
 
     attempt_id: str
     fingerprint: str
@@ -151,7 +196,7 @@ class PromptToKeep:
 
 @dataclass(frozen=True, slots=True)
 class InvalidAnswer:
-    """What was wrong with the answer that a settled attempt brought."""
+    """What is wrong with the answer of a settled attempt."""
 
     attempt_id: str
     error_class: str
@@ -160,7 +205,7 @@ class InvalidAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Reopening:
-    """An answer to be asked for anew, unless it was bought by this very going of the task."""
+    """A settled reply that must not be reused, unless the scope's task bought it since it was last cleared."""
 
     fingerprint: str
     scope: CallScope
@@ -170,12 +215,15 @@ class Reopening:
 class Saving:
     """What one try of a task saved.
 
-    A reused answer is not written down when it is looked up: that would be a write for every read. A try so
-    counts its own, and one that fails or is killed leaves no count: the next one counts the same answers.
+    A cache hit is not written down when it is looked up: that would be a write per read. The try counts its own
+    and writes one row at its end. A try that fails or is killed writes none: the next one counts the same replies.
 
-    reused, reused_micro_usd: answers that were in the ledger, and what they had cost when they were bought.
-    routed_micro_usd: about how much more the last model of a cascade alone would have cost; negative where
-        escalating cost more than it saved.
+    Attributes:
+        reused: Number of replies that were in the ledger.
+        reused_micro_usd: What they had cost when they were bought.
+        routed_micro_usd: About how much more the last model of a cascade alone would have cost; negative where
+            the escalation cost more than it saved.
+        id: Makes a repeated commit count once.
     """
 
     scope: CallScope

@@ -1,4 +1,4 @@
-"""What calls cost, added up by whatever a call is known by."""
+"""Reports: what calls cost, added up by document, task, run, DAG, owner, tag, model, version, day or purpose."""
 
 from __future__ import annotations
 
@@ -17,22 +17,32 @@ from airflow_llm_provider.pricing import RateCard, Usage, rate_card
 By = Literal["document", "task", "run", "dag", "owner", "tag", "model", "version", "day", "purpose"]
 BY: tuple[By, ...] = get_args(By)
 _DAY_MS = 86_400_000
-_PICO = 1_000_000  # to the micro
+_PICO_PER_MICRO = 1_000_000
 _TOKENS = tuple(Usage.__dataclass_fields__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
-    """What some calls cost, in micro-USD; all of it adds up but the share.
+    """What some calls cost. Two values can be added up.
 
-    calls: paid and answered; `unpriced` of them have no known price, and are in no amount.
-    unproven: may have been paid without an answer; `unproven_micro_usd` is the most that they cost.
-    failed: were not billed. open: in flight, or left behind less than two leases ago.
-    cost_micro_usd: of the paid ones.
-    cached_pico_usd: saved by prompt caching: what the tokens read cost less than plain input, minus what those
-        written cost more; at today's list prices of short prompts, 0 where there is none.
-    reused, reused_micro_usd: answers taken from the ledger, and what they had cost.
-    routed_micro_usd: about what the last model of cascades alone would have cost more.
+    Attributes:
+        calls: Calls that were paid and answered.
+        failed: Attempts that were not billed.
+        open: Attempts in flight, or left behind less than two leases ago.
+        unproven: Attempts that may have been paid without a reply.
+        unpriced: Paid calls without a known price; they are in no amount.
+        uncached_tokens: Input tokens without prompt caching.
+        output_tokens: Output tokens.
+        cache_read_tokens: Input tokens read from the prompt cache.
+        cache_write_5m_tokens: Input tokens written to the prompt cache for five minutes.
+        cache_write_1h_tokens: Input tokens written to the prompt cache for an hour.
+        cost_micro_usd: Cost of the paid calls.
+        unproven_micro_usd: The most that the unproven attempts cost.
+        cached_pico_usd: Saved by prompt caching: what the tokens read cost less than plain input, minus what the
+            tokens written cost more, at the list prices of short prompts; negative if caching cost more.
+        reused: Replies that were taken from the ledger.
+        reused_micro_usd: What they had cost.
+        routed_micro_usd: About what the last models of cascades alone would have cost more.
     """
 
     calls: int = 0
@@ -68,20 +78,23 @@ class Costs:
     @property
     def cached_micro_usd(self) -> int:
         """What prompt caching saved, in micro-USD."""
-        return round(self.cached_pico_usd / _PICO)
+        return round(self.cached_pico_usd / _PICO_PER_MICRO)
 
     @property
     def cached_share(self) -> float | None:
-        """The share of the input tokens that was read from the prompt cache; None where there was no input."""
+        """The share of the input tokens that was read from the prompt cache; None without input."""
         return self.cache_read_tokens / self.input_tokens if self.input_tokens else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Costs by key, the dearest first, and their total.
+    """Costs by group, the most expensive first, and their total.
 
-    groups: by the values that stand in `columns`; None where a call has none.
-    overlaps: whether a call may be in several groups, as with tags: then they add up to more than the total.
+    Attributes:
+        columns: What the groups are called by.
+        groups: Costs by the values of `columns`; None stands for calls without a value.
+        total: Costs of all calls.
+        overlaps: Whether a call may be in several groups, as with tags: then they add up to more than the total.
     """
 
     columns: tuple[str, ...]
@@ -92,16 +105,20 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filter:
-    """Which calls are counted: those opened from `since_ms` up to, not including, `until_ms`, of these names."""
+    """Which calls are counted.
+
+    Attributes:
+        since_ms: Those opened at this time or later, in milliseconds since 1970.
+        until_ms: Those opened before this time.
+        names: Values by column: dag_id, run_id, task_id, model …
+    """
 
     since_ms: int | None = None
     until_ms: int | None = None
-    names: Mapping[str, str] = field(
-        default_factory=dict
-    )  # column -> value: dag_id, run_id, task_id, model …
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, table: sa.Table, time: sa.Column[int]) -> list[sa.ColumnElement[bool]]:
-        """Return the conditions on a table whose rows have that time."""
+        """Return the conditions for a table with `time` as the column of its time."""
         conditions = [table.c[name] == value for name, value in self.names.items()]
         if self.since_ms is not None:
             conditions.append(time >= self.since_ms)
@@ -125,9 +142,13 @@ _COLUMNS: dict[By, tuple[str, ...]] = {
 
 
 def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
-    """Add up the ledger by one of BY; days are in UTC, and begin when a call was sent.
+    """Add up the costs in the ledger.
 
-    A call is its task's; savings are known by task try, so there are none by document and by purpose.
+    Args:
+        database: The ledger's database.
+        by: What to group by, one of BY. Days are in UTC; a call counts for the day on which it was opened. Savings
+            are known per task try, so there are none by document and by purpose.
+        wanted: Which calls; all by default.
     """
     wanted = wanted or Filter()
     columns = _COLUMNS[by]
@@ -138,7 +159,7 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
         for found in (paid, saved):
             for key, one in found.items():
                 groups[key] = groups[key] + one if key in groups else one
-        if by == "tag":  # a call with two tags is in two groups, one with none in none of their sums
+        if by == "tag":  # a call with two tags is in two groups, so the total is counted without groups
             overall = _paid(connection, (), wanted), _saved(connection, (), wanted)
             total = sum((one for found in overall for one in found.values()), Costs())
         else:
@@ -154,7 +175,7 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
 
 
 def spent_micro_usd(connection: sa.Connection, dag_id: str, run_id: str) -> int:
-    """Return what a DAG run has cost so far, as far as prices are known, with what may have been billed."""
+    """Return what a DAG run has cost so far, unproven attempts included, as far as prices are known."""
     query = sa.select(sa.func.coalesce(sa.func.sum(call.c.cost_micro_usd), 0)).where(
         call.c.dag_id == dag_id, call.c.run_id == run_id
     )
@@ -163,7 +184,7 @@ def spent_micro_usd(connection: sa.Connection, dag_id: str, run_id: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StateTotals:
-    """The calls in one state: how many, what they cost where that is known, how many have no known price."""
+    """The calls in one state: how many, their known cost, how many of them have no known price."""
 
     state: str
     calls: int
@@ -172,14 +193,14 @@ class StateTotals:
 
     @property
     def is_paid(self) -> bool:
-        """Tell whether these calls were paid and answered."""
+        """Whether these calls were paid and answered."""
         return self.state in PAID
 
 
 def totals_by_state(
     database: Database, *, dag_id: str | None = None, run_id: str | None = None
 ) -> dict[str, StateTotals]:
-    """Return the sums by state, of all calls or of one DAG's or run's; states without calls are left out."""
+    """Return the totals by state, of all calls or of one DAG or run; states without calls are left out."""
     cost = call.c.cost_micro_usd
     query = sa.select(
         call.c.state,
@@ -203,7 +224,7 @@ def totals_by_state(
 def invalid_answers(
     database: Database, *, dag_id: str | None = None, run_id: str | None = None, most: int = 20
 ) -> list[dict[str, Any]]:
-    """Return what was wrong with answers that were paid, the newest first: attempt, task, item, complaint."""
+    """Return what is wrong with answers that were paid, the newest first: attempt, task, item and error."""
     columns = (call.c.id, call.c.dag_id, call.c.run_id, call.c.task_id, call.c.item_id)
     query = (
         sa.select(*columns, call.c.error_class, call.c.error)
@@ -234,7 +255,7 @@ def _paid(
         "cost_micro_usd": _sum(cost, IS_PAID),
         "unproven_micro_usd": _sum(cost, is_unproven),
     }
-    # By model as well: what caching saves depends on its rates.
+    # Grouped by model as well: what caching saves depends on the model's rates.
     query = (
         sa.select(*keys, call.c.model, *(column.label(name) for name, column in sums.items()))
         .select_from(source)
@@ -270,7 +291,7 @@ def _saved(
 def _keys(
     connection: sa.Connection, table: sa.Table, time: sa.Column[int], columns: tuple[str, ...]
 ) -> tuple[sa.FromClause, list[sa.ColumnElement[Any]]]:
-    """Return what to select from, and what to group by."""
+    """Return the table to select from, joined with tags if needed, and the expressions to group by."""
     if columns == ("tag",):
         tags = _tags(connection, table)
         return table.outerjoin(tags, sa.true()), [tags.c.value]
@@ -281,7 +302,7 @@ def _keys(
 
 
 def _tags(connection: sa.Connection, table: sa.Table) -> sa.TableValuedAlias:
-    """Return the tags of each row, one a row."""
+    """Return the tags of each row, one row per tag."""
     if connection.dialect.name == "sqlite":
         return sa.func.json_each(table.c.tags).table_valued("value", joins_implicitly=True)
     listed = sa.cast(table.c.tags, postgresql.JSONB)
@@ -297,10 +318,10 @@ def _sum(column: sa.Column[Any], condition: sa.ColumnElement[bool]) -> sa.Column
 
 
 def _saved_by_caching(one: Costs, card: RateCard | None) -> int:
-    """Return what caching saved of these tokens, below zero where it cost more than it saved."""
+    """Return what prompt caching saved for these tokens, negative if it cost more than it saved."""
     if card is None:
         return 0
-    _, rates = card.tiers[0]  # in pico-USD a token: whole numbers, so that the parts add up to the whole
+    _, rates = card.tiers[0]  # pico-USD per token: integers, so that the parts add up exactly
     kinds = ("cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens")
     return sum(getattr(one, kind) * (rates["uncached_tokens"] - rates[kind]) for kind in kinds)
 

@@ -1,4 +1,4 @@
-"""Questions to a person: what each was shown, with its hash, before it was shown, and what was decided."""
+"""Reviews: what a person is shown, stored with its hash before it is shown, and what was decided."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from airflow_llm_provider.ledger.database import insert, storable
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import review
 
-# Status of a question. `invalid`: an edit that may not go on; `passed`: nobody needed to be asked.
+# Status of a review. `invalid`: the edit does not validate; `passed`: nobody needed to be asked.
 PENDING, APPROVED, MODIFIED, REJECTED = "pending", "approved", "modified", "rejected"
 TIMED_OUT, INVALID, PASSED = "timed_out", "invalid", "passed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskedQuestion:
-    """A question as it is put.
+    """A question to a person.
 
-    asked_hash: of all that must not change while it is open.
-    shown: the form as JSON; None when nobody is asked. content: what is decided on, as JSON.
-    why: why a person is asked, or is not.
+    Attributes:
+        asked_hash: Hash of all that must not change while it is open.
+        shown: The form, as JSON; None when nobody is asked.
+        content: What is decided on, as JSON.
+        why: Why a person is asked, or is not.
     """
 
     asked_hash: str
@@ -36,7 +38,16 @@ class AskedQuestion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What was decided: the option taken, and as JSON what goes on, or the edit that may not."""
+    """What was decided.
+
+    Attributes:
+        status: One of the module's constants.
+        choice: The option that was taken; None for none.
+        decided: The approved content, or the invalid edit, as JSON.
+        decided_by: Who decided.
+        feedback: What they wrote.
+        decided_ms: When, in milliseconds since 1970.
+    """
 
     status: str
     choice: str | None
@@ -47,13 +58,20 @@ class Verdict:
 
     @property
     def is_final(self) -> bool:
-        """Whether it says what goes on, if anything does: no invalid edit, and no silence that means nothing."""
+        """Whether the task can go on with it: neither an invalid edit nor a timeout without an option."""
         return self.status == PASSED or (self.status != INVALID and self.choice is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredReview:
-    """A question in the ledger; the verdict is None while it is open."""
+    """A review in the ledger.
+
+    Attributes:
+        first_try: The first try of the task since the clear in which it was asked.
+        asked: The question.
+        shown_ms: When Airflow began to show it, in milliseconds since 1970; 0 before that.
+        verdict: None while the question is open.
+    """
 
     first_try: int
     asked: AskedQuestion
@@ -62,12 +80,16 @@ class StoredReview:
 
 
 def digest(data: bytes) -> str:
-    """Return the hash that what was shown and decided is known by, 64 hex digits."""
+    """Return the hash under which shown and decided bytes are stored, 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def find(connection: sa.Connection, scope: CallScope, key: str) -> StoredReview | None:
-    """Return the task instance's question `key`; raises ChangedSinceShown when its bytes are not what they were."""
+    """Return the review `key` of a task instance, None if there is none.
+
+    Raises:
+        ChangedSinceShown: Its bytes do not match their hashes.
+    """
     row = connection.execute(sa.select(review).where(review.c.id == _id(scope, key))).one_or_none()
     if row is None:
         return None
@@ -99,16 +121,23 @@ def store_question(
     *,
     frozen: bool = False,
 ) -> StoredReview:
-    """Keep a question before it is shown; return it as it must be shown, which is as it first was.
+    """Store a question before it is shown; return the review as it must be shown, which is as it first was.
 
-    What was decided since the task was last cleared is kept: a retry asks nobody again, a clear does. A question that
-    is not the one that was first asked is returned as it was; only with `frozen` it is opened again as the first one.
+    Attempts since the last clear share decisions: a retry asks nobody again, a clear does. If the question has
+    changed since it was first asked, the first one is returned.
+
+    Args:
+        connection: In a write transaction.
+        scope: The task instance.
+        key: Tells apart the reviews of one task instance.
+        asked: The question.
+        frozen: After a clear, open the first question again even if it has changed.
     """
     known = find(connection, scope, key)
     if known is None or known.asked.shown is None:
         connection.execute(review.delete().where(review.c.id == _id(scope, key)))
         first = insert(connection.dialect.name, review).values(**_columns(scope, key, asked), shown_ms=0)
-        # Another process of the task instance may have been faster.
+        # Another process of the same task instance may have been faster.
         connection.execute(first.on_conflict_do_nothing())
     elif known.first_try != scope.first_try and (frozen or known.asked.asked_hash == asked.asked_hash):
         _update(connection, scope, key, first_try=scope.first_try, shown_ms=0, **_NOTHING_DECIDED)
@@ -120,12 +149,12 @@ def store_question(
 
 
 def store_shown(connection: sa.Connection, now_ms: int, scope: CallScope, key: str) -> None:
-    """Write down that Airflow shows the question from now on."""
+    """Store that Airflow shows the question from now on."""
     _update(connection, scope, key, shown_ms=now_ms)
 
 
 def store_verdict(connection: sa.Connection, scope: CallScope, key: str, verdict: Verdict) -> None:
-    """Write down what was decided."""
+    """Store what was decided."""
     _update(
         connection,
         scope,
@@ -143,13 +172,13 @@ def store_verdict(connection: sa.Connection, scope: CallScope, key: str, verdict
 def store_not_asked(
     connection: sa.Connection, now_ms: int, scope: CallScope, key: str, asked: AskedQuestion
 ) -> StoredReview:
-    """Write down that nobody needed to be asked, and why; what a person decided in this going stands."""
+    """Store that nobody needed to be asked, and why; return an earlier decision if there is one since the clear."""
     known = find(connection, scope, key)
     if known and known.verdict and known.first_try == scope.first_try:
         return known
     if known is None or known.asked.shown is None:
         store_question(connection, scope, key, asked)
-    else:  # shown in an earlier going: Airflow still holds that form, so we do too
+    else:  # it was shown before the clear: Airflow still has that form, so it is kept here, too
         _update(connection, scope, key, first_try=scope.first_try, shown_ms=now_ms, why=storable(asked.why))
     verdict = Verdict(
         status=PASSED, choice=None, decided=asked.content, decided_by=None, feedback="", decided_ms=now_ms
@@ -195,6 +224,7 @@ def _unpacked(packed: bytes, expected: str) -> bytes:
     data = zlib.decompress(packed)
     if digest(data) != expected:
         raise ChangedSinceShown(
-            "What the ledger kept of this review is not what was written there: ask anew."
+            "The review in the ledger was changed after it was stored, so it is not used. "
+            "Start a new DAG run to ask again."
         )
     return data

@@ -122,7 +122,7 @@ review = sa.Table(
     sa.Column("decided_by", sa.Text),
     sa.Column("feedback", sa.Text),
     sa.Column("why", sa.Text),  # why a person was asked, or was not
-    sa.Column("shown_ms", sa.BigInteger, nullable=False),
+    sa.Column("shown_ms", sa.BigInteger, nullable=False),  # 0 until Airflow shows it
     sa.Column("decided_ms", sa.BigInteger),
 )
 sa.Index("review_run", review.c.dag_id, review.c.run_id)

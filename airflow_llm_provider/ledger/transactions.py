@@ -72,10 +72,10 @@ class Transactions:
                 ) from error
             if type(error) is sa.exc.DatabaseError:  # SQLite raises it for a file that is not a database
                 raise LedgerUnusable(
-                    f"{where} is damaged, or no ledger at all ({said}). Restore the file from a backup, or "
-                    "move it away to begin a new one, which buys every answer anew."
+                    f"{where} is damaged or is not a ledger ({said}). Nothing was changed or sent. Restore the "
+                    "file from a backup, or move it away to start a new ledger: then every reply is paid for again."
                 ) from error
-            raise LedgerUnusable(f"{where} does not take this: {said}") from error
+            raise LedgerUnusable(f"{where} rejected a statement: {said}") from error
 
     def _transact(
         self, begin: Callable[[], contextlib.AbstractContextManager[sa.Connection]], work: Work[T]
@@ -101,7 +101,7 @@ def open_transactions(
         synchronous: SQLite's durability, `FULL` or `NORMAL`.
         deadline_s: how long a database that cannot be reached is tried, in seconds.
     """
-    database = Database(url, synchronous=synchronous, patience_s=deadline_s)
+    database = Database(url, synchronous=synchronous, timeout_s=deadline_s)
     transactions = Transactions(database, deadline_s=deadline_s)
     try:
         if url not in _migrated:

@@ -1,4 +1,4 @@
-"""What a batch of writes does to the tables, within one transaction."""
+"""Writes: what a group of records changes in the tables, within one transaction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_llm_provider.ledger.accounts import AccountChanges, Accounts, Budge
 from airflow_llm_provider.ledger.budgets import BudgetRefusal
 from airflow_llm_provider.ledger.database import insert, storable
 from airflow_llm_provider.ledger.payloads import PayloadPolicy, pack_prompt
-from airflow_llm_provider.ledger.queries import BY_ID, HOLDERS, LATE_ANSWERS, chunks, newest
+from airflow_llm_provider.ledger.queries import BY_ID, HOLDERS, LATE_REPLIES, chunks, newest
 from airflow_llm_provider.ledger.records import (
     ClaimHeld,
     Failure,
@@ -48,8 +48,8 @@ SETTLE = (
     call.update()
     .where(call.c.id == _ATTEMPT)
     .values(
-        # A reply to an attempt whose lease had ended is still paid, still booked and still an answer. A write
-        # is repeated when its commit went unheard, so what was settled stays what it is.
+        # A reply to an attempt whose lease had ended is still paid, booked and reusable. A write is repeated when its
+        # commit was not confirmed, so an attempt that is settled or reopened keeps its state.
         state=sa.case(
             (call.c.state == OPEN, SETTLED),
             (is_in(SETTLED, REOPENED), call.c.state),
@@ -70,7 +70,7 @@ SETTLE = (
 )
 FAIL = (
     call.update()
-    # Also where the lease had ended: the proof that nothing was billed corrects what was booked for it.
+    # Also when the lease had ended: the proof that nothing was billed corrects what was booked.
     .where(call.c.id == _ATTEMPT, is_in(OPEN, UNPROVEN))
     .values(
         state=sa.bindparam("state_"),
@@ -85,7 +85,7 @@ FAIL = (
 
 
 def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """Match rows that no other transaction is at work on, so that PostgreSQL never waits in a circle."""
+    """Match the rows that no other transaction has locked; see the lock order in `Writes`."""
     return call.c.id.in_(sa.select(call.c.id).where(*conditions).with_for_update(skip_locked=True))
 
 
@@ -97,10 +97,10 @@ EXPIRE = (
         closed_ms=sa.bindparam("now"),
         cost_micro_usd=call.c.ceiling_micro_usd,
         error_class="LeaseExpired",
-        error="Its process ended, or stalled, before a reply was recorded.",
+        error="Its process ended or stalled before it recorded a reply.",
     )
 )
-# Attempts whose lease has ended: of all, of a few, of those that hold a reservation.
+# Attempts whose lease has ended by the database's clock: all, a few, those that hold a reservation.
 OVERDUE = (
     sa.select(call.c.id, call.c.state, call.c.accounts, call.c.ceiling_micro_usd, call.c.cost_micro_usd)
     .where(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before"))
@@ -114,8 +114,8 @@ RENEW = (
     .values(lease_until_ms=sa.bindparam("until"))
 )
 WITHDRAW = call.delete().where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
-KEEP = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
-COMPLAIN = (
+KEEP_PROMPT = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
+RECORD_INVALID_ANSWER = (
     call.update()
     .where(_unlocked(call.c.id == _ATTEMPT))
     .values(error_class=sa.bindparam("error_class_"), error=sa.bindparam("error_"))
@@ -139,14 +139,22 @@ REOPEN = (
 
 
 class Writes:
-    """The writes of one engine.
+    """The writes of one ledger object.
 
-    holder: the engine's id, in the rows of its live attempts; lease_ms: how long they are its own.
-    warnings: of budgets, from the last transaction; due when it is committed.
+    Lock order on PostgreSQL, which avoids deadlocks: claims first, in the order of their keys; then the attempts that
+    end, in the order of their ids; accounts last, in the order of their ids. Everything else uses SKIP LOCKED. So an
+    insert that waits for the holder of a claim holds only claims that sort before it, and a transaction that holds
+    an account waits for accounts only.
 
-    So that writers on PostgreSQL never wait in a circle: opening waits for those who hold a key, and holds
-    nothing meanwhile but the keys before it; the accounts come last, and who holds one waits for accounts only;
-    all else waits for nobody who could be waiting.
+    Args:
+        dialect: `sqlite` or `postgresql`.
+        holder: Id of the ledger object, in the rows of its live attempts.
+        lease_ms: How long an attempt belongs to it without a renewal.
+        policy: Which prompts are kept.
+        accounts: The budgets' accounts.
+
+    Attributes:
+        warnings: Budgets' warnings of the last transaction, to be passed on once it is committed.
     """
 
     def __init__(
@@ -155,14 +163,18 @@ class Writes:
         self._dialect, self._holder, self._lease_ms, self._policy = dialect, holder, lease_ms, policy
         self._accounts = accounts
         self.warnings: list[BudgetWarning] = []
-        self._insert_call = insert_call(dialect)
-        self._upsert_payload = upsert_payload(dialect)
-        self._upsert_sighting = upsert_sighting(dialect)
-        # A write is repeated when its commit went unheard: its id makes it count once.
+        self._insert_call = _insert_call_statement(dialect)
+        self._upsert_payload = _upsert_payload_statement(dialect)
+        self._upsert_sighting = _upsert_sighting_statement(dialect)
+        # A write is repeated when its commit was not confirmed; its id makes it count once.
         self._insert_saving = insert(dialect, saving).on_conflict_do_nothing()
 
     def transactions(self, batch: Sequence[Write]) -> list[Sequence[Write]]:
-        """Split a batch: on PostgreSQL opening is a transaction of its own, on SQLite it shares the sync."""
+        """Split a group into transactions.
+
+        On PostgreSQL, attempts are opened in a transaction of their own: it may wait for claims, and settlements must
+        not wait with it. On SQLite, where nothing else writes meanwhile, all share one commit.
+        """
         if self._dialect == "sqlite":
             return [batch]
         parts = (
@@ -172,9 +184,18 @@ class Writes:
         return [part for part in parts if part]
 
     def apply(self, connection: sa.Connection, now: int, batch: Sequence[Write]) -> list[Any]:
-        """Do what `batch` says; return an outcome for each NewAttempt and None for the others.
+        """Make the changes of a group within the caller's transaction.
 
-        Raises MissingAccounts where some have to be made first.
+        Args:
+            connection: In a write transaction.
+            now: The database's clock, in milliseconds.
+            batch: The records.
+
+        Returns:
+            One outcome per record: see Ledger.open for a NewAttempt, None for the others.
+
+        Raises:
+            MissingAccounts: Accounts have to be made first, and the transaction done again.
         """
         by_kind: dict[type, list[Any]] = {}
         for write in batch:
@@ -184,11 +205,11 @@ class Writes:
         changes.read(connection, sorted({write.attempt_id for write in (*settled, *failed)}))
         self._settle(connection, now, settled, changes)
         self._fail(connection, now, failed, changes)
-        self._keep(connection, by_kind.get(PromptToKeep, []))
-        self._complain(connection, by_kind.get(InvalidAnswer, []))
+        self._keep_prompts(connection, by_kind.get(PromptToKeep, []))
+        self._record_invalid_answers(connection, by_kind.get(InvalidAnswer, []))
         self._reopen(connection, by_kind.get(Reopening, []))
-        self._sight(connection, by_kind.get(Sighting, []))
-        self._save(connection, now, by_kind.get(Saving, []))
+        self._record_sightings(connection, by_kind.get(Sighting, []))
+        self._record_savings(connection, now, by_kind.get(Saving, []))
         outcomes = self._open(connection, now, by_kind.get(NewAttempt, []), changes)
         refused = self._move_accounts(connection, changes)
         opened = iter(
@@ -198,10 +219,10 @@ class Writes:
         return [next(opened) if isinstance(write, NewAttempt) else None for write in batch]
 
     def renew(self, connection: sa.Connection, now: int) -> None:
-        """Renew the leases of what this engine has in flight, and book what others left behind long ago.
+        """Renew the leases of our open attempts, and book those that other processes left behind.
 
-        Only a lease's length after its end, so that a database that was away costs nobody an attempt that
-        is still in flight.
+        An attempt is booked one lease after its lease has ended, not at once: after an outage of the database its
+        process may be alive and has the time to renew it.
         """
         changes = AccountChanges()
         connection.execute(RENEW, {"held_by": self._holder, "until": now + self._lease_ms})
@@ -209,7 +230,7 @@ class Writes:
         self._move_accounts(connection, changes)
 
     def _move_accounts(self, connection: sa.Connection, changes: AccountChanges) -> dict[str, BudgetRefusal]:
-        """Move the accounts, and withdraw what they have no room for."""
+        """Change the accounts, and delete the attempts that they have no room for."""
         refused, self.warnings = self._accounts.move(connection, changes)
         for chunk in chunks(sorted(refused)):
             connection.execute(WITHDRAW, {"attempts": chunk})
@@ -223,7 +244,7 @@ class Writes:
         which: dict[str, Any],
         changes: AccountChanges,
     ) -> None:
-        """Book attempts at their ceiling: nobody can prove any more that they were not billed."""
+        """Book attempts at their ceiling, since it can't be proved that they were not billed."""
         rows = connection.execute(overdue, which).all()
         for row in rows:
             changes.hold(row)
@@ -297,16 +318,16 @@ class Writes:
         ]:
             connection.execute(self._upsert_payload, kept)
 
-    def _keep(self, connection: sa.Connection, kept: Sequence[PromptToKeep]) -> None:
+    def _keep_prompts(self, connection: sa.Connection, kept: Sequence[PromptToKeep]) -> None:
         if kept := [k for k in kept if self._policy.keeps(k.fingerprint, error=True)]:
             connection.execute(
-                KEEP, [{"attempt": k.attempt_id, "prompt_": pack_prompt(k.prompt)} for k in kept]
+                KEEP_PROMPT, [{"attempt": k.attempt_id, "prompt_": pack_prompt(k.prompt)} for k in kept]
             )
 
-    def _complain(self, connection: sa.Connection, complained: Sequence[InvalidAnswer]) -> None:
+    def _record_invalid_answers(self, connection: sa.Connection, complained: Sequence[InvalidAnswer]) -> None:
         if complained:
             connection.execute(
-                COMPLAIN,
+                RECORD_INVALID_ANSWER,
                 [
                     {"attempt": c.attempt_id, "error_class_": c.error_class, "error_": storable(c.error)}
                     for c in sorted(complained, key=lambda c: c.attempt_id)
@@ -327,12 +348,12 @@ class Writes:
                 },
             )
 
-    def _sight(self, connection: sa.Connection, sightings: Sequence[Sighting]) -> None:
+    def _record_sightings(self, connection: sa.Connection, sightings: Sequence[Sighting]) -> None:
         if latest := {s.sighting: s.fingerprint for s in sightings}:
             rows = [{"sighting": s, "fingerprint": latest[s]} for s in sorted(latest)]
             connection.execute(self._upsert_sighting, rows)
 
-    def _save(self, connection: sa.Connection, now: int, savings: Sequence[Saving]) -> None:
+    def _record_savings(self, connection: sa.Connection, now: int, savings: Sequence[Saving]) -> None:
         if rows := [_saving_row(one, now) for one in savings if one.reused or one.routed_micro_usd]:
             connection.execute(self._insert_saving, rows)
 
@@ -343,19 +364,20 @@ class Writes:
             return []
         if (
             self._accounts.is_short
-        ):  # what killed processes have reserved is needed, as soon as their leases end
+        ):  # a budget needs what killed processes have reserved, once their leases end
             self._expire(connection, now, OVERDUE_RESERVED, {"before": now}, changes)
         bounds = self._accounts.bind(connection, now, (entry.scope for entry in entries))
         bound = [bounds[id(entry.scope)] for entry in entries]
         rows = [self._row(entry, now, binds) for entry, binds in zip(entries, bound, strict=True)]
-        late = self._late(connection, rows)
+        late = self._late_replies(connection, rows)
         wanted = [row for row in rows if row["claim"] not in late]
-        holders = self._claimed(connection, wanted)
+        holders = self._claim(connection, wanted)
+        # A claim whose lease has ended is free: book its attempt as unproven, and try those keys once more.
         if expired := {h.id for h in holders.values() if h.state == OPEN and h.lease_until_ms < now}:
             for chunk in chunks(sorted(expired)):
                 self._expire(connection, now, OVERDUE_OF, {"attempts": chunk, "before": now}, changes)
             again = [row for row in wanted if (h := holders.get(row["claim"])) and h.id in expired]
-            holders |= self._claimed(connection, again)
+            holders |= self._claim(connection, again)
         answers = {
             row.id: SettledReply(*row[:5])
             for chunk in chunks([h.id for h in holders.values() if h.state == SETTLED])
@@ -363,20 +385,25 @@ class Writes:
         }
         outcomes = [_outcome(row, late, holders, answers) for row in rows]
         for entry, row, binds, outcome in zip(entries, rows, bound, outcomes, strict=True):
-            # An attempt that was opened when its commit went unheard has its reservation.
+            # If the commit of an earlier try was not confirmed, the attempt was opened then and has its reservation.
             if isinstance(outcome, OpenedAttempt) and holders[row["claim"]].opened_ms == now:
                 changes.want(outcome.attempt_id, entry.ceiling_micro_usd, binds)
         return outcomes
 
-    def _late(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, SettledReply]:
-        """Find answers that came after their lease had ended: nobody holds their key, yet it is paid."""
+    def _late_replies(
+        self, connection: sa.Connection, rows: Sequence[dict[str, Any]]
+    ) -> dict[str, SettledReply]:
+        """Find replies that came after their lease had ended: paid, though no attempt holds the claim."""
         found: list[Any] = []
         for chunk in chunks([row["fingerprint"] for row in rows]):
-            found += connection.execute(LATE_ANSWERS, {"fingerprints": chunk}).all()
+            found += connection.execute(LATE_REPLIES, {"fingerprints": chunk}).all()
         return newest(found, "claim")
 
-    def _claimed(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Insert what can be inserted; return who holds each claim now."""
+    def _claim(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Insert the attempts whose claim is free; return who holds each claim now.
+
+        In the order of the claims: see the lock order in the class.
+        """
         if not rows:
             return {}
         connection.execute(self._insert_call, sorted(rows, key=lambda row: row["claim"]))
@@ -426,7 +453,7 @@ def _outcome(
     if answer := late.get(row["claim"]):
         return answer
     holder = holders.get(row["claim"])
-    if holder is None:  # it let go between our two looks
+    if holder is None:  # it ended between the insert and the select
         return ClaimHeld("")
     if holder.id == row["id"]:
         return OpenedAttempt(row["id"])
@@ -453,13 +480,13 @@ def _saving_row(one: Saving, now: int) -> dict[str, Any]:
     }
 
 
-def insert_call(dialect: str) -> Any:
-    """Insert attempts, passing over those whose claim is held."""
+def _insert_call_statement(dialect: str) -> Any:
+    """Insert attempts, except those whose claim is held."""
     return insert(dialect, call).on_conflict_do_nothing()
 
 
-def upsert_payload(dialect: str) -> Any:
-    """Keep what was said; a reply that comes late joins the prompt that was kept before it."""
+def _upsert_payload_statement(dialect: str) -> Any:
+    """Store prompt and reply; a reply that comes late keeps the prompt that was stored before."""
     upsert = insert(dialect, payload)
     return upsert.on_conflict_do_update(
         index_elements=[payload.c.call_id],
@@ -470,8 +497,8 @@ def upsert_payload(dialect: str) -> Any:
     )
 
 
-def upsert_sighting(dialect: str) -> Any:
-    """Note what a document in this state was asked; the latest question counts."""
+def _upsert_sighting_statement(dialect: str) -> Any:
+    """Store the request that a document led to; the latest one counts."""
     upsert = insert(dialect, document)
     return upsert.on_conflict_do_update(
         index_elements=[document.c.sighting], set_={"fingerprint": upsert.excluded.fingerprint}

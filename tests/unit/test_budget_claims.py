@@ -341,11 +341,11 @@ def test_a_day_and_a_month_are_those_of_the_calendar_there(
         ({"scope": "week"}, "scope is one of"),
         ({"scope": "all", "per": ""}, "per day or per month"),
         ({"scope": "run", "per": "day"}, "ends by itself"),
-        ({"scope": "all", "per": "day", "applies_to": "nightly"}, "all of it"),
-        ({"scope": "run", "on_exceeded": "wait"}, "no next one"),
-        ({"scope": "all", "per": "day", "timezone": "Europe/Nowhere"}, "no time zone"),
+        ({"scope": "all", "per": "day", "applies_to": "nightly"}, "can't apply to"),
+        ({"scope": "run", "on_exceeded": "wait"}, "no next day or month"),
+        ({"scope": "all", "per": "day", "timezone": "Europe/Nowhere"}, "not a time zone"),
         ({"scope": "all", "per": "day", "on_exceeded": "panic"}, "on_exceeded is one of"),
-        ({"scope": "call", "cap_micro_usd": -1}, "below 0"),
+        ({"scope": "call", "cap_micro_usd": -1}, "is negative"),
     ],
 )
 def test_a_budget_that_makes_no_sense_says_so(fields: dict[str, Any], complaint: str) -> None:

@@ -125,7 +125,7 @@ async def test_waiting_for_others_ends_at_the_deadline(engine: Engine, wire: Wir
     capped = dataclasses.replace(SCOPE, run_budget_micro_usd=3_000)
     first = asyncio.create_task(engine.ask(question("1?"), make_terms(scope=capped)))
     await until(lambda: bool(wire.sent))
-    with pytest.raises(BudgetExceeded, match=r"\$0\.002455 of it held by calls in flight"):
+    with pytest.raises(BudgetExceeded, match=r"\$0\.002455 of it reserved by calls in flight"):
         await engine.ask(question("2?"), make_terms(scope=capped))
     assert engine.endpoint.deadline_s - 1 < clock.now() <= engine.endpoint.deadline_s
     wire.gate.set()
@@ -229,7 +229,7 @@ async def test_the_command_line_sets_changes_shows_and_removes_budgets(ledger_ur
         (["--usd", "5"], "a new one needs --usd and --scope"),
         (["--usd", "five", "--scope", "run"], "'five' is no amount in US dollars"),
         (["--usd", "5", "--scope", "all"], "per day or per month"),
-        (["--usd", "5", "--scope", "all", "--per", "day", "--tz", "Mars"], "no time zone"),
+        (["--usd", "5", "--scope", "all", "--per", "day", "--tz", "Mars"], "not a time zone"),
         (["--usd", "1e30", "--scope", "run"], "'1e30' is more than 1,000,000,000 US dollars"),
         (["--usd", "1e999999", "--scope", "run"], "'1e999999' is more than 1,000,000,000 US dollars"),
         (["--usd", "5", "--scope", "dag:", "--per", "day"], "'dag:' names no dag"),

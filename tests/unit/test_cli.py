@@ -126,7 +126,7 @@ def test_without_a_command_what_there_is_is_shown(ledger_url: str) -> None:
     [
         ("sqlite://", "needs the absolute path of a file"),
         ("sqlite:///ledger.db", "needs the absolute path of a file"),
-        ("sqlite:///{folder}", "is no file"),
+        ("sqlite:///{folder}", "is not a file"),
         ("sqlite:///{folder}/foreign.db", "holds other tables with the names of the ledger's own (call)"),
         ("sqlite:///{folder}/empty.db", "holds no ledger yet"),
     ],

@@ -131,7 +131,7 @@ async def test_it_ticks_while_idle_while_busy_and_after_a_tick_that_failed(
     while loop.time() < until:
         await batch.submit(1)
     assert len(ticks) > idle
-    assert "A tick failed" in caplog.text
+    assert "tick of the ledger's thread failed" in caplog.text
 
 
 def test_a_forked_child_is_told_instead_of_waiting_for_ever(batch_of: Callable[..., GroupCommit]) -> None:

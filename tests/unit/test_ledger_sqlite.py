@@ -138,16 +138,16 @@ def test_a_file_that_is_no_ledger_is_named_and_left_alone(tmp_path: Path) -> Non
     path = tmp_path / "ledger.db"
     path.write_bytes(b"not a database " * 1000)
     with pytest.raises(
-        LedgerUnusable, match=r"ledger.db is damaged, or no ledger at all \(file is not a database"
+        LedgerUnusable, match=r"ledger.db is damaged or is not a ledger \(file is not a database"
     ):
         Ledger(url_of(path))
     assert path.read_bytes() == b"not a database " * 1000
 
 
 def test_a_folder_is_no_ledger_and_is_not_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(LedgerUnusable, match=r"is no file.*sqlite:////.*/llm_ledger\.db"):
+    with pytest.raises(LedgerUnusable, match=r"is not a file.*sqlite:////.*/llm_ledger\.db"):
         Ledger(url_of(tmp_path))
-    with pytest.raises(LedgerUnusable, match="is no file"), Database(url_of(tmp_path)).read():
+    with pytest.raises(LedgerUnusable, match="is not a file"), Database(url_of(tmp_path)).read():
         pass
     assert not list(tmp_path.iterdir())
 
@@ -172,7 +172,7 @@ async def test_a_table_changed_by_hand_is_not_tried_again(path: Path) -> None:
         connection.exec_driver_sql("ALTER TABLE payload RENAME TO mine")
         connection.exec_driver_sql("ALTER TABLE call RENAME COLUMN model TO which")
     for asked in (ledger.open(entry()), ledger.find_reply(KEY, NIGHTLY, "run")):
-        with pytest.raises(LedgerUnusable, match=r"does not take this: .*no (such table|column named)"):
+        with pytest.raises(LedgerUnusable, match=r"rejected a statement: .*no (such table|column named)"):
             await asyncio.wait_for(asked, 20)
     ledger.close()
 
@@ -240,8 +240,8 @@ async def test_the_engine_sends_nothing_while_the_ledger_is_away(
 # Its queue.
 
 
-def test_turns_are_taken_between_threads_and_between_ledgers(tmp_path: Path) -> None:
-    turns = [FileLock(tmp_path / "lock", patience_s=10) for _ in range(2)]
+def test_the_file_lock_excludes_threads_and_other_ledgers(tmp_path: Path) -> None:
+    locks = [FileLock(tmp_path / "lock", timeout_s=10) for _ in range(2)]
     inside, most = 0, 0
 
     def work(mine: FileLock) -> None:
@@ -253,7 +253,7 @@ def test_turns_are_taken_between_threads_and_between_ledgers(tmp_path: Path) -> 
                 time.sleep(0.0005)
                 inside -= 1
 
-    threads = [threading.Thread(target=work, args=(turns[i % 2],)) for i in range(6)]
+    threads = [threading.Thread(target=work, args=(locks[i % 2],)) for i in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -261,8 +261,8 @@ def test_turns_are_taken_between_threads_and_between_ledgers(tmp_path: Path) -> 
     assert most == 1
 
 
-def test_patience_ends_when_the_holder_is_stopped_and_a_turn_given_up_is_passed_on(tmp_path: Path) -> None:
-    mine, others = (FileLock(tmp_path / "lock", patience_s=0.1) for _ in range(2))
+def test_the_file_lock_times_out_and_a_lock_that_comes_too_late_is_passed_on(tmp_path: Path) -> None:
+    mine, others = (FileLock(tmp_path / "lock", timeout_s=0.1) for _ in range(2))
     with others.held():
         for _ in range(3):
             with pytest.raises(TimeoutError, match=r"for 0.1 s; is one stopped or hung"), mine.held():
@@ -272,15 +272,15 @@ def test_patience_ends_when_the_holder_is_stopped_and_a_turn_given_up_is_passed_
             pass
 
 
-def test_a_child_forked_during_a_turn_does_not_keep_it(tmp_path: Path) -> None:
-    turns = FileLock(tmp_path / "lock", patience_s=1)
-    with turns.held():
+def test_a_child_that_was_forked_under_the_lock_does_not_keep_it(tmp_path: Path) -> None:
+    locks = FileLock(tmp_path / "lock", timeout_s=1)
+    with locks.held():
         child = os.fork()
         if child == 0:
             time.sleep(30)
             os._exit(0)
     try:
-        with turns.held():
+        with locks.held():
             pass
     finally:
         os.kill(child, 9)
@@ -288,7 +288,7 @@ def test_a_child_forked_during_a_turn_does_not_keep_it(tmp_path: Path) -> None:
 
 
 async def test_a_writer_that_hangs_is_an_error_at_the_deadline(ledger: Ledger, tmp_path: Path) -> None:
-    hung = FileLock(tmp_path / "ledger.db.lock", patience_s=1)
+    hung = FileLock(tmp_path / "ledger.db.lock", timeout_s=1)
     with hung.held(), pytest.raises(LedgerUnavailable, match="another process has been writing to it"):
         await ledger.open(entry())
     assert isinstance(await ledger.open(entry()), OpenedAttempt)

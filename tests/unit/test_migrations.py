@@ -308,7 +308,8 @@ async def test_what_an_upgraded_ledger_does_all_the_time_uses_its_indexes(
     await ledger.read(partial(rate_limits.read_state, bucket=bucket))
 
     question = reviews.AskedQuestion(asked_hash="a" * 64, shown=b'"form"', content=b'"letter"', why="")
-    await ledger.write(partial(reviews.store_question, scope=scope, key="", asked=question))
+    await ledger.write(lambda connection, _: reviews.store_question(connection, scope, "", question))
+    await ledger.write(partial(reviews.store_shown, scope=scope, key=""))
     intent = effects.Intent(
         scope=scope,
         item_id=None,

@@ -146,5 +146,5 @@ async def test_bytes_that_are_not_what_was_written_are_named(book: Book, column:
         connection.execute(review.update().values({column: zlib.compress(b'"pay Mallory"')}))
 
     await book.ledger.write(tamper)
-    with pytest.raises(ChangedSinceShown, match="not what was written there"):
+    with pytest.raises(ChangedSinceShown, match="was changed after it was stored"):
         await book.find()

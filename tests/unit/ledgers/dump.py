@@ -94,7 +94,8 @@ async def fill(ledger: Ledger) -> None:
     question = reviews.AskedQuestion(
         asked_hash="a" * 64, shown=b'"form"', content=b'"letter"', why="doubtful"
     )
-    await ledger.write(partial(reviews.store_question, scope=SCOPE, key="letter", asked=question))
+    await ledger.write(lambda connection, _: reviews.store_question(connection, SCOPE, "letter", question))
+    await ledger.write(partial(reviews.store_shown, scope=SCOPE, key="letter"))
     intent = effects.Intent(
         scope=SCOPE,
         item_id=None,
