@@ -103,8 +103,11 @@ def run_before(task: BaseOperator, hook: Callable[[Context], None]) -> None:
         hook(context)
 
     task._pre_execute_hook = run
-    if task.start_from_trigger:  # nothing runs before such a task
+    # Nothing would run before a task that starts in the triggerer, or that the scheduler itself marks successful.
+    if task.start_from_trigger:
         task.start_from_trigger = False
+    if task.inherits_from_empty_operator:
+        task._is_empty = False
 
 
 # -- in a worker -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ operator that skips has SkipMixin as a base and `inherits_from_skipmixin = True`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, TriggerRule
@@ -74,14 +74,11 @@ def skip_all_except(context: Context, followed: Collection[str]) -> None:
         relative for name in roots for relative in dag.get_task(name).get_flat_relative_ids(upstream=False)
     }
     skipped = [each for each in task.downstream_list if each.task_id not in kept]
-    _skip(
-        context,
-        skipped,
-        {XCOM_SKIPMIXIN_FOLLOWED: sorted(task.downstream_task_ids & kept)},
-    )
+    followed_ids = [each.task_id for each in task.downstream_list if each.task_id in kept]
+    _skip(context, skipped, {XCOM_SKIPMIXIN_FOLLOWED: followed_ids})
 
 
-def require_skippable(task: Operator, tasks: Collection[Operator], *, or_fail: bool) -> None:
+def require_skippable(task: Operator, tasks: Iterable[Operator], *, or_fail: bool) -> None:
     """Raise ValueError where `task` is mapped and a skip of some of `tasks` could not be carried out.
 
     Args:

@@ -7,11 +7,13 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BranchMixIn
+from airflow.sdk import SkipMixin
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider import _airflow
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.hooks.arguments import require_text
+from airflow_llm_provider.hooks import downstream
 from airflow_llm_provider.hooks.branches import Branch, offered, require_downstream
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
 from airflow_llm_provider.operators.claude import ClaudeOperator
@@ -20,6 +22,7 @@ from airflow_llm_provider.tools import by_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import MappedOperator
 
     from airflow_llm_provider.approvals.branch import BranchReview
     from airflow_llm_provider.hooks.branching import Decision, OnUnsure, Proposal, Rules
@@ -34,7 +37,7 @@ _NOT_ARGUMENTS = {
 }
 
 
-class LLMBranchOperator(ClaudeOperator, BranchMixIn):
+class LLMBranchOperator(ClaudeOperator, SkipMixin):
     """Let Claude choose which of the tasks downstream run; the others are skipped, as by `@task.branch`.
 
     The other arguments are those of ClaudeOperator. Validators get an answer with `choice`, `reason` and `confidence`;
@@ -95,6 +98,21 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         super().require_arguments(arguments)
         _require_branch_arguments(arguments)
 
+    @classmethod
+    def start_mapped_in_triggerer(cls, task: MappedOperator) -> None:
+        """Check a mapped task once the DAG is complete; all its instances run in workers."""
+        super().start_mapped_in_triggerer(task)
+        _airflow.when_complete(
+            task, lambda: downstream.require_skippable(task, task.downstream_list, or_fail=False)
+        )
+
+    def resolve_template_files(self) -> None:
+        """Prepare what depends on the tasks downstream; Airflow calls this when the DAG is complete."""
+        super().resolve_template_files()
+        if self.get_dag() is not None:
+            downstream.require_skippable(self, self.downstream_list, or_fail=False)
+            downstream.keep_skipped_after_clear(self)
+
     def execute(self, context: Context) -> Any:
         """Ask, decide, write down why, and skip what was not chosen."""
         branches = self._offered()
@@ -129,7 +147,8 @@ class LLMBranchOperator(ClaudeOperator, BranchMixIn):
         said = f"{decision.outcome.capitalize()}: {', '.join(taken) or 'none'}"
         self.log.log(level, "%s; %s", said, decision.why)
         context["ti"].xcom_push(key=RECORD, value={**record, **decision.record()})
-        return self.do_branch(context, taken if self.multiple or len(taken) != 1 else taken[0])
+        downstream.skip_all_except(context, taken)
+        return taken if self.multiple or len(taken) != 1 else taken[0]
 
     def _offered(self) -> dict[str, Branch]:
         """Return the branches there are; the DAG is complete only now, and nothing is paid yet."""

@@ -150,7 +150,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
             return
         is_all = given.get("ignore_downstream_trigger_rules", False) and on_reject == "skip"
         relatives = task.get_flat_relatives(upstream=False) if is_all else task.downstream_list
-        downstream.require_skippable(task, list(relatives), or_fail=on_reject == "skip")
+        downstream.require_skippable(task, relatives, or_fail=on_reject == "skip")
 
     def resolve_template_files(self) -> None:
         """Prepare what depends on the tasks downstream; Airflow calls this when the DAG is complete."""

@@ -1,4 +1,4 @@
-"""When a person is asked: conditions on what a task produced, each with its reason in words."""
+"""Conditions under which ApprovalSensor asks a person, each with its reason in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 
 class Judged(NamedTuple):
-    """Whether a person is asked, and why, or why not."""
+    """Whether a person is asked, and why.
+
+    Attributes:
+        asks: whether a person is asked.
+        reason: why, or why not.
+    """
 
     asks: bool
     reason: str
@@ -20,8 +25,11 @@ class Judged(NamedTuple):
 class Facts:
     """What is known of the content.
 
-    usages, checks: the XComs `llm_usage` and `llm_checks` of the tasks it came from.
-    identity: run, task and map index; the same at every retry.
+    Attributes:
+        content: what is decided on.
+        usages: the XComs `llm_usage` of the tasks it came from.
+        checks: the XComs `llm_checks` of the tasks it came from.
+        identity: run, task and map index; the same at every retry.
     """
 
     content: Any
@@ -31,13 +39,13 @@ class Facts:
 
     @property
     def cost_usd(self) -> Decimal | None:
-        """What the content cost; None when that is not known."""
+        """What the content cost, in US dollars; None when that is not known."""
         costs = [usage.get("cost_usd") for usage in self.usages]
         return None if not costs or None in costs else sum(map(Decimal, map(str, costs)), Decimal())
 
 
 class Condition(Protocol):
-    """Something that can be asked whether to ask."""
+    """A condition under which a person is asked."""
 
     def judge(self, facts: Facts) -> Judged:
         """Return whether a person is asked, and why."""
@@ -48,33 +56,39 @@ When = Literal["always"] | Condition | Callable[[Any], bool | str | None]
 
 @dataclass(frozen=True)
 class BelowConfidence:
-    """Ask where the content states a confidence below `bar`, or states none.
+    """Ask where the content states a confidence below `limit`, or states none.
 
-    field: of the content, a number from 0 to 1.
+    Attributes:
+        limit: a number from 0 to 1.
+        field: the field of the content that holds the confidence, a number from 0 to 1.
     """
 
-    bar: float
+    limit: float
     field: str = "confidence"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.bar <= 1:
-            raise ValueError(f"BelowConfidence({self.bar}): a confidence is a number from 0 to 1.")
+        if not 0 <= self.limit <= 1:
+            raise ValueError(f"BelowConfidence({self.limit}): a confidence is a number from 0 to 1.")
 
     def judge(self, facts: Facts) -> Judged:
-        """Compare."""
+        """Compare with the limit."""
         content = facts.content
         stated = (
             content.get(self.field) if isinstance(content, Mapping) else getattr(content, self.field, None)
         )
         if isinstance(stated, bool) or not isinstance(stated, (int, float)):
             return Judged(True, f"no {self.field} is stated")
-        asks = not stated >= self.bar  # NaN asks
-        return Judged(asks, f"{self.field} {stated:g} is {'below' if asks else 'not below'} {self.bar:g}")
+        asks = not stated >= self.limit  # NaN asks
+        return Judged(asks, f"{self.field} {stated:g} is {'below' if asks else 'not below'} {self.limit:g}")
 
 
 @dataclass(frozen=True)
 class AboveCost:
-    """Ask where the content cost more than `usd`, or its price is not known; from the XCom `llm_usage`."""
+    """Ask where the content cost more than `usd`, or its cost is not known; the XCom `llm_usage` says it.
+
+    Attributes:
+        usd: US dollars.
+    """
 
     usd: float | str
 
@@ -85,20 +99,20 @@ class AboveCost:
             raise ValueError(f"AboveCost({self.usd!r}): give a number of US dollars.") from None
 
     def judge(self, facts: Facts) -> Judged:
-        """Compare."""
+        """Compare with the limit."""
         cost = facts.cost_usd
         if cost is None:
-            return Judged(True, "what it cost is not known")
+            return Judged(True, "its cost is not known")
         asks = cost > Decimal(str(self.usd))
         return Judged(asks, f"it cost ${cost}, {'' if asks else 'not '}more than ${self.usd}")
 
 
 @dataclass(frozen=True)
 class OnComplaints:
-    """Ask where a validator complained, also of what was repaired since; from the XCom `llm_checks`."""
+    """Ask where a validator complained, also where the answer was repaired since; the XCom `llm_checks` says it."""
 
     def judge(self, facts: Facts) -> Judged:
-        """Look for complaints."""
+        """Look for complaints of validators."""
         complaints = [str(said) for checks in facts.checks for said in checks.get("complaints") or ()]
         is_invalid = any(not checks.get("valid", True) for checks in facts.checks)
         if not complaints and not is_invalid:
@@ -111,7 +125,12 @@ class OnComplaints:
 
 @dataclass(frozen=True)
 class RandomShare:
-    """Ask for a random `share`, 0 to 1, that is the same at every retry and clear; `seed` draws another."""
+    """Ask for a random share, which is the same at every retry and clear.
+
+    Attributes:
+        share: a number from 0 to 1.
+        seed: another text draws another sample.
+    """
 
     share: float
     seed: str = ""
@@ -121,14 +140,14 @@ class RandomShare:
             raise ValueError(f"RandomShare({self.share}): a share is a number from 0 to 1.")
 
     def judge(self, facts: Facts) -> Judged:
-        """Draw."""
+        """Draw by the hash of the identity."""
         drawn = hashlib.sha256(f"{self.seed}\0{facts.identity}".encode()).digest()
         asks = int.from_bytes(drawn[:8]) < self.share * 2**64
         return Judged(asks, f"{'' if asks else 'not '}drawn for the sample of {self.share:.2%}")
 
 
 def judge(when: When | Sequence[When], facts: Facts) -> Judged:
-    """Return whether any condition asks, with the reasons of those that do; else those of all that don't."""
+    """Return whether any condition asks, with the reasons of those that ask, or of all where none does."""
     whens: Sequence[When] = when if isinstance(when, (list, tuple)) else [when]  # type: ignore[list-item]
     judged = [_judge(each, facts) for each in whens]
     asking = [each for each in judged if each.asks]
@@ -136,14 +155,14 @@ def judge(when: When | Sequence[When], facts: Facts) -> Judged:
 
 
 def require_conditions(when: Any) -> None:
-    """Raise ValueError, when the DAG is parsed, for what can't be asked whether to ask."""
+    """Raise ValueError, when the DAG is parsed, for what is not a condition."""
     for each in when if isinstance(when, (list, tuple)) else [when]:
         if isinstance(each, str) and each != "always":
             raise ValueError(
                 f"when={each!r}: use always, a condition of sensors.conditions, or a function of the content."
             )
         if isinstance(each, type):
-            raise ValueError(f"when={each.__name__}: it takes its arguments, as in {each.__name__}(…).")
+            raise ValueError(f"when={each.__name__}: give it its arguments, as in {each.__name__}(…).")
         if not (isinstance(each, str) or callable(each) or hasattr(each, "judge")):
             raise ValueError(
                 f"when={each!r} is neither a condition of sensors.conditions nor a function of the content."
@@ -156,7 +175,7 @@ def _judge(when: When, facts: Facts) -> Judged:
     if hasattr(when, "judge"):
         return when.judge(facts)
     name = getattr(when, "__name__", "when")
-    said = when(facts.content)
-    if isinstance(said, str) and said:
-        return Judged(True, said)
-    return Judged(bool(said), f"{name}() said {'so' if said else 'no'}")
+    result = when(facts.content)
+    if isinstance(result, str) and result:
+        return Judged(True, result)
+    return Judged(bool(result), f"{name}() returned {bool(result)}")

@@ -392,7 +392,7 @@ def test_wrong_arguments_are_named_when_the_dag_is_parsed() -> None:
     for wrong, named in (
         ({"on_changed": "frosen"}, "on_changed='frosen': choose one of fail, frozen."),
         ({"when": "sometimes"}, "when='sometimes': use always, a condition"),
-        ({"when": OnComplaints}, "when=OnComplaints: it takes its arguments, as in OnComplaints(…)."),
+        ({"when": OnComplaints}, "when=OnComplaints: give it its arguments, as in OnComplaints(…)."),
         ({"when": ["always", 0.8]}, "when=0.8 is neither a condition"),
         ({"reviewers": 3600}, "reviewers= is a int: give user names or Reviewers(users=…, timeout=…)."),
         ({"reviewers": [3600]}, "reviewers.users=3600: give a user name, or a dict of id and name."),

@@ -46,8 +46,8 @@ def facts(content: Any = REFUND, *, usage: Any = None, checks: Any = None, ident
             "it cost $0.010001, more than $0.01",
         ),
         (AboveCost("0.01"), facts(usage={"cost_usd": "0.01"}), False, "it cost $0.01, not more than $0.01"),
-        (AboveCost(0.01), facts(usage={"cost_usd": None}), True, "what it cost is not known"),
-        (AboveCost(0.01), facts(), True, "what it cost is not known"),
+        (AboveCost(0.01), facts(usage={"cost_usd": None}), True, "its cost is not known"),
+        (AboveCost(0.01), facts(), True, "its cost is not known"),
         (OnComplaints(), facts(), False, "no validator complained"),
         (
             OnComplaints(),
@@ -58,8 +58,8 @@ def facts(content: Any = REFUND, *, usage: Any = None, checks: Any = None, ident
         (OnComplaints(), facts(checks={"valid": False, "complaints": []}), True, "it is not valid"),
         (RandomShare(0.0), facts(), False, "not drawn for the sample of 0.00%"),
         (RandomShare(1.0), facts(), True, "drawn for the sample of 100.00%"),
-        (lambda content: content["amount"] > 100, facts(), False, "<lambda>() said no"),
-        (lambda content: content["amount"] > 10, facts(), True, "<lambda>() said so"),
+        (lambda content: content["amount"] > 100, facts(), False, "<lambda>() returned False"),
+        (lambda content: content["amount"] > 10, facts(), True, "<lambda>() returned True"),
         (lambda content: "a kettle" if "kettle" in content["items"] else None, facts(), True, "a kettle"),
         (
             [BelowConfidence(0.1), OnComplaints()],
