@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 import sqlalchemy as sa
 
@@ -33,9 +36,27 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowUnderTe
     (folder / "home" / "config" / "airflow_local_settings.py").write_text(PRELOAD)
     connection = {"conn_type": "claude", "password": "sk-unused", "host": "http://127.0.0.1:9"}
     with AirflowUnderTest(
-        folder / "home", folder / "dags", parallelism=6, connections={"claude_default": connection}
+        folder / "home", folder / "dags", parallelism=4, connections={"claude_default": connection}
     ) as airflow:
         yield airflow
+
+
+def looked_up(airflow: AirflowUnderTest, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+    """Return the task instances; none when the API server is too busy to say."""
+    with suppress(httpx2.TransportError):
+        return airflow.task_instances(dag_id, run_id)
+    return []
+
+
+def answer(airflow: AirflowUnderTest, dag_id: str, run_id: str, task_id: str, map_index: int) -> bool:
+    """Answer once; return whether the API server says that it has the answer."""
+    try:
+        airflow.answer(dag_id, run_id, task_id, "Approve", map_index, feedback="Once.")
+    except httpx2.TransportError:
+        return False
+    except httpx2.HTTPStatusError as error:
+        return error.response.status_code == httpx2.codes.CONFLICT  # an answer before, whose reply was late
+    return True
 
 
 def test_fifty_answers_within_eight_seconds_are_all_taken_and_nobody_is_asked_twice(
@@ -48,16 +69,16 @@ def test_fifty_answers_within_eight_seconds_are_all_taken_and_nobody_is_asked_tw
     while len(answered) < 2 * COUNT:
         assert time.monotonic() < deadline, (len(due), len(answered))
         for dag_id, run_id in runs.items():
-            for ti in airflow.task_instances(dag_id, run_id):
+            for ti in looked_up(airflow, dag_id, run_id):
                 key = (dag_id, ti["task_id"], ti["map_index"])
                 if ti["state"] == "awaiting_input" and key not in due:
                     wait_s = len([known for known in due if known[0] == dag_id]) * LATEST_S / (COUNT - 1)
                     due[key] = time.monotonic() + wait_s
         for key in [key for key, at in due.items() if at <= time.monotonic() and key not in answered]:
             dag_id, task_id, map_index = key
-            airflow.answer(dag_id, runs[dag_id], task_id, "Approve", map_index, feedback="Once.")
-            answered.add(key)
-        time.sleep(0.1)
+            if answer(airflow, dag_id, runs[dag_id], task_id, map_index):
+                answered.add(key)
+        time.sleep(0.3)
 
     states = {dag_id: airflow.wait(dag_id, run_id, timeout_s=600) for dag_id, run_id in runs.items()}
     tis = [ti for dag_id, run_id in runs.items() for ti in airflow.task_instances(dag_id, run_id)]
