@@ -12,8 +12,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
 from airflow_llm_provider.errors import LLMError
-from airflow_llm_provider.hooks.arguments import require_text
 from airflow_llm_provider.hooks import downstream
+from airflow_llm_provider.hooks.arguments import require_text
 from airflow_llm_provider.hooks.branches import Branch, offered, require_downstream
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
 from airflow_llm_provider.operators.claude import ClaudeOperator
