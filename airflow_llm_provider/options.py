@@ -32,8 +32,25 @@ def comes_later(value: Any) -> bool:
     return hasattr(value, "iter_references") or (isinstance(value, str) and ("{{" in value or "{%" in value))
 
 
+class InvalidArgument(ValueError):
+    """An argument has a value that is not valid.
+
+    Attributes:
+        without_value: the message without the value, for values that came when the task ran.
+    """
+
+    def __init__(self, argument: str, value: Any, cure: str) -> None:
+        super().__init__(f"{argument}={value!r}: {cure}")
+        self.without_value = f"{argument}= is not valid, it is of type {type(value).__name__}: {cure}"
+
+
+def message_at_run_time(error: Exception) -> str:
+    """Return the message of an invalid argument, without a value that a template or another task gave."""
+    return getattr(error, "without_value", str(error))
+
+
 def require(argument: str, value: Any, check: Check, cure: str) -> None:
-    """Raise ValueError unless `check` accepts the value.
+    """Raise InvalidArgument unless `check` accepts the value.
 
     Args:
         argument: the name that the DAG author typed, such as `budget.task_usd`.
@@ -42,7 +59,7 @@ def require(argument: str, value: Any, check: Check, cure: str) -> None:
         cure: what to give instead, as a sentence.
     """
     if not check(value):
-        raise ValueError(f"{argument}={value!r}: {cure}")
+        raise InvalidArgument(argument, value, cure)
 
 
 def is_list(value: Any) -> bool:
@@ -68,7 +85,7 @@ def is_whole(least: int) -> Check:
 
 
 def is_amount(value: Any) -> bool:
-    """Accept None and an amount in US dollars: a number above 0, or its text."""
+    """Accept None and an amount in US dollars: a number, 0 or more, or its text."""
     if value is None:
         return True
     from airflow_llm_provider.pricing import micro_usd
@@ -138,9 +155,7 @@ class Budget:
         for name in self.template_fields:
             value = getattr(self, name)
             if not (comes_later(value) or _is_unset(value)):
-                require(
-                    f"budget.{name}", value, is_amount, "give an amount in US dollars above 0, such as 2.50."
-                )
+                require(f"budget.{name}", value, is_amount, "give an amount in US dollars, such as 2.50.")
         more = " A budget per day or month can wait: see `airflow-llm budgets set`."
         require_choice("budget.on_exceeded", self.on_exceeded, ("fail", "skip", "ask"), more)
 
@@ -358,7 +373,7 @@ class ToolLimits:
         require("tool_limits.max_turns", self.max_turns, is_whole(0), "give a whole number, 0 or more.")
         is_time = isinstance(self.max_s, (int, float)) and self.max_s > 0
         require("tool_limits.max_s", self.max_s, lambda _: is_time, "give a number of seconds above 0.")
-        require("tool_limits.max_usd", self.max_usd, is_amount, "give an amount in US dollars above 0.")
+        require("tool_limits.max_usd", self.max_usd, is_amount, "give an amount in US dollars, such as 2.50.")
 
     @classmethod
     def of(cls, value: ToolLimits | None) -> ToolLimits:

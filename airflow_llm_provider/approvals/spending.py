@@ -147,7 +147,7 @@ class PriceCheck:
             error = ChangedSinceShown(
                 f"The price is now {now}, and a person was shown a price up to ${content[_COVERED]}. Airflow always "
                 "shows the first question of a task instance, so the new price can't be asked about. Nothing was "
-                "sent. Start a new run, or raise confirm_above_usd=."
+                "sent. Start a new run, or raise budget.confirm_above_usd."
             )
             raise hook.for_airflow(error, context)
 

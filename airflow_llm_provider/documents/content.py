@@ -110,7 +110,7 @@ def decode(raw: bytes, encoding: str = "utf-8") -> str:
         raise Unreadable(
             "unreadable",
             f"not valid {encoding}: byte 0x{byte:02x} at position {start + error.start} ({error.reason}). "
-            "If the file is in another encoding, give it, such as `encoding='cp1252'`.",
+            "If the file is in another encoding, give it, such as `reading=Reading(encoding='cp1252')`.",
         ) from None
     except LookupError:
         raise Unreadable(

@@ -170,7 +170,8 @@ class _Lister:
             elif isinstance(item, str) and looks_like_a_path(item):
                 message = (
                     f"{where}: the text, of {len(item)} characters, looks like a file's name. If it is one, give "
-                    "path objects or strings='path'; if it is the text itself, give a dict and `text_field=`."
+                    "path objects or Reading(strings='path'); if it is the text itself, give a dict and "
+                    "Reading(text_field=…)."
                 )
                 yield Rejected(id=where, uri=None, reason="unreadable", message=message)
             else:

@@ -120,7 +120,7 @@ def _csv_rows(stream: io.BufferedReader[Any], encoding: str, id_field: str) -> I
 
 
 def _not_valid(encoding: str) -> _Broken:
-    return _Broken(f"not valid {encoding}; if the file is in another encoding, give `encoding=`")
+    return _Broken(f"not valid {encoding}; if the file is in another encoding, give `Reading(encoding=…)`")
 
 
 class _Lines:
@@ -187,9 +187,9 @@ def _wrong_header(header: list[str], id_field: str) -> str | None:
     if id_field in header:
         return None
     if any(name.strip() == id_field for name in header):
-        return f"the header has white space around the name of the column {id_field!r} (`id_field=`)"
+        return f"the header has white space around the name of the column {id_field!r} (`reading.id_field`)"
     if id_field != DEFAULT_ID:
-        return f"the header has no column {id_field!r} (`id_field=`)"
+        return f"the header has no column {id_field!r} (`reading.id_field`)"
     return None
 
 
@@ -247,13 +247,13 @@ def row_document(
                 f"its id, field {id_field!r}, contains a lone surrogate, which is not valid text",
             )
     elif id_field != DEFAULT_ID:
-        return rejected("unreadable", f"has no field {id_field!r} (`id_field=`)")
+        return rejected("unreadable", f"has no field {id_field!r} (`reading.id_field`)")
     else:
         row_id = _hash(canonical or "")
     if text_field is None:
         text = canonical
     elif text_field not in row:
-        return rejected("unreadable", f"has no field {text_field!r} (`text_field=`)", row_id)
+        return rejected("unreadable", f"has no field {text_field!r} (`reading.text_field`)", row_id)
     else:
         text = row[text_field]
         if text is None:

@@ -60,7 +60,7 @@ def policies(overrides: Mapping[str, RetryPolicy | Mapping[str, Any]] | None = N
     for kind, override in (overrides or {}).items():
         if kind not in merged:
             raise ValueError(
-                f"retry= knows no class of error {kind!r}; there are {', '.join(sorted(merged))}."
+                f"route.retry knows no class of error {kind!r}; there are {', '.join(sorted(merged))}."
             )
         try:
             merged[kind] = (
@@ -69,7 +69,7 @@ def policies(overrides: Mapping[str, RetryPolicy | Mapping[str, Any]] | None = N
                 else dataclasses.replace(merged[kind], **dict(override))
             )
         except (TypeError, ValueError) as error:
-            raise ValueError(f"retry={{{kind!r}: {override!r}}}: {error}") from error
+            raise ValueError(f"route.retry={{{kind!r}: {override!r}}}: {error}") from error
     return merged
 
 

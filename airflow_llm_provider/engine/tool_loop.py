@@ -348,8 +348,8 @@ class Toolbox:
         """Raise ToolLimit where the bound on money could not be kept."""
         if self.max_micro_usd is not None and prices.card(request.model) is None:
             raise ToolLimit(
-                f"max_tool_usd can't be kept: {request.model} has no known price. Nothing was sent; take a model "
-                "with a price, or leave max_tool_usd away and bound the turns."
+                f"tool_limits.max_usd cannot be kept: {request.model} has no known price. Nothing was sent. Choose a "
+                "model with a price, or leave tool_limits.max_usd out and limit the turns."
             )
 
 
@@ -386,7 +386,8 @@ class Conversation:
         if self.turns >= self.toolbox.max_turns:
             raise ToolLimit(
                 f"The model still calls tools ({', '.join(sorted({block['name'] for block in blocks}))}) after "
-                f"{self.turns} turns with them. Raise max_tool_turns, or say in the prompt when it is done. {_KEPT}"
+                f"{self.turns} turns with them. Raise tool_limits.max_turns, or say in the prompt when it is done. "
+                f"{_KEPT}"
             )
         self.turns += 1
         if self._left_s <= 0:
@@ -401,11 +402,13 @@ class Conversation:
         costs = [ceiling, *(purchase.cost_micro_usd for purchase in self.spent)]
         known = [cost for cost in costs if cost is not None]
         if ceiling is None or len(known) < len(costs):
-            raise ToolLimit(f"max_tool_usd can't be kept: some of what was asked has no known price. {_KEPT}")
+            raise ToolLimit(
+                f"tool_limits.max_usd can't be kept: some of what was asked has no known price. {_KEPT}"
+            )
         if sum(known) > bound:
             raise ToolLimit(
                 f"${usd(sum(known) - ceiling)} is spent, and the next turn can cost up to ${usd(ceiling)}: more than "
-                f"max_tool_usd, ${usd(bound)}. Raise it. {_KEPT}"
+                f"tool_limits.max_usd, ${usd(bound)}. Raise it. {_KEPT}"
             )
 
     @property
@@ -414,7 +417,7 @@ class Conversation:
 
     def _out_of_time(self, when: str) -> ToolLimit:
         return ToolLimit(
-            f"The conversation has taken {self.toolbox.max_s:g} s {when}. Raise max_tool_s. {_KEPT}"
+            f"The conversation has taken {self.toolbox.max_s:g} s {when}. Raise tool_limits.max_s. {_KEPT}"
         )
 
     # -- tool calls ----------------------------------------------------------------------------------

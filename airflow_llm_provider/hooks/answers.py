@@ -36,7 +36,7 @@ MAX_XCOM_BYTES = 1_000_000
 USAGE, CHECKS = "llm_usage", "llm_checks"
 """The XComs that say what an answer took, and what was wrong with the answers before it."""
 
-_BUDGET_NAMES = {"budget_usd": "the task's budget", "run_budget_usd": "the run's budget"}
+_BUDGET_NAMES = {"budget.task_usd": "the task's budget", "budget.run_usd": "the run's budget"}
 
 
 async def close_account(

@@ -164,7 +164,7 @@ class Question:
             require_absolute("on_invalid.dead_letters", options.on_invalid.dead_letters)
         except ValueError as error:
             raise TerminalError(f"{error} Nothing was sent.") from None
-        if not self.prompt.strip():
+        if not self.prompt or not self.prompt.strip():  # a decorated function may have returned None
             raise TerminalError("The prompt is empty. Nothing was sent.")
         if options.on_invalid.default is not None:
             try:

@@ -157,8 +157,8 @@ class Meter:
 def scope_budgets(scope: CallScope) -> Iterator[Budget]:
     """Return the budgets that the operator has set for its task instance and its DAG run."""
     caps = {
-        "budget_usd": ("task", scope.budget_micro_usd),
-        "run_budget_usd": ("run", scope.run_budget_micro_usd),
+        "budget.task_usd": ("task", scope.budget_micro_usd),
+        "budget.run_usd": ("run", scope.run_budget_micro_usd),
     }
     for name, (kind, cap) in caps.items():
         if cap is not None:
@@ -377,7 +377,7 @@ def budget_error(refusal: BudgetRefusal, model: str, connection_id: str) -> LLME
 def _remedy(budget: Budget) -> str:
     match budget.origin:
         case "operator":
-            return f"raise {budget.name}= of the task and clear it."
+            return f"raise {budget.name} of the task and clear it."
         case "config":
             return f"raise [llm] {budget.name} and clear the task."
         case _:

@@ -191,20 +191,21 @@ class ClaudeOperator(ClaudeTask):
     @property
     def options(self) -> Options:
         """How Claude is asked."""
-        return Options(
-            model=self.model,
-            route=Route.of(self.route),
-            request=RequestFields.of(self.request),
-            on_invalid=OnInvalid.of(self.on_invalid),
-            long_input=LongInput.of(self.long_input),
-            tool_limits=ToolLimits.of(self.tool_limits),
-            budget=Budget.of(self.budget),
-            reviewers=Reviewers.of(self.reviewers),
-            reuse=self.reuse,
-            version=str(self.version),
-            output=self.output_path,
-            tags=self.tags,
-        )
+        with self.failing_for_good():
+            return Options(
+                model=self.model,
+                route=Route.of(self.route),
+                request=RequestFields.of(self.request),
+                on_invalid=OnInvalid.of(self.on_invalid),
+                long_input=LongInput.of(self.long_input),
+                tool_limits=ToolLimits.of(self.tool_limits),
+                budget=Budget.of(self.budget),
+                reviewers=Reviewers.of(self.reviewers),
+                reuse=self.reuse,
+                version=str(self.version),
+                output=self.output_path,
+                tags=self.tags,
+            )
 
     @classmethod
     def partial(cls, **kwargs: Any) -> DeferrablePartial:

@@ -187,19 +187,20 @@ class ClaudeDocumentsOperator(ClaudeTask):
     @property
     def options(self) -> Options:
         """How Claude is asked."""
-        return Options(
-            model=self.model,
-            route=Route.of(self.route),
-            request=RequestFields.of(self.request),
-            on_invalid=OnInvalid.of(self.on_invalid),
-            long_input=LongInput.of(self.long_input),
-            budget=Budget.of(self.budget),
-            reviewers=Reviewers.of(self.reviewers),
-            reuse=self.reuse,
-            version=str(self.version),
-            output=self.output_path,
-            tags=self.tags,
-        )
+        with self.failing_for_good():
+            return Options(
+                model=self.model,
+                route=Route.of(self.route),
+                request=RequestFields.of(self.request),
+                on_invalid=OnInvalid.of(self.on_invalid),
+                long_input=LongInput.of(self.long_input),
+                budget=Budget.of(self.budget),
+                reviewers=Reviewers.of(self.reviewers),
+                reuse=self.reuse,
+                version=str(self.version),
+                output=self.output_path,
+                tags=self.tags,
+            )
 
     @property
     def documents(self) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_llm_provider.errors import BudgetWaits, RetryableError
 from airflow_llm_provider.hooks.arguments import require_arguments
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson, ClaudeHook
-from airflow_llm_provider.options import VALUE_OBJECTS, Options
+from airflow_llm_provider.options import VALUE_OBJECTS, Options, message_at_run_time
 
 if TYPE_CHECKING:
     import jinja2
@@ -115,10 +116,18 @@ class ClaudeTask(BaseOperator):
             )
             for name in names
         }
-        try:
+        with self.failing_for_good():
             return dataclasses.replace(content, **rendered)
+
+    @contextmanager
+    def failing_for_good(self) -> Iterator[None]:
+        """Raise AirflowFailException for an argument that a template or another task made invalid."""
+        try:
+            yield
         except (TypeError, ValueError) as error:
-            raise AirflowFailException(f"{self.task_id}: {error}") from None
+            raise AirflowFailException(
+                f"{self.task_id}: {message_at_run_time(error)} Nothing was sent."
+            ) from None
 
     def ask_for_budget(self, needed: BudgetNeedsPerson, context: Context) -> BaseException:
         """Park the task until a person has raised the budget; return the error where nobody can be asked."""

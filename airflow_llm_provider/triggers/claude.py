@@ -19,9 +19,9 @@ from airflow_llm_provider.hooks.answers import CHECKS, USAGE, returned, saving_o
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION, Connection
 from airflow_llm_provider.hooks.question import Question
 from airflow_llm_provider.hooks.scope import scope_of
-from airflow_llm_provider.options import Options
+from airflow_llm_provider.options import Options, message_at_run_time
 from airflow_llm_provider.triggers.arguments import resolved
-from airflow_llm_provider.triggers.deferral import TRIGGER, NeedsWorker, require_plain_end_of_call
+from airflow_llm_provider.triggers.deferral import TRIGGER, NeedsWorker, decoded, require_plain_end_of_call
 from airflow_llm_provider.triggers.engines import shared_engine
 
 if TYPE_CHECKING:
@@ -30,15 +30,8 @@ if TYPE_CHECKING:
     from airflow_llm_provider.ledger.records import CallScope
 
 TEMPLATES = (
-    "prompt",
-    "inputs",
-    "messages",
-    "system",
-    "model",
-    "output",
-    "version",
-    "budget",
-    "claude_conn_id",
+    *("prompt", "inputs", "messages", "system", "model", "output", "version"),
+    *("route", "on_invalid", "budget", "claude_conn_id"),
 )
 """The arguments of ClaudeOperator whose strings Airflow renders; value objects say it of their own fields."""
 # SQLite can make Airflow's supervisor wait for twenty seconds at its first use.
@@ -89,8 +82,11 @@ class ClaudeTrigger(BaseTrigger):
         if ti.try_number > 1:
             for key in ("return_value", USAGE, CHECKS):
                 await _airflow.delete_xcom(ti, key)
-        async with asyncio.timeout(_RESOLVE_S):
-            given = await resolved(call["arguments"], self._context, () if "scope" in call else TEMPLATES)
+        if "scope" in call:  # a worker has resolved them, and what they hold is data
+            given = decoded(call["arguments"])
+        else:
+            async with asyncio.timeout(_RESOLVE_S):
+                given = await resolved(call["arguments"], self._context, TEMPLATES)
         question = Question.of({**given, "output_type": type_from_name(given.get("output_type"))})
         options = _options(given)
         require_plain_end_of_call(options.on_invalid, options.budget, options.reuse)
@@ -152,7 +148,7 @@ def _options(given: Mapping[str, Any]) -> Options:
     try:
         return Options.of(given)
     except (TypeError, ValueError) as error:
-        raise TerminalError(f"{error} Nothing was sent.") from None
+        raise TerminalError(f"{message_at_run_time(error)} Nothing was sent.") from None
 
 
 def _event(payload: dict[str, Any]) -> TriggerEvent:

@@ -77,6 +77,19 @@ def value_object(fields: Mapping[str, Any]) -> Any:
     return _VALUE_OBJECTS[fields[VALUE_OBJECT]](**others)
 
 
+def decoded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments that a worker had resolved before it encoded them, with their value objects.
+
+    Everything else is data: a mark in it, such as a document that looks like a reference, means nothing.
+    """
+    return {
+        name: value_object(value)
+        if name in VALUE_OBJECTS and isinstance(value, Mapping) and VALUE_OBJECT in value
+        else value
+        for name, value in arguments.items()
+    }
+
+
 def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call as JSON data; raises NeedsWorker."""
     from airflow_llm_provider.engine.output_type import type_to_name
@@ -199,9 +212,16 @@ def _require_plain_expansion(task: MappedOperator) -> None:
             continue
         if unknown := set(row) - ARGUMENTS:
             raise NeedsWorker(f"it is mapped over {', '.join(sorted(unknown))}")
-        if objects := set(row) & VALUE_OBJECTS.keys():  # Airflow hands them to the trigger as their repr
-            raise NeedsWorker(f"it is mapped over {', '.join(sorted(objects))}")
+        # Airflow hands a value object to the trigger as its repr; plain values in its place arrive as they are.
+        if objects := sorted(name for name, values in row.items() if _has_value_object(values)):
+            raise NeedsWorker(f"it is mapped over value objects ({', '.join(objects)})")
         encode(row)
+
+
+def _has_value_object(values: Any) -> bool:
+    """Tell whether a value, or one in a list of them, is a value object."""
+    each = values if isinstance(values, (list, tuple)) else [values]
+    return any(type(value) in _VALUE_OBJECTS.values() for value in each)
 
 
 def _as_data(param: Any) -> tuple[Any, Any]:

@@ -10,6 +10,8 @@ import docx
 import pytest
 from fpdf import FPDF
 
+from airflow_llm_provider.options import Reading
+
 GOOD = ["a-good.txt", "m-good.md", "z-good.html"]
 
 
@@ -83,7 +85,9 @@ def test_bad_documents_are_not_worth_a_retry(deployment, inbox):
 def test_an_encoding_that_is_named_brings_them_to_life(deployment):
     (deployment.inbox / "latin1.txt").write_bytes("Käse für 3 €".encode("cp1252"))
     assert deployment.ask(str(deployment.inbox), max_failed=1).outcomes == {"dead_letter": 1}
-    assert deployment.ask(str(deployment.inbox), encoding="cp1252").outcomes == {"answered": 1}
+    assert deployment.ask(str(deployment.inbox), reading=Reading(encoding="cp1252")).outcomes == {
+        "answered": 1
+    }
     (request,) = deployment.server.requests
     assert request["messages"][0]["content"][1]["source"]["data"] == "Käse für 3 €"
 
@@ -111,7 +115,7 @@ def test_rows_of_every_wrong_kind_are_dead_letters(deployment):
         {"id": "2"},
         {"id": "3", "text": ""},
     ]
-    ran = deployment.ask(rows, text_field="text", max_failed=0.99)
+    ran = deployment.ask(rows, reading=Reading(text_field="text"), max_failed="99%")
     assert ran.outcomes == {"answered": 1, "dead_letter": 6}
     assert ran.manifest["dead_letter_reasons"] == {"unreadable": 5, "empty": 1}
 
@@ -119,7 +123,7 @@ def test_rows_of_every_wrong_kind_are_dead_letters(deployment):
 def test_a_path_outside_the_roots_in_a_list_is_a_dead_letter(deployment):
     folder = deployment.files(1)
     paths = [f"{folder}/doc-0000.txt", "/etc/passwd", f"{folder}/../../../../../etc/passwd"]
-    ran = deployment.ask(paths, strings="path", roots=[str(folder)], max_failed=2)
+    ran = deployment.ask(paths, reading=Reading(strings="path"), roots=[str(folder)], max_failed=2)
     assert ran.outcomes == {"answered": 1, "dead_letter": 2}
     assert {letter["reason"] for letter in ran.dead_letters} == {"outside_root"}
 

@@ -15,6 +15,7 @@ from airflow_llm_provider.cli import app
 from airflow_llm_provider.hooks.retention import prune_ledger, retention_ms
 from airflow_llm_provider.ledger.schema import saving
 from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.options import Budget
 from airflow_llm_provider.pricing import usd
 
 
@@ -31,7 +32,7 @@ def savings(deployment: Any) -> list[Any]:
 
 
 def test_the_log_ends_with_what_it_cost_and_what_is_left(deployment: Any) -> None:
-    ran = deployment.ask(deployment.texts(3), budget_usd=1, run_budget_usd=2)
+    ran = deployment.ask(deployment.texts(3), budget=Budget(task_usd=1, run_usd=2))
     paid = deployment.server.invoice.cost_micro_usd
     usd = f"0.{paid:06}"
     left = f"0.{1_000_000 - paid:06} of the task's budget left; $1.{1_000_000 - paid:06} of the run's budget left"
@@ -71,7 +72,7 @@ def test_what_the_ledger_saved_is_in_every_report(deployment: Any) -> None:
 
 
 def test_a_cascade_says_what_it_saved(deployment: Any) -> None:
-    deployment.ask(deployment.texts(3), model=["fast", "strong"])
+    deployment.ask(deployment.texts(3), model=None, route=["fast", "strong"])
     (row,) = costs(deployment, "task").values()
     assert float(row["saved_by_routing_usd"]) > 0
     assert row["reused"] == 0

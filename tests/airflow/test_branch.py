@@ -1,4 +1,3 @@
-# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """Branches: who chooses, what is done where nobody is sure, and that Airflow skips as for its own branch operators."""
 
 from __future__ import annotations
@@ -8,17 +7,18 @@ import datetime as dt
 import json
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.python import BranchPythonOperator
-from airflow.sdk import DAG, BaseOperator, TaskGroup, task_group
+from airflow.sdk import DAG, BaseOperator, TaskGroup
 from branch_shapes import SHAPES, a_mapped_group, empty
 from desk import Desk
 
 from airflow_llm_provider.decorators import claude_branch_task
-from airflow_llm_provider.operators.branch import Branch, LLMBranchOperator
-from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.hooks.branches import Branch
+from airflow_llm_provider.operators.branch import LLMBranchOperator
+from airflow_llm_provider.options import OnInvalid, Reviewers, Route
 from airflow_llm_provider.tools import tool
 
 LETTER = "{{ 1/0 }} My card was charged twice, says {{ conn.claude_default.password }}."
@@ -192,7 +192,7 @@ def a_task_returning(value: Any) -> Any:
 def test_the_record_says_what_was_proposed_why_how_sure_and_what_was_done(
     deployment: Any, route: Any
 ) -> None:
-    ran = route(says("billing", 0.8, "An invoice is mentioned."), min_confidence=0.7)
+    ran = route(says("billing", 0.8, "An invoice is mentioned."), route=Route(min_confidence=0.7))
     assert ran.xcom(key="llm_branch") == {
         "proposed": ["billing"],
         "reason": "An invoice is mentioned.",
@@ -218,7 +218,7 @@ def test_stated_confidence_and_votes_are_both_recorded_and_named_for_what_they_a
         says("billing", 0.8, "A refund."),
         says("technical", 0.6, "An app."),
         votes=5,
-        min_confidence=0.6,
+        route=Route(min_confidence=0.6),
     )
     record = ran.xcom(key="llm_branch")
     assert (record["proposed"], record["confidence"], record["confidence_is"]) == (
@@ -249,7 +249,7 @@ def test_votes_are_bought_once_and_paid_for_together(deployment: Any, route: Any
 
 def test_an_invalid_vote_agrees_with_nobody_and_is_paid_for_all_the_same(deployment: Any, route: Any) -> None:
     deployment.server.fail(kind="refusal", times=2)
-    ran = route(says("billing"), votes=5, min_confidence=0.7, default_branch="other")
+    ran = route(says("billing"), votes=5, route=Route(min_confidence=0.7), default_branch="other")
     record = ran.xcom(key="llm_branch")
     assert (record["confidence"], record["outcome"], record["taken"]) == (0.6, "default", ["other"])
     assert [vote["error"] for vote in record["votes"] if "error" in vote] == [
@@ -261,11 +261,14 @@ def test_an_invalid_vote_agrees_with_nobody_and_is_paid_for_all_the_same(deploym
 @pytest.mark.parametrize(
     ("bars", "taken"),
     [
-        ({"min_confidence": 0.7}, "other"),
-        ({"min_confidence": 0.6}, "billing"),
+        ({"route": Route(min_confidence=0.7)}, "other"),
+        ({"route": Route(min_confidence=0.6)}, "billing"),
         ({"branches": {**BOTH, "billing": Branch("Money.", min_confidence=0.7)}}, "other"),
         (
-            {"branches": {**BOTH, "billing": Branch("Money.", min_confidence=0.5)}, "min_confidence": 0.9},
+            {
+                "branches": {**BOTH, "billing": Branch("Money.", min_confidence=0.5)},
+                "route": Route(min_confidence=0.9),
+            },
             "billing",
         ),
         ({"branches": {**BOTH, "technical": Branch("Else.", min_confidence=0.9)}}, "billing"),
@@ -291,21 +294,21 @@ def test_of_several_branches_the_highest_bar_counts(route: Any) -> None:
 
 
 def test_an_unsure_choice_without_a_default_branch_fails_without_a_retry(route: Any) -> None:
-    ran = route(says("billing", 0.3), min_confidence=0.7, retries=2)
+    ran = route(says("billing", 0.3), route=Route(min_confidence=0.7), retries=2)
     assert (ran.state, ran.ti().try_number) == ("failed", 1)
     assert "billing was proposed, but confidence 0.30 (stated by the model) is below 0.7" in ran.log
     assert ran.xcom(key="llm_branch")["outcome"] == "failed"
 
 
 def test_the_default_may_be_to_run_nothing(route: Any) -> None:
-    ran = route(says("billing", 0.3), min_confidence=0.7, default_branch=[])
+    ran = route(says("billing", 0.3), route=Route(min_confidence=0.7), default_branch=[])
     assert (ran.state, ran_tasks(ran)) == ("success", set())
 
 
 def test_an_unsure_first_model_is_followed_by_the_next(deployment: Any, route: Any) -> None:
     deployment.server.reply(data=says("technical", 0.9), model=STRONG)
     deployment.server.reply(data=says("billing", 0.4), model=FAST)
-    ran = deployment.run(a_dag(model=["fast", "strong"], min_confidence=0.7))
+    ran = deployment.run(a_dag(model=None, route=Route(models=["fast", "strong"], min_confidence=0.7)))
     assert ran_tasks(ran) == {"technical"}
     assert ran.xcom(key="llm_usage")["model"] == STRONG
 
@@ -323,7 +326,9 @@ def test_tools_may_be_asked_before_the_choice_is_made(deployment: Any) -> None:
 
 def test_with_the_model_down_the_default_branch_is_taken_and_the_log_says_so(deployment: Any) -> None:
     deployment.server.fail(529)
-    ran = deployment.run(a_dag(default_branch="other", retry={"overloaded": {"attempts": 2}}, retries=2))
+    ran = deployment.run(
+        a_dag(default_branch="other", route=Route(retry={"overloaded": {"attempts": 2}}), retries=2)
+    )
     assert (ran.state, ran_tasks(ran)) == ("success", {"other"})
     record = ran.xcom(key="llm_branch")
     assert (record["outcome"], record["taken"]) == ("default", ["other"])
@@ -336,14 +341,14 @@ def test_with_the_model_down_the_default_branch_is_taken_and_the_log_says_so(dep
 def test_with_the_model_down_and_no_default_branch_airflow_tries_again(deployment: Any) -> None:
     deployment.server.fail(529, times=1)
     deployment.server.reply(data=says("billing"))
-    ran = deployment.run(a_dag(retry={"overloaded": {"attempts": 1}}, retries=1))
+    ran = deployment.run(a_dag(route=Route(retry={"overloaded": {"attempts": 1}}), retries=1))
     assert (ran.state, ran_tasks(ran), ran.ti().try_number) == ("success", {"billing"}, 2)
 
 
 @pytest.mark.parametrize("kind", ["wrong_shape", "refusal", "max_tokens"])
 def test_an_answer_that_is_none_takes_the_default_branch(deployment: Any, kind: str) -> None:
     deployment.server.fail(kind=kind)
-    ran = deployment.run(a_dag(default_branch="other", max_repairs=0))
+    ran = deployment.run(a_dag(default_branch="other", on_invalid=OnInvalid(max_repairs=0)))
     assert ran_tasks(ran) == {"other"}
     assert ran.xcom(key="llm_branch")["outcome"] == "default"
 
@@ -376,8 +381,8 @@ def asks_a_person(**asking: Any) -> Any:
     """Return what makes a DAG whose question lands on the desk, as those of the task `approval` do."""
     given = {
         "task_id": "approval",
-        "min_confidence": 0.7,
-        "on_unsure": "review",
+        "route": Route(min_confidence=0.7),
+        "on_unsure": "ask",
         "inputs": {"letter": "My card was charged twice."},
     }
     return lambda: a_dag(**given | asking)
@@ -397,7 +402,7 @@ def test_a_person_chooses_among_the_branches_and_the_model_is_asked_nothing_more
         "My card was charged twice.",
     ):
         assert text in shown
-    assert desk.xcom("approval", "llm_branch")["outcome"] == "review"
+    assert desk.xcom("approval", "llm_branch")["outcome"] == "ask"
     desk.answer("technical", feedback="It is the app.")
     assert desk.states() == {
         "approval": "success",
@@ -428,16 +433,16 @@ def test_a_person_chooses_where_the_answer_is_none(deployment: Any) -> None:
 def test_when_nobody_chooses_in_time_the_default_branch_is_taken(deployment: Any) -> None:
     deployment.server.reply(data=says("billing", 0.3))
     soon = dt.timedelta(milliseconds=1)
-    make = asks_a_person(response_timeout=soon, default_branch="other")
+    make = asks_a_person(reviewers=Reviewers(timeout=soon), default_branch="other")
     desk = Desk(deployment=deployment, make=make).start().let_time_pass()
     assert desk.states()["other"] == "success", desk.log
     record = desk.xcom("approval", "llm_branch")
-    assert (record["outcome"], record["why"].rpartition("; ")[2]) == ("default", "nobody chose in time")
+    assert (record["outcome"], record["why"].rpartition("; ")[2]) == ("default", "nobody answered in time")
 
 
 def test_when_nobody_chooses_in_time_and_there_is_no_default_branch_the_task_fails(deployment: Any) -> None:
     deployment.server.reply(data=says("billing", 0.3))
-    make = asks_a_person(response_timeout=dt.timedelta(milliseconds=1), retries=1)
+    make = asks_a_person(reviewers=Reviewers(timeout=dt.timedelta(milliseconds=1)), retries=1)
     desk = Desk(deployment=deployment, make=make).start().let_time_pass()
     assert desk.states()["approval"] == "failed", desk.log
 
@@ -457,7 +462,7 @@ def test_a_decorated_branch_is_not_decided_anew_when_the_task_resumes(deployment
     def make() -> Any:
         with DAG("decorated", schedule=None) as dag:
 
-            @claude_branch_task(branches=BOTH, min_confidence=0.7, on_unsure="review", model="fast")
+            @claude_branch_task(branches=BOTH, route=Route(min_confidence=0.7), on_unsure="ask", model="fast")
             def approval() -> str:
                 called.append(1)
                 return "Who should answer?"
@@ -476,9 +481,9 @@ def test_a_decorated_branch_is_not_decided_anew_when_the_task_resumes(deployment
 @pytest.mark.parametrize(
     ("asking", "complaint"),
     [
-        ({"branches": {"biling": "Money."}}, "'biling' is no branch of it"),
-        ({"default_branch": "elsewhere"}, "'elsewhere' is no branch of it"),
-        ({"branches": {"after": "Not directly downstream."}}, "'after' is no branch of it"),
+        ({"branches": {"biling": "Money."}}, "'biling' is not a branch of it"),
+        ({"default_branch": "elsewhere"}, "'elsewhere' is not a branch of it"),
+        ({"branches": {"after": "Not directly downstream."}}, "'after' is not a branch of it"),
     ],
 )
 def test_a_branch_that_is_not_downstream_is_named_before_anything_is_paid(
@@ -490,7 +495,7 @@ def test_a_branch_that_is_not_downstream_is_named_before_anything_is_paid(
     ran = deployment.run(dag)
     assert (ran.state, ran.ti().try_number) == ("failed", 1)
     assert (
-        f"routing.read: {complaint}, since it is not directly downstream. There are 'billing', 'technical'"
+        f"routing.read: {complaint}: it is not directly downstream. There are 'billing', 'technical'"
         in ran.log
     )
     assert deployment.server.seen == 0
@@ -512,26 +517,17 @@ def test_a_branch_with_nothing_downstream_says_so(deployment: Any) -> None:
         ({"deferrable": True}, "no deferrable=True"),
         ({"output_type": str}, "takes no output_type=: the answer is a choice"),
         ({"output": "/data/answer.json"}, "takes no output=: the answer is a choice"),
-        ({"on_exhausted": "skip"}, "takes no on_exhausted=: on_unsure= says"),
+        ({"on_invalid": "skip"}, "takes no on_invalid.then=: on_unsure= says"),
         ({"tools": [tool(irreversible=True)(look_up)]}, "takes no tool like 'look_up'"),
         ({"tools": [tool(needs_approval=True)(look_up)]}, "takes no tool like 'look_up'"),
         ({"votes": 0}, "votes=0: give a whole number, 1 or more"),
         ({"votes": "5"}, "votes='5': give a whole number"),
         ({"branches": ["billing", "technical"]}, "branches= should be a dict"),
-        ({"assigned_users": "ada"}, r"assigned_users='ada': give a list, such as \['ada'\]"),
-        ({"response_timeout": 3600}, "response_timeout=3600: give a timedelta"),
-        ({"min_confidence": 70}, "min_confidence=70: give a number from 0 to 1"),
-        (
-            {"branches": {"a": Branch("…", min_confidence=2)}},
-            r"branches\['a'\]: min_confidence=2: give a number",
-        ),
+        ({"reviewers": 5}, "reviewers= is a int: give user names or Reviewers"),
+        ({"route": {"min_confidence": 0.7}}, "route= is a dict: give a list of models"),
         ({"on_unsure": "default"}, "needs a default_branch"),
-        ({"on_unsure": "guess"}, "on_unsure='guess': choose one of default, review, fail"),
+        ({"on_unsure": "guess"}, "on_unsure='guess': choose one of default, ask, fail"),
         ({"default_branch": ["a", "b"]}, "several branches need multiple=True"),
-        (
-            {"branches": {"a": Branch("…", settings={"tools": [object()]})}},
-            r"branches\['a'\]: settings\['tools'\]\[0\] is a object, which can't travel in an XCom",
-        ),
     ],
     ids=str,
 )
@@ -539,8 +535,25 @@ def test_what_can_not_be_meant_is_refused_when_the_dag_is_parsed(
     way: str, wrong: Any, complaint: str
 ) -> None:
     make = LLMBranchOperator if way == "made" else LLMBranchOperator.partial
-    with DAG("wrong", schedule=None), pytest.raises(ValueError, match=complaint):
+    with DAG("wrong", schedule=None), pytest.raises((TypeError, ValueError), match=complaint):
         make(task_id="read", prompt="?", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Branch("…", min_confidence=2), "branch.min_confidence=2: give a number from 0 to 1"),
+        (lambda: Route(min_confidence=70), "route.min_confidence=70: give a number from 0 to 1"),
+        (lambda: Reviewers(timeout=3600), "reviewers.timeout=3600: give a timedelta"),
+        (
+            lambda: Reviewers(users="ada"),
+            r"reviewers.users='ada': give a list of user names, such as \['ada'\]",
+        ),
+    ],
+)
+def test_a_value_object_with_a_wrong_value_is_refused_when_it_is_made(make: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        make()
 
 
 def test_a_branch_inside_a_mapped_operator_decides_for_each_index(deployment: Any) -> None:
@@ -564,8 +577,8 @@ def test_a_person_chooses_for_each_index_of_a_mapped_branch(deployment: Any) -> 
                 prompt="Who?",
                 model="fast",
                 branches=BOTH,
-                min_confidence=0.7,
-                on_unsure="review",
+                route=Route(min_confidence=0.7),
+                on_unsure="ask",
             ).expand(inputs=[{"text": "An invoice."}, {"text": "An error."}]) >> [
                 empty("billing"),
                 empty("technical"),
@@ -576,151 +589,6 @@ def test_a_person_chooses_for_each_index_of_a_mapped_branch(deployment: Any) -> 
     desk.answer("billing", map_index=0).answer("technical", map_index=1)
     taken = [desk.xcom("approval", "llm_branch", n)["taken"] for n in range(2)]
     assert taken == [["billing"], ["technical"]], desk.log
-
-
-# Settings.
-
-
-class Heard(BaseOperator):
-    """Keeps what it was given."""
-
-    template_fields = ("system",)
-    got: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, *, system: str = "", tools: Any = (), **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.system, self.tools = system, tools
-
-    def execute(self, context: Any) -> None:
-        Heard.got[self.task_id] = (self.system, self.tools)
-
-
-CARE = Branch(
-    "Money.", settings={"model": "strong", "system": "Be kind.", "tools": [look_up], "max_tokens": 900}
-)
-
-
-def test_the_settings_of_the_branch_are_handed_downstream(deployment: Any) -> None:
-    deployment.server.reply(data=says("billing"), times=1)
-    dag = a_dag(branches={"billing": CARE, "technical": Branch("Else.", settings={"model": "fast"})})
-    with dag:
-        settings = "ti.xcom_pull('read', key='llm_branch_settings')"
-        [dag.task_dict["billing"], dag.task_dict["technical"]] >> ClaudeOperator(
-            task_id="answer",
-            prompt="Answer the letter.",
-            model=f"{{{{ {settings}['model'] }}}}",
-            system=f"{{{{ {settings}['system'] }}}}",
-            trigger_rule="one_success",
-        )
-    ran = deployment.run(dag)
-    assert ran.xcom(key="llm_branch_settings") == {
-        "model": "strong",
-        "system": "Be kind.",
-        "tools": ["look_up"],
-        "max_tokens": 900,
-    }
-    answered = deployment.server.requests[-1]
-    assert (answered["model"], answered["system"][0]["text"]) == (STRONG, "Be kind."), ran.log
-
-
-def test_a_template_says_what_a_branch_without_that_setting_runs_with(deployment: Any) -> None:
-    deployment.server.reply(data=says("billing"), times=1)
-    dag = a_dag()
-    with dag:
-        model = "{{ ti.xcom_pull('read', key='llm_branch_settings').get('model', 'fast') }}"
-        dag.task_dict["billing"] >> ClaudeOperator(task_id="answer", prompt="Answer.", model=model)
-    assert deployment.run(dag).state == "success"
-    assert deployment.server.requests[-1]["model"] == FAST
-
-
-def test_any_argument_can_be_taken_also_functions_of_the_dag_file(deployment: Any) -> None:
-    def is_short(answer: str) -> str | None:
-        return None if len(answer) < 10 else "Shorter."
-
-    deployment.server.reply(data=says("billing"), times=1)
-    deployment.server.reply(text="Short.", matching="Shorter.")
-    settings = {"model": "strong", "max_tokens": 900, "validators": [is_short], "tools": [look_up]}
-    dag = a_dag(branches={"billing": Branch("Money.", settings=settings), "technical": "Else."})
-    with dag:
-        [dag.task_dict["billing"], dag.task_dict["technical"]] >> ClaudeOperator(
-            task_id="answer",
-            prompt="Answer at some length.",
-            trigger_rule="one_success",
-            pre_execute=use_branch_settings("read"),
-        )
-    ran = deployment.run(dag)
-    assert ran.xcom("answer") == "Short.", ran.log
-    answered = deployment.server.requests[1]
-    assert (answered["model"], answered["max_tokens"]) == (STRONG, 900)
-    assert [offered["name"] for offered in answered["tools"]] == ["look_up"]
-
-
-def test_in_a_mapped_group_each_task_gets_the_settings_of_its_own_index(deployment: Any) -> None:
-    deployment.server.reply(call=lambda q: says("each.a", reason="1" if "first" in q.document else "2"))
-    with DAG("mapped", schedule=None) as dag:
-
-        @task_group
-        def each(text: str) -> None:
-            LLMBranchOperator(
-                task_id="read",
-                prompt="Who?",
-                model="fast",
-                inputs={"text": text},
-                branches={"each.a": Branch("Any.", settings={"system": "Be kind."})},
-            ) >> Heard(task_id="a", pre_execute=use_branch_settings("each.read"))
-
-        each.expand(text=["first", "second"])
-    ran = deployment.run(dag)
-    assert ran.state == "success", ran.log
-    assert Heard.got.pop("each.a")[0] == "Be kind."
-
-
-def test_a_setting_may_have_a_name_that_every_operator_has(deployment: Any, tmp_path: Path) -> None:
-    deployment.server.reply(data=says("billing"), times=1)
-    settings = {"output": str(tmp_path / "answer.txt")}
-    dag = a_dag(branches={"billing": Branch("Money.", settings=settings), "technical": "Else."})
-    with dag:
-        dag.task_dict["billing"] >> ClaudeOperator(
-            task_id="answer", prompt="Answer.", pre_execute=use_branch_settings("read")
-        )
-    assert deployment.run(dag).xcom("answer") == settings["output"]
-    assert (tmp_path / "answer.txt").read_text()
-
-
-def test_each_of_several_branches_gets_its_own_settings(deployment: Any) -> None:
-    deployment.server.reply(data=says(["a", "g"]))
-    with DAG("several", schedule=None) as dag:
-        route = LLMBranchOperator(
-            task_id="read",
-            prompt="Where?",
-            multiple=True,
-            branches={
-                "a": Branch("A", settings={"system": "I am a.", "tools": [look_up]}),
-                "b": "B",
-                "g": Branch("G", settings={"system": "I am g."}),
-            },
-        )
-        use = {"pre_execute": use_branch_settings("read")}
-        with TaskGroup("g") as group, TaskGroup("inner"):
-            Heard(task_id="x", **use)
-        route >> [Heard(task_id="a", **use), empty("b"), group]
-    ran = deployment.run(dag)
-    assert ran.state == "success", ran.log
-    assert Heard.got == {"a": ("I am a.", [look_up]), "g.inner.x": ("I am g.", ())}
-    assert ran.xcom(key="llm_branch_settings") == {
-        "a": {"system": "I am a.", "tools": ["look_up"]},
-        "g": {"system": "I am g."},
-    }
-
-
-def test_a_setting_that_is_no_argument_is_named(deployment: Any) -> None:
-    deployment.server.reply(data=says("a"))
-    with DAG("typo", schedule=None) as dag:
-        route = LLMBranchOperator(
-            task_id="read", prompt="?", branches={"a": Branch("A", settings={"sistem": "Hi."})}
-        )
-        route >> Heard(task_id="a", pre_execute=use_branch_settings("read"))
-    assert "a has no argument 'sistem', a setting of 'a'." in deployment.run(dag).log
 
 
 # Real intents.

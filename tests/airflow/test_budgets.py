@@ -1,8 +1,9 @@
-"""Budgets as a DAG author sets them, and what becomes of a task that one has no room for."""
+"""Budgets as a DAG author sets them, and what happens to a task for which a budget has no room."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 
 import pytest
 from airflow.sdk import DAG, BaseNotifier
@@ -10,12 +11,14 @@ from fpdf import FPDF
 
 from airflow_llm_provider.errors import BudgetWaits
 from airflow_llm_provider.hooks.connection import Connection
-from airflow_llm_provider.ledger.budgets import Budget, set_budget
+from airflow_llm_provider.ledger import budgets
+from airflow_llm_provider.ledger.budgets import set_budget
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.operators.task import ClaudeRetryPolicy
-from airflow_llm_provider.triggers.deferral import NeedsWorker, encode_arguments
+from airflow_llm_provider.options import Budget, RequestFields
+from airflow_llm_provider.triggers.deferral import NeedsWorker, decoded, encode_arguments
 
 # A document costs up to $0.0045, and each answer of the stand-in's less than a tenth of that.
 SOME = 0.0060
@@ -25,7 +28,7 @@ def standing(deployment, **fields):
     database = Database(deployment.ledger_url)
     database.migrate()
     with database.write() as connection:
-        set_budget(connection, Budget(**{"name": "cap", "scope": "all", "per": "day", **fields}))
+        set_budget(connection, budgets.Budget(**{"name": "cap", "scope": "all", "per": "day", **fields}))
     database.close()
 
 
@@ -36,7 +39,7 @@ def answer_at_length(deployment):
 def test_what_is_paid_is_written_the_rest_is_pending_and_a_raised_budget_finishes_it(deployment):
     answer_at_length(deployment)
     documents = deployment.texts(12)
-    ran = deployment.ask(documents, run_budget_usd=SOME, max_in_flight=2)
+    ran = deployment.ask(documents, budget=Budget(run_usd=SOME), max_in_flight=2)
     assert ran.state == "failed"
     assert ran.outcomes.keys() == {"answered", "pending"}
     answered = ran.outcomes["answered"]
@@ -44,16 +47,16 @@ def test_what_is_paid_is_written_the_rest_is_pending_and_a_raised_budget_finishe
     assert len(ran.rows) == answered == deployment.server.invoice.paid
     assert deployment.server.invoice.cost_micro_usd <= SOME * 1e6
     assert f"{12 - answered} of 12 documents are pending. run nightly/{ran.run_id}: up to $0.00" in ran.log
-    assert "left in budget 'run_budget_usd'. Nothing was sent; raise run_budget_usd= of the task" in ran.log
+    assert "left in budget 'budget.run_usd'. Nothing was sent; raise budget.run_usd of the task" in ran.log
 
-    again = deployment.clear(ran, deployment.dag(documents=documents, run_budget_usd=1))
+    again = deployment.clear(ran, deployment.dag(documents=documents, budget=Budget(run_usd=1)))
     assert (again.state, again.outcomes) == ("success", {"reused": answered, "answered": 12 - answered})
     assert deployment.server.invoice.paid == 12
 
 
 def test_a_budget_that_says_skip_skips_the_task(deployment):
     answer_at_length(deployment)
-    ran = deployment.ask(deployment.texts(12), run_budget_usd=SOME, on_exceeded="skip", retries=2)
+    ran = deployment.ask(deployment.texts(12), budget=Budget(run_usd=SOME, on_exceeded="skip"), retries=2)
     assert (ran.ti().state, ran.ti().try_number) == ("skipped", 1)
     assert ran.outcomes["pending"] > 0
     assert len(ran.rows) == ran.outcomes["answered"] > 0
@@ -70,10 +73,17 @@ def test_a_budget_that_says_wait_asks_for_a_retry_when_its_next_period_begins(de
 
 
 def test_every_task_of_a_run_counts_and_default_args_set_them_all(deployment):
-    with DAG("calls", schedule=None, default_args={"run_budget_usd": "0.005", "model": "fast"}) as dag:
-        first = ClaudeOperator(task_id="first", prompt="What is owed?", budget_usd=0.004, max_tokens=4_000)
-        second = ClaudeOperator(task_id="second", prompt="By whom?", max_tokens=4_000)
-        third = ClaudeOperator(task_id="third", prompt="Since when?", max_tokens=12_000)
+    default_args = {
+        "budget": Budget(run_usd="0.005"),
+        "request": RequestFields(max_tokens=4_000),
+        "model": "fast",
+    }
+    with DAG("calls", schedule=None, default_args=default_args) as dag:
+        own = Budget(task_usd=0.004, run_usd="0.005")
+        first = ClaudeOperator(task_id="first", prompt="What is owed?", budget=own)
+        second = ClaudeOperator(task_id="second", prompt="By whom?")
+        long = RequestFields(max_tokens=12_000)
+        third = ClaudeOperator(task_id="third", prompt="Since when?", request=long)
         first >> second >> third
     ran = deployment.run(dag)
     states = {name: ran.ti(name).state for name in ("first", "second", "third")}
@@ -112,20 +122,19 @@ def test_notifiers_are_told_once_of_50_80_and_95_percent(deployment, given):
     notifier = Told("{{ budget_warning.percent }}% of {{ budget_warning.cap_usd }} in {{ run_id[:6] }}")
     ran = deployment.ask(
         deployment.texts(16),
-        budget_usd=0.0168,
-        budget_notifiers=given([notifier]),
+        budget=Budget(task_usd=0.0168, notifiers=given([notifier])),
         max_in_flight=1,
-        max_tokens=2_000,
+        request=RequestFields(max_tokens=2_000),
     )
     assert ran.outcomes["answered"] >= 14
     assert [text.split()[0] for text in Told.heard] == ["50%", "80%", "95%"][: len(Told.heard)]
     assert len(Told.heard) >= 2
     assert all("of 0.016800 in manual" in text for text in Told.heard)
-    assert "50% of budget 'budget_usd' is spent" in ran.log
+    assert "50% of budget 'budget.task_usd' is spent" in ran.log
 
 
 def test_what_a_private_model_costs_is_said_in_the_connection(deployment):
-    ask = {"documents": deployment.texts(1), "model": "claude-next-preview", "run_budget_usd": 1}
+    ask = {"documents": deployment.texts(1), "model": "claude-next-preview", "budget": Budget(run_usd=1)}
     ran = deployment.ask(**ask)
     assert ran.state == "failed"
     assert "claude-next-preview has no known price" in ran.log
@@ -134,9 +143,9 @@ def test_what_a_private_model_costs_is_said_in_the_connection(deployment):
 
 def test_own_prices_and_a_discount_are_booked(deployment):
     deployment.connect(prices='{"claude-haiku-5-5": {"input": 1, "output": 2}}', discount_percent=50)
-    settings = Connection.of(_connection(), "claude_default")
-    assert settings.prices.card("claude-haiku-5-5").tiers[0][1]["cache_write_1h_tokens"] == 2_000_000
-    assert settings.prices.card("claude-sonnet-5-5").tiers[0][1]["output_tokens"] == 5_000_000
+    prices = Connection.of(_connection(), "claude_default").endpoint.prices
+    assert prices.card("claude-haiku-5-5").tiers[0][1]["cache_write_1h_tokens"] == 2_000_000
+    assert prices.card("claude-sonnet-5-5").tiers[0][1]["output_tokens"] == 5_000_000
 
 
 @pytest.mark.parametrize(
@@ -163,32 +172,33 @@ def _connection():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("budget", "complaint"),
     [
-        ({"budget_usd": -1}, "budget_usd= -1 is no amount"),
-        ({"run_budget_usd": "much"}, "run_budget_usd= 'much' is no amount"),
-        ({"on_exceeded": "wait"}, "choose one of fail, skip, ask"),
+        (lambda: -1, "budget.task_usd=-1: give an amount in US dollars"),
+        (lambda: "much", "budget.task_usd='much': give an amount in US dollars"),
+        (lambda: Budget(run_usd="much"), "budget.run_usd='much': give an amount in US dollars"),
+        (lambda: Budget(on_exceeded="wait"), "budget.on_exceeded='wait': choose one of fail, skip, ask"),
     ],
 )
 @pytest.mark.parametrize("operator", [ClaudeOperator, ClaudeDocumentsOperator])
-def test_a_budget_that_is_none_fails_the_parse(operator, arguments, complaint):
+def test_a_budget_with_a_wrong_value_fails_the_parse(operator, budget, complaint):
     needed = {"documents": [], "output": "/tmp/x.jsonl"} if operator is ClaudeDocumentsOperator else {}
     with pytest.raises(ValueError, match=complaint):
-        operator(task_id="ask", prompt="What?", **needed, **arguments)
+        operator(task_id="ask", prompt="What?", **needed, budget=budget())
 
 
 @pytest.mark.parametrize("budget", ["{{ params.usd }}", "{% if params.usd %}0.0001{% endif %}"])
 def test_a_budget_may_come_from_the_form_of_the_run(deployment, budget):
-    ran = deployment.run(
-        deployment.dag(documents=deployment.texts(1), params={"usd": 0.0001}, budget_usd=budget)
-    )
-    assert "of $0.000100 left in budget 'budget_usd'" in ran.log
+    ran = deployment.run(deployment.dag(documents=deployment.texts(1), params={"usd": 0.0001}, budget=budget))
+    assert "of $0.000100 left in budget 'budget.task_usd'" in ran.log
 
 
 def test_budgets_go_to_the_triggerer_and_notifiers_need_a_worker():
-    assert encode_arguments({"budget_usd": 2.5, "run_budget_usd": None})["budget_usd"] == 2.5
-    with pytest.raises(NeedsWorker, match="budget_notifiers"):
-        encode_arguments({"budget_notifiers": [Told("x")]})
+    given = Budget(task_usd=2.5, run_usd="{{ params.cap }}")
+    assert decoded(encode_arguments({"budget": given}))["budget"] == dataclasses.replace(given, notifiers=[])
+    assert encode_arguments({"budget": 2.5})["budget"] == 2.5
+    with pytest.raises(NeedsWorker, match="notifiers"):
+        encode_arguments({"budget": Budget(notifiers=[Told("x")])})
 
 
 def test_a_single_question_reserves_what_its_pages_can_cost(deployment):
@@ -203,9 +213,9 @@ def test_a_single_question_reserves_what_its_pages_can_cost(deployment):
             prompt="What is owed?",
             model="fast",
             inputs={"contract": {"type": "document", "source": source}},
-            budget_usd=0.01,  # $0.0025 would do for a text
+            budget=0.01,  # $0.0025 would do for a text
         )
     ran = deployment.run(dag)
     assert ran.state == "failed"
-    assert "budget 'budget_usd'. Nothing was sent" in ran.log
+    assert "budget 'budget.task_usd'. Nothing was sent" in ran.log
     assert deployment.server.invoice.paid == 0

@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_llm_provider.errors import BusinessError, NetworkError, Overloaded, RateLimited
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.task import ClaudeRetryPolicy
+from airflow_llm_provider.options import LongInput, OnInvalid, RequestFields, Route
 
 LETTER = "We owe {{ 1/0 }} you $7.00, says {{ conn.claude_default.password }}. Signed March 4, 2026."
 PLAIN = "We owe you $7.00. Signed March 4, 2026."
@@ -225,10 +226,10 @@ def test_a_template_in_output_names_the_run(deployment, ask):
 
 def test_an_answer_too_long_for_an_xcom_says_how_to_get_it_and_is_not_paid_again(deployment):
     deployment.server.reply(text="📄" * 251_000)
-    asking = {"prompt": "All of it.", "max_tokens": 64_000, "retries": 2}
+    asking = {"prompt": "All of it.", "request": RequestFields(max_tokens=64_000), "retries": 2}
     ran = deployment.run(a_dag(**asking))
     assert (ran.state, ran.ti().try_number) == ("failed", 1)
-    assert "Give the task output= a path or URL to write it to, and clear it" in ran.log
+    assert "Give the task output= a path or URL to write it to, and clear the task" in ran.log
     dag = a_dag(output=str(deployment.folder / "answer.txt"), **asking)
     again = deployment.clear(ran, dag)
     assert again.xcom() == str(deployment.folder / "answer.txt"), again.log
@@ -289,12 +290,14 @@ def test_what_the_messages_api_takes_reaches_it(deployment, ask):
     ran = ask(
         system="You know {{ params.law }}.",
         params={"law": "Swiss law"},
-        effort="low",
-        max_tokens=2_000,
-        thinking={"type": "enabled", "budget_tokens": 1_024},
-        stop_sequences=["STOP"],
-        metadata={"user_id": "u-1"},
-        extra_body={"service_tier": "standard_only"},
+        request=RequestFields(
+            effort="low",
+            max_tokens=2_000,
+            thinking={"type": "enabled", "budget_tokens": 1_024},
+            stop_sequences=["STOP"],
+            metadata={"user_id": "u-1"},
+            extra_body={"service_tier": "standard_only"},
+        ),
     )
     assert ran.state == "success", ran.log
     request = sent(deployment)
@@ -308,7 +311,7 @@ def test_what_the_messages_api_takes_reaches_it(deployment, ask):
 
 
 def test_a_long_answer_is_streamed_and_comes_to_the_same(deployment, ask):
-    ran = ask(inputs={"letter": "We owe you $7.00."}, max_tokens=30_000)
+    ran = ask(inputs={"letter": "We owe you $7.00."}, request=RequestFields(max_tokens=30_000))
     assert sent(deployment)["stream"] is True
     assert ran.xcom() == "We owe you $7.00."
 
@@ -390,7 +393,12 @@ def test_a_cascade_asks_the_next_model_where_the_first_will_not_do(deployment, a
     deployment.server.reply(data=cheap, model=FAST)
     deployment.server.reply(data={"answer": "$7", "confidence": 0.8}, model=STRONG)
     schema = Sure.model_json_schema()
-    ran = ask(model=["fast", "strong"], output_type=schema, min_confidence=0.7, max_repairs=0)
+    ran = ask(
+        model=None,
+        route=Route(models=["fast", "strong"], min_confidence=0.7),
+        output_type=schema,
+        on_invalid=OnInvalid(max_repairs=0),
+    )
     assert ran.state == "success", ran.log
     assert [row["model"] for row in deployment.calls] == asked
     assert [row["purpose"] for row in deployment.calls] == ["answer", "escalation"][: len(asked)]
@@ -400,7 +408,7 @@ def test_a_cascade_asks_the_next_model_where_the_first_will_not_do(deployment, a
 
 def test_another_model_answers_when_the_first_can_not_be_had(deployment, ask):
     deployment.server.fail(529, model=FAST)
-    ran = ask(fallbacks=["strong"], retry={"overloaded": {"attempts": 1}})
+    ran = ask(route=Route(fallbacks=["strong"], retry={"overloaded": {"attempts": 1}}))
     assert ran.state == "success", ran.log
     assert ran.xcom(key="llm_usage")["model"] == STRONG
     assert [(row["model"], row["state"]) for row in deployment.calls] == [
@@ -415,7 +423,7 @@ def test_another_connection_answers_when_the_first_can_not_be_had(deployment, as
         "elsewhere", host=deployment.server.url.replace("127.0.0.1", "localhost"), key="sk-other-4712"
     )
     deployment.server.fail(500, matching=lambda question: question.key_last4 != "4712")
-    ran = ask(fallbacks=["conn:elsewhere"], retry={"server": {"attempts": 1}})
+    ran = ask(route=Route(fallbacks=["conn:elsewhere"], retry={"server": {"attempts": 1}}))
     assert ran.state == "success", ran.log
     assert [row["state"] for row in deployment.calls] == ["failed", "settled"]
     assert {line.key_last4 for line in deployment.server.invoice.lines} == {"4712"}
@@ -423,8 +431,8 @@ def test_another_connection_answers_when_the_first_can_not_be_had(deployment, as
 
 def test_a_refusal_falls_back_where_the_author_says_so(deployment, ask):
     deployment.server.fail(kind="refusal", model=FAST)
-    assert ask(fallbacks=["strong"]).state == "failed"
-    ran = ask(fallbacks=["strong"], fall_back_on=["refusal"], name="other")
+    assert ask(route=Route(fallbacks=["strong"])).state == "failed"
+    ran = ask(route=Route(fallbacks=["strong"], fall_back_on=["refusal"]), name="other")
     assert ran.xcom(key="llm_usage")["model"] == STRONG
 
 
@@ -432,15 +440,19 @@ def test_a_refusal_falls_back_where_the_author_says_so(deployment, ask):
 
 
 def test_an_input_too_long_to_be_read_at_once_fails_before_anything_is_sent(deployment, ask):
-    ran = ask(inputs={"letter": PLAIN * 20}, max_input_tokens=300, retries=2)
+    ran = ask(inputs={"letter": PLAIN * 20}, long_input=LongInput(max_input_tokens=300), retries=2)
     assert (ran.state, ran.ti().try_number, deployment.server.seen) == ("failed", 1, 0)
-    assert "too_long='map_reduce'" in ran.log
+    assert "long_input='map_reduce'" in ran.log
 
 
 @pytest.mark.parametrize("too_long", ["truncate", "map_reduce"])
 def test_a_long_input_is_read_as_the_author_says(deployment, ask, too_long):
     letter = "\n\n".join(f"Section {n}. We owe you ${n}.00." for n in range(60))
-    ran = ask(inputs={"letter": letter}, output_type=list[float], max_input_tokens=300, too_long=too_long)
+    ran = ask(
+        inputs={"letter": letter},
+        output_type=list[float],
+        long_input=LongInput(max_input_tokens=300, too_long=too_long),
+    )
     assert ran.state == "success", ran.log
     read = [request["messages"][0]["content"][0]["source"]["data"] for request in deployment.server.requests]
     if too_long == "truncate":
@@ -474,7 +486,8 @@ def test_another_run_takes_what_reuse_allows(deployment, reuse, paid):
 def test_a_retry_continues_from_what_is_paid(deployment, reuse):
     deployment.server.fail(kind="wrong_shape", times=1)
     deployment.server.fail(500, matching="was not valid", times=1)
-    asking = {"inputs": {"letter": PLAIN}, "output_type": SCHEMA, "retry": {"server": {"attempts": 1}}}
+    route = Route(retry={"server": {"attempts": 1}})
+    asking = {"inputs": {"letter": PLAIN}, "output_type": SCHEMA, "route": route}
     ran = deployment.run(a_dag(reuse=reuse, retries=1, **asking))
     assert (ran.state, ran.ti().try_number) == ("success", 2), ran.log
     states = [(row["purpose"], row["state"], row["try_number"]) for row in deployment.calls]
@@ -521,7 +534,7 @@ def test_each_class_of_error_is_tried_as_its_policy_says_and_told_to_airflow(
     deployment, ask, kind, fault, sends, said
 ):
     deployment.server.fail(**fault)
-    ran = ask(inputs={"letter": PLAIN}, output_type=SCHEMA, retries=1, retry={kind: AT_ONCE})
+    ran = ask(inputs={"letter": PLAIN}, output_type=SCHEMA, retries=1, route=Route(retry={kind: AT_ONCE}))
     may_get_better = kind in ("network", "rate_limit", "overloaded", "server")
     assert ran.state == "failed"
     assert ran.ti().try_number == (2 if may_get_better else 1)
@@ -565,9 +578,9 @@ def test_airflow_waits_as_the_task_says_when_the_api_did_not():
 )
 def test_a_policy_that_does_not_exist_is_an_error_of_the_dag_file(airflow_home, retry, said):
     with pytest.raises(ValueError, match=said):
-        a_dag(retry=retry)
+        a_dag(route=Route(retry=retry))
     with pytest.raises(ValueError, match=said):
-        ClaudeOperator.partial(task_id="read", retry=retry)
+        ClaudeOperator.partial(task_id="read", route=Route(retry=retry))
 
 
 # The key.

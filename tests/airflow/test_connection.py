@@ -29,17 +29,17 @@ def test_an_empty_form_gives_the_defaults(deployment):
     deployment.monkeypatch.setenv(
         "AIRFLOW_CONN_CLAUDE_DEFAULT", json.dumps({"conn_type": "claude", "password": deployment.key})
     )
-    settings = ClaudeHook().settings
-    assert settings.client.base_url == "https://api.anthropic.com"
-    assert settings.tiers == {
+    connection = ClaudeHook().connection
+    assert connection.endpoint.client.base_url == "https://api.anthropic.com"
+    assert connection.endpoint.tiers == {
         "fast": "claude-haiku-5-5",
         "balanced": "claude-sonnet-5-5",
         "strong": "claude-opus-5-5",
     }
-    assert settings.model(None) == "claude-sonnet-5-5"
-    assert (settings.timeout_s, settings.deadline_s) == (300, 900)
-    assert settings.limits == Limits()
-    assert settings.ledger_url.endswith("/llm_ledger.db")
+    assert connection.endpoint.model(None) == "claude-sonnet-5-5"
+    assert (connection.endpoint.timeout_s, connection.endpoint.deadline_s) == (300, 900)
+    assert connection.endpoint.limits == Limits()
+    assert connection.ledger_url.endswith("/llm_ledger.db")
 
 
 def test_every_field_of_the_form_is_read(deployment):
@@ -56,14 +56,17 @@ def test_every_field_of_the_form_is_read(deployment):
         proxy="http://proxy:3128",
         ca_bundle="/etc/ca.pem",
     )
-    settings = ClaudeHook().settings
-    assert settings.tiers == {"fast": "tiny", "balanced": "claude-sonnet-5-5", "strong": "huge"}
-    assert settings.model(None) == "huge"
-    assert settings.model("claude-sonnet-4-5") == "claude-sonnet-4-5"
-    assert (settings.timeout_s, settings.deadline_s) == (7, 70)
-    assert settings.limits == Limits(rpm=100, itpm=2_000, otpm=300, burst_s=2)
-    assert (settings.client.proxy, settings.client.ca_bundle) == ("http://proxy:3128", "/etc/ca.pem")
-    assert settings.ledger_url == deployment.ledger_url
+    connection = ClaudeHook().connection
+    assert connection.endpoint.tiers == {"fast": "tiny", "balanced": "claude-sonnet-5-5", "strong": "huge"}
+    assert connection.endpoint.model(None) == "huge"
+    assert connection.endpoint.model("claude-sonnet-4-5") == "claude-sonnet-4-5"
+    assert (connection.endpoint.timeout_s, connection.endpoint.deadline_s) == (7, 70)
+    assert connection.endpoint.limits == Limits(rpm=100, itpm=2_000, otpm=300, burst_s=2)
+    assert (connection.endpoint.client.proxy, connection.endpoint.client.ca_bundle) == (
+        "http://proxy:3128",
+        "/etc/ca.pem",
+    )
+    assert connection.ledger_url == deployment.ledger_url
 
 
 @pytest.mark.parametrize(
@@ -80,10 +83,10 @@ def test_every_field_of_the_form_is_read(deployment):
         ("proxy", 5),
     ],
 )
-def test_a_field_that_cannot_be_meant_is_named_with_the_connection(deployment, field, given):
+def test_a_field_that_is_not_valid_is_named_with_the_connection(deployment, field, given):
     deployment.connect(**{field: given})
     with pytest.raises(AirflowFailException, match=rf"^Connection 'claude_default': .*{field}"):
-        _ = ClaudeHook().settings
+        _ = ClaudeHook().connection
 
 
 @pytest.mark.parametrize("empty", [None, ""])
@@ -100,10 +103,10 @@ def test_an_empty_field_is_as_if_it_were_not_there(deployment, empty):
         "prices",
     )
     deployment.connect(**dict.fromkeys(fields, empty))
-    settings = ClaudeHook().settings
+    connection = ClaudeHook().connection
     deployment.connect()
-    assert settings == ClaudeHook().settings
-    assert settings.limits == Limits()
+    assert connection == ClaudeHook().connection
+    assert connection.endpoint.limits == Limits()
 
 
 def connect_raw(deployment, **parts):
@@ -115,13 +118,13 @@ def connect_raw(deployment, **parts):
 def test_an_extra_that_is_no_json_object_is_not_passed_over(deployment, extra):
     connect_raw(deployment, extra=extra)
     with pytest.raises(AirflowFailException, match="its extra should be a JSON object") as caught:
-        _ = ClaudeHook().settings
+        _ = ClaudeHook().connection
     assert extra not in str(caught.value)  # it may hold a password
 
 
 def test_a_field_that_the_form_does_not_have_is_warned_of(deployment, caplog):
     deployment.connect(rmp=5, rpm=7)
-    assert ClaudeHook().settings.limits.rpm == 7
+    assert ClaudeHook().connection.endpoint.limits.rpm == 7
     [said] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "'claude_default' has no field 'rmp'" in said
     assert "Is rpm meant?" in said
@@ -132,9 +135,9 @@ def test_a_connection_of_a_type_that_holds_a_key_and_a_url_will_do(deployment, c
     connect_raw(
         deployment, conn_type=conn_type, extra={"rpm": 5, **({} if conn_type == "claude" else {"X": "1"})}
     )
-    settings = ClaudeHook().settings
-    assert (settings.client.api_key, settings.limits.rpm) == (deployment.key, 5)
-    assert settings.client.base_url == deployment.server.url
+    connection = ClaudeHook().connection
+    assert (connection.endpoint.client.api_key, connection.endpoint.limits.rpm) == (deployment.key, 5)
+    assert connection.endpoint.client.base_url == deployment.server.url
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -144,7 +147,7 @@ def test_a_connection_to_something_else_is_refused(deployment, conn_type):
     with pytest.raises(
         AirflowFailException, match=f"it is of type '{conn_type}', and should be of type 'claude'"
     ):
-        _ = ClaudeHook().settings
+        _ = ClaudeHook().connection
 
 
 @pytest.mark.parametrize("key", ["sk-ant-1\nsk-ant-2", "sk-änt", "sk\tant"])
@@ -173,7 +176,7 @@ def test_a_key_that_no_header_can_carry_is_told_without_it(deployment, key):
 def test_a_base_url_that_is_none_is_told_before_anything_is_tried(deployment, host):
     deployment.connect(host=host)
     with pytest.raises(AirflowFailException, match="the base URL should be http"):
-        _ = ClaudeHook().settings
+        _ = ClaudeHook().connection
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_a_base_url_that_is_none_is_told_before_anything_is_tried(deployment, ho
 )
 def test_the_host_may_be_a_url_or_a_name(deployment, parts, url):
     deployment.monkeypatch.setenv("AIRFLOW_CONN_GATEWAY", json.dumps({"conn_type": "claude", **parts}))
-    assert ClaudeHook("gateway").settings.client.base_url == url
+    assert ClaudeHook("gateway").connection.endpoint.client.base_url == url
 
 
 def test_a_connection_kept_in_the_database_works_too(deployment):

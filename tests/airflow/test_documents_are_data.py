@@ -8,6 +8,7 @@ import pytest
 from airflow.sdk import DAG, BaseOperator, task
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.options import Reading
 
 ASKING = {"prompt": "What is owed?", "model": "fast"}
 
@@ -55,7 +56,7 @@ def test_files_are_sent_byte_for_byte(deployment):
 @pytest.mark.parametrize("given", ["literal", "xcom", "mapped literal", "mapped xcom", "decorator", "jsonl"])
 def test_rows_are_sent_byte_for_byte_and_never_shown(deployment, given):
     rows = [{"id": name, "text": text} for name, text in HOSTILE.items()]
-    asking = {**ASKING, "text_field": "text", "output": deployment.output}
+    asking = {**ASKING, "reading": Reading(text_field="text"), "output": deployment.output}
     with DAG("data", schedule=None) as dag:
         if given == "literal":
             ClaudeDocumentsOperator(task_id="read", documents=rows, **asking)
@@ -102,7 +103,7 @@ def test_a_text_that_looks_like_a_file_name_opens_no_file(deployment):
 def test_tags_frame_what_no_text_can_close(deployment):
     for name, text in HOSTILE.items():
         (deployment.inbox / f"{name}.txt").write_bytes(text.encode())
-    deployment.ask(str(deployment.inbox), framing="tag")
+    deployment.ask(str(deployment.inbox), reading=Reading(framing="tag"))
     sent = [request["messages"][0]["content"][1]["text"] for request in deployment.server.requests]
     assert len(sent) == len(HOSTILE)
     for framed in sent:
@@ -116,7 +117,7 @@ def test_tags_frame_what_no_text_can_close(deployment):
 def test_the_prompt_is_a_template_and_the_document_is_not(deployment):
     dag = deployment.dag(
         documents=[{"id": "1", "text": "{{ params.law }}"}],
-        text_field="text",
+        reading=Reading(text_field="text"),
         prompt="Does {{ params.law }} apply?",
         system="You know {{ params.law }}. Today is of no matter.",
         model="{{ params.tier }}",
@@ -150,7 +151,7 @@ def test_a_run_value_in_the_prompt_is_warned_about(deployment, prompt, reuse, wa
     dag = deployment.dag(documents=deployment.texts(1), prompt=prompt, reuse=reuse, params={"who": "she"})
     ran = deployment.run(dag)
     assert ran.state == "success"
-    assert ("every document will be asked and paid again" in ran.log) == warned
+    assert ("every document will be asked about and paid for again" in ran.log) == warned
 
 
 # The key.
@@ -186,7 +187,7 @@ def test_rows_given_to_a_decorated_function_are_not_rendered_and_not_shown(deplo
     rows = [{"id": name, "text": text} for name, text in HOSTILE.items()]
     with DAG("arguments", schedule=None) as dag:
 
-        @task.claude_documents(**ASKING, text_field="text", output=deployment.output)
+        @task.claude_documents(**ASKING, reading=Reading(text_field="text"), output=deployment.output)
         def read(rows):
             return rows
 

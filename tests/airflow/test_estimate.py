@@ -16,6 +16,7 @@ import datetime as dt
 from airflow.sdk import DAG, Param, task
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.options import Reading
 
 print("a DAG file may print")
 terms = {{"prompt": "What is owed?", "output": "{folder}/out/", "model": "fast"}}
@@ -23,7 +24,7 @@ terms = {{"prompt": "What is owed?", "output": "{folder}/out/", "model": "fast"}
 with DAG("nightly", schedule=None, params={{"count": Param(3, type="integer")}}):
     ClaudeDocumentsOperator(task_id="read", documents="{folder}/inbox", **terms)
 
-    @task.claude_documents(text_field="text", **terms)
+    @task.claude_documents(reading=Reading(text_field="text"), **terms)
     def listed(params):
         return [{{"id": str(n), "text": f"Note {{n}}: we owe you $1."}} for n in range(params["count"])]
 

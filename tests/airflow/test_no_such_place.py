@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from airflow_llm_provider.options import Budget, Reading
+
 
 def test_bad_paths_in_a_list_are_dead_letters_and_the_others_are_asked(deployment, monkeypatch):
     monkeypatch.chdir(deployment.folder)  # below which the rows go
@@ -13,7 +15,10 @@ def test_bad_paths_in_a_list_are_dead_letters_and_the_others_are_asked(deploymen
     good = sorted(str(path) for path in Path(folder).iterdir())
     bad = ["a\0b.txt", "\ud800.txt", "/" + "x" * 300, "/data/**.txt", "foo://x/y", ""]
     ran = deployment.ask(
-        [good[0], *bad, good[1]], strings="path", roots=[str(folder), "/x", "/data"], max_failed=9
+        [good[0], *bad, good[1]],
+        reading=Reading(strings="path"),
+        roots=[str(folder), "/x", "/data"],
+        max_failed=9,
     )
     assert ran.state == "success"
     assert [row["document_id"] for row in ran.rows] == good
@@ -40,7 +45,7 @@ def test_rows_that_can_not_be_put_anywhere_fail_the_task_before_anything_is_paid
     assert deployment.server.seen == 0
 
 
-@pytest.mark.parametrize("more", [{}, {"confirm_above_usd": 0.01}])
+@pytest.mark.parametrize("more", [{}, {"budget": Budget(confirm_above_usd=0.01)}])
 def test_an_output_type_that_is_none_fails_the_task_for_good_before_anything_is_paid(deployment, more):
     ran = deployment.ask(deployment.texts(2), output_type={"type": "letter"}, retries=1, **more)
     assert (ran.state, ran.ti().try_number, deployment.server.seen) == ("failed", 1, 0)

@@ -30,7 +30,10 @@ after = resource.getrusage(resource.RUSAGE_SELF)
 print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 """
 # The thin layers of ours that a DAG file needs; what sends, prices, reads and keeps comes with the first call.
-LIGHT = ("operators", "decorators", "sensors", "hooks", "triggers.lane", "tools", "pricing", "errors")
+LIGHT = (
+    *("operators", "decorators", "sensors", "hooks", "triggers.deferral", "tools", "pricing", "errors"),
+    *("options", "_airflow"),
+)
 
 
 def run(code: str) -> str:
@@ -74,7 +77,7 @@ with DAG("nightly", schedule=None):
     airflow_llm_provider.operators.documents.ClaudeDocumentsOperator(
         task_id="rows", documents=[dict(id=str(n), text="x" * 100) for n in range(1000)], prompt="?", output="/o.csv"
     )
-    @airflow_llm_provider.decorators.documents.claude_documents_task(prompt="What?", output="/out/rows.jsonl")
+    @airflow_llm_provider.decorators.claude_documents_task(prompt="What?", output="/out/rows.jsonl")
     def read():
         return "/in"
     read()

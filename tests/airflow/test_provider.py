@@ -122,21 +122,21 @@ def test_the_form_and_the_hook_agree_on_the_defaults(monkeypatch):
         if "default" in field["schema"]
     }
 
-    def settings(extra):
+    def connection(extra):
         monkeypatch.setenv("AIRFLOW_CONN_CLAUDE_DEFAULT", json.dumps({"conn_type": "claude", "extra": extra}))
-        return ClaudeHook().settings
+        return ClaudeHook().connection
 
     assert {"timeout_s", "deadline_s", "fast", "default_tier"} <= defaults.keys()
-    assert settings(defaults) == settings({})
+    assert connection(defaults) == connection({})
 
 
 @pytest.mark.parametrize("name", ["payload", "synchronous", "deployment", "ledger_url", "roots"])
-def test_the_settings_have_their_defaults(name):
+def test_the_options_have_their_defaults(name):
     options = get_provider_info()["config"]["llm"]["options"]
     assert conf.get("llm", name) == options[name]["default"]
 
 
-def test_every_setting_that_is_read_is_declared():
+def test_every_option_that_is_read_is_declared():
     import re
     from pathlib import Path
 

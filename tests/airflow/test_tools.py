@@ -11,6 +11,7 @@ from airflow.sdk import DAG, task
 from desk import Desk
 
 from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.options import Reviewers, Route, ToolLimits
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.tools import tool
 
@@ -102,7 +103,7 @@ def test_a_retry_and_a_clear_buy_nothing_and_run_nothing_again(deployment: Any, 
     deployment.server.fail(500, times=1, after=2)  # the third turn
 
     def make() -> DAG:
-        return asking(shop, shop.paying(), retries=1, retry={"server": {"attempts": 1}})
+        return asking(shop, shop.paying(), retries=1, route=Route(retry={"server": {"attempts": 1}}))
 
     ran = deployment.run(make())
     assert (ran.state, ran.ti().try_number) == ("success", 2)
@@ -117,12 +118,12 @@ def test_a_retry_and_a_clear_buy_nothing_and_run_nothing_again(deployment: Any, 
 
 def test_a_model_that_never_stops_calling_fails_the_task_without_a_retry(deployment: Any, shop: Shop) -> None:
     deployment.server.reply(tool_use=[{"name": "owed", "input": {"customer": "Mill"}}])
-    ran = deployment.run(asking(shop, retries=2, max_tool_turns=2))
+    ran = deployment.run(asking(shop, retries=2, tool_limits=ToolLimits(max_turns=2)))
     assert ran.state == "failed"
     assert "refunds.read: ToolLimit: The model still calls tools (owed) after 2 turns" in ran.log
     assert ran.ti().try_number == 1
     assert deployment.server.invoice.paid == 3
-    assert deployment.run(asking(shop, max_tool_usd=0.000_001)).state == "failed"
+    assert deployment.run(asking(shop, tool_limits=ToolLimits(max_usd=0.000_001))).state == "failed"
     assert deployment.server.invoice.paid == 3
 
 
@@ -142,18 +143,18 @@ def test_what_cannot_be_a_tool_is_refused_when_the_dag_is_parsed(make: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("approval", "complaint"),
+    ("reviewers", "complaint"),
     [
-        ({"timeout": 3}, "approval= knows no 'timeout'; there are response_timeout"),
-        ({"response_timeout": 3}, "response_timeout=3: give a timedelta"),
-        ({"assigned_users": "ada"}, "assigned_users='ada': give a list"),  # and not three users
+        (lambda: {"timeout": 3}, "reviewers= is a dict: give user names or Reviewers"),
+        (lambda: Reviewers(timeout=3), "reviewers.timeout=3: give a timedelta"),
+        (lambda: Reviewers(users="ada"), "reviewers.users='ada': give a list"),  # and not three users
     ],
 )
-def test_an_approval_that_can_not_be_meant_is_refused_when_the_dag_is_parsed(
-    shop: Shop, approval: Any, complaint: str
+def test_reviewers_that_are_not_valid_are_refused_when_the_dag_is_parsed(
+    shop: Shop, reviewers: Any, complaint: str
 ) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        asking(shop, approval=approval)
+    with pytest.raises((TypeError, ValueError), match=complaint):
+        asking(shop, reviewers=reviewers())
 
 
 def test_what_has_tools_runs_in_a_worker_and_says_so(
@@ -213,11 +214,11 @@ def test_a_refusal_is_told_to_the_model_with_its_reason(deployment: Any, shop: S
 
 def test_nobody_in_time_is_a_refusal(deployment: Any, shop: Shop) -> None:
     script(deployment.server)
-    desk = parked(deployment, shop, approval={"response_timeout": dt.timedelta(milliseconds=1)})
+    desk = parked(deployment, shop, reviewers=Reviewers(timeout=dt.timedelta(milliseconds=1)))
     desk.let_time_pass()
     assert desk.states()["read"] == "success"
     assert shop.runs == [("owed", "Mill")]
-    assert "Nobody decided in time." in json.dumps(deployment.server.requests[-1])
+    assert "Nobody answered in time." in json.dumps(deployment.server.requests[-1])
 
 
 def test_a_function_that_returns_the_prompt_parks_too(deployment: Any, shop: Shop) -> None:

@@ -14,6 +14,7 @@ from airflow.sdk.bases.operator import BaseOperator
 from airflow_llm_provider.decorators import claude_repair_task
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
+from airflow_llm_provider.options import OnInvalid
 from airflow_llm_provider.validators import Complaint, Judge, quotes_in_source
 
 LETTER = "We owe {{ 1/0 }} you $7.00, says {{ conn.claude_default.password }}. Signed March 4, 2026."
@@ -62,12 +63,13 @@ def repair_dag(answer: Any, *, source: Any = None, **asking: Any) -> DAG:
     return dag
 
 
-def ask_dag(**asking: Any) -> DAG:
+def ask_dag(
+    *, then: Any = "fail", default: Any = None, dead_letters: str | None = None, **asking: Any
+) -> DAG:
+    on_invalid = OnInvalid(max_repairs=1, then=then, default=default, dead_letters=dead_letters)
+    given = {"prompt": "What is owed?", "output_type": Debt, "model": "fast", "on_invalid": on_invalid}
     with DAG("asking", schedule=None) as dag:
-        read = ClaudeOperator(
-            task_id="read",
-            **{"prompt": "What is owed?", "output_type": Debt, "model": "fast", "max_repairs": 1} | asking,
-        )
+        read = ClaudeOperator(task_id="read", **given | asking)
 
         @task
         def after(value: Any) -> Any:
@@ -149,7 +151,7 @@ def test_an_answer_may_be_a_file_below_the_roots(deployment: Any) -> None:
 def test_an_upstream_that_gave_nothing_is_said_to(deployment: Any) -> None:
     ran = deployment.run(repair_dag(None))
     assert ran.state == "failed"
-    assert "gave nothing" in ran.log
+    assert "the task that should give it returned None" in ran.log
     assert deployment.server.requests == []
 
 
@@ -197,9 +199,8 @@ def test_answers_can_be_mapped_over(deployment: Any) -> None:
         ({}, "needs answer="),
         ({"answer": "x", "deferrable": True}, "worker"),
         ({"answer": "x", "inputs": {"source": "y"}}, "'source'"),
-        ({"answer": "x", "on_exhausted": "stronger"}, "choose one of fail"),
-        ({"answer": "x", "on_exhausted": "dead_letter"}, "go together"),
-        ({"answer": "x", "default": {}}, "goes with"),
+        ({"answer": "x", "on_invalid": "stronger"}, "choose one of fail"),
+        ({"answer": "x", "on_invalid": "dead_letter"}, "go together"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused_when_the_dag_is_parsed(
@@ -207,6 +208,21 @@ def test_arguments_that_do_not_go_together_are_refused_when_the_dag_is_parsed(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         ValidationRepairOperator(task_id="read", **asking)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"then": "dead_letter"}, "go together"),
+        ({"dead_letters": "/data/letters"}, "go together"),
+        ({"default": {}}, "goes with"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused_when_the_value_object_is_made(
+    given: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        OnInvalid(**given)
 
 
 # Validators.
@@ -224,7 +240,7 @@ def test_a_validator_reads_the_text_of_the_inputs(deployment: Any) -> None:
 def test_an_answer_without_its_source_is_not_compared_with_the_prompt(deployment: Any) -> None:
     ran = deployment.run(repair_dag(GOOD, validators=[quotes_in_source("signed")]))
     assert ran.state == "failed"
-    assert "give an answer its source=" in ran.log
+    assert "give the answer its source=" in ran.log
     assert deployment.calls == []
 
 
@@ -242,7 +258,7 @@ def test_a_judge_is_of_the_connections_own_tier(deployment: Any) -> None:
     assert round(float(ran.xcom(key="llm_usage")["cost_usd"]) * 1e6) == paid
 
 
-# What is done when no repair has helped.
+# What happens when no repair helped.
 
 
 def test_exhausted_repairs_fail_the_task_and_are_told(deployment: Any) -> None:
@@ -260,29 +276,29 @@ def test_exhausted_repairs_fail_the_task_and_are_told(deployment: Any) -> None:
 
 def test_skip_skips_what_is_downstream(deployment: Any) -> None:
     answers(deployment, MISSING)
-    ran = deployment.run(ask_dag(on_exhausted="skip"))
+    ran = deployment.run(ask_dag(then="skip"))
     assert [ran.ti(name).state for name in ("read", "after")] == ["skipped", "skipped"]
     assert not ran.xcom(key="llm_checks")["valid"]
 
 
 def test_a_default_takes_the_place_of_an_answer(deployment: Any) -> None:
     answers(deployment, MISSING)
-    ran = deployment.run(ask_dag(on_exhausted="default", default={"amount": 0, "signed": "never"}))
+    ran = deployment.run(ask_dag(then="default", default={"amount": 0, "signed": "never"}))
     assert ran.xcom() == {"amount": 0, "signed": "never"}
     assert not ran.xcom(key="llm_checks")["valid"]
 
 
 def test_a_default_that_is_no_answer_is_refused_before_anything_is_paid(deployment: Any) -> None:
-    ran = deployment.run(ask_dag(on_exhausted="default", default={"amount": "none"}))
+    ran = deployment.run(ask_dag(then="default", default={"amount": "none"}))
     assert ran.state == "failed"
-    assert "default= is not of the output type" in ran.log
+    assert "on_invalid.default is not of the output type" in ran.log
     assert deployment.server.requests == []
 
 
 @pytest.mark.parametrize(("last", "goes_on"), [(MISSING, MISSING), ("I don't know.", "I don't know.")])
 def test_a_person_gets_the_last_answer_as_it_is(deployment: Any, last: Any, goes_on: Any) -> None:
     answers(deployment, last)
-    ran = deployment.run(ask_dag(on_exhausted="review"))
+    ran = deployment.run(ask_dag(then="return"))
     assert ran.state == "success", ran.log
     assert ran.xcom() == goes_on
     assert ran.xcom(key="llm_checks")["valid"] is False
@@ -290,7 +306,7 @@ def test_a_person_gets_the_last_answer_as_it_is(deployment: Any, last: Any, goes
 
 def test_nobody_is_given_what_was_cut_off_to_approve(deployment: Any) -> None:
     deployment.server.fail(kind="max_tokens")
-    assert deployment.run(ask_dag(on_exhausted="review")).state == "failed"
+    assert deployment.run(ask_dag(then="return")).state == "failed"
 
 
 def test_a_dead_letter_says_what_was_wrong(deployment: Any) -> None:
@@ -298,7 +314,7 @@ def test_a_dead_letter_says_what_was_wrong(deployment: Any) -> None:
 
     answers(deployment, MISSING)
     folder = deployment.folder / "letters"
-    ran = deployment.run(ask_dag(on_exhausted="dead_letter", dead_letters=str(folder)))
+    ran = deployment.run(ask_dag(then="dead_letter", dead_letters=str(folder)))
     assert ran.ti("read").state == "skipped", ran.log
     (letter,) = read_dead_letters(folder)
     assert (letter["reason"], letter["complaints"]) == ("invalid_output", ["amount: Field required"] * 2)
@@ -311,14 +327,14 @@ def test_a_dead_letter_gives_its_reason_in_the_words_of_the_documents_operator(d
 
     deployment.server.fail(kind="refusal")
     folder = deployment.folder / "letters"
-    deployment.run(ask_dag(on_exhausted="dead_letter", dead_letters=str(folder)))
+    deployment.run(ask_dag(then="dead_letter", dead_letters=str(folder)))
     (letter,) = read_dead_letters(folder)
     assert letter["reason"] == "refused"
 
 
 def test_what_needs_a_worker_runs_in_one(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), DAG("deferring", schedule=None):
-        made = ClaudeOperator(task_id="read", prompt="?", deferrable=True, on_exhausted="skip")
+        made = ClaudeOperator(task_id="read", prompt="?", deferrable=True, on_invalid="skip")
     assert not made.start_from_trigger
     assert "only a worker" in caplog.text
 
@@ -337,8 +353,8 @@ def positive(value: Letter) -> Complaint | None:
 
 
 def test_of_many_documents_every_one_ends_valid_or_named(deployment: Any) -> None:
-    """A hundred documents: ten are wrong at first, in three ways, and two for ever."""
-    bad_form, bad_quote, hopeless = {3, 13, 23, 33}, {4, 14, 24, 34}, {5, 15}
+    """A hundred documents: ten are wrong at first, in three ways, and two always."""
+    bad_form, bad_quote, never_valid = {3, 13, 23, 33}, {4, 14, 24, 34}, {5, 15}
 
     def answer(question: Any) -> str:
         text = question.text
@@ -347,7 +363,7 @@ def test_of_many_documents_every_one_ends_valid_or_named(deployment: Any) -> Non
             return json.dumps({"amount": 1})
         number = int(question.document.split("Letter ")[1].split(":")[0])
         data: dict[str, Any] = {"number": number, "amount": number, "quote": f"we owe you ${number}.00"}
-        if number in hopeless or (number in bad_quote and not is_repair):
+        if number in never_valid or (number in bad_quote and not is_repair):
             data["quote"] = "they owe us"
         if number in bad_form and not is_repair:
             data["amount"] = "a few dollars"
@@ -386,5 +402,5 @@ def test_a_document_without_text_is_not_paid_for_where_only_its_text_could_tell(
         str(deployment.inbox), output_type=Letter, validators=[quotes_in_source("quote")], max_failed=1
     )
     assert ran.outcomes == {"dead_letter": 1}
-    assert "compares with the text" in ran.dead_letters[0]["message"]
+    assert "compares the answer with the text" in ran.dead_letters[0]["message"]
     assert deployment.server.requests == []

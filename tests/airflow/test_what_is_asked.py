@@ -11,6 +11,7 @@ from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.options import Reading
 
 ASKING = {"prompt": "What is owed?", "model": "fast"}
 
@@ -40,7 +41,7 @@ def test_one_file_is_one_document(deployment):
 def test_a_pattern_chooses_from_a_folder(deployment):
     folder = deployment.files(2)
     (folder / "LICENSE").write_text("You owe us nothing.")
-    assert ids(deployment.ask(str(folder), pattern="LICENSE*")) == ["LICENSE"]
+    assert ids(deployment.ask(str(folder), reading=Reading(pattern="LICENSE*"))) == ["LICENSE"]
 
 
 def test_a_literal_list_of_rows_is_asked_row_by_row(deployment):
@@ -52,7 +53,7 @@ def test_a_literal_list_of_rows_is_asked_row_by_row(deployment):
 
 def test_the_fields_of_a_row_that_are_its_id_and_text_can_be_named(deployment):
     rows = [{"number": 7, "body": "We owe you $3.00.", "internal": "not for the model"}]
-    ran = deployment.ask(rows, id_field="number", text_field="body")
+    ran = deployment.ask(rows, reading=Reading(id_field="number", text_field="body"))
     assert ids(ran) == ["7"]
     (request,) = deployment.server.requests
     assert request["messages"][0]["content"][1]["source"]["data"] == "We owe you $3.00."
@@ -62,7 +63,7 @@ def test_a_list_of_paths_is_asked_when_the_author_says_so(deployment):
     folder = deployment.files(3)
     ran = deployment.ask(
         [f"{folder}/doc-0000.txt", f"{folder}/doc-0002.txt", f"{folder}/gone.txt"],
-        strings="path",
+        reading=Reading(strings="path"),
         roots=[str(folder)],
         max_failed=1,
     )
@@ -112,9 +113,8 @@ def test_an_object_storage_path_is_taken_as_it_is(deployment):
 def test_paths_that_the_author_has_typed_need_no_roots(deployment):
     folder = deployment.files(3)
     assert deployment.ask(ObjectStoragePath(f"file://{folder}")).outcomes == {"answered": 3}
-    assert deployment.ask([folder / "doc-0000.txt", f"{folder}/doc-0001.txt"], strings="path").outcomes == {
-        "reused": 2
-    }
+    paths = [folder / "doc-0000.txt", f"{folder}/doc-0001.txt"]
+    assert deployment.ask(paths, reading=Reading(strings="path")).outcomes == {"reused": 2}
 
 
 def test_a_list_with_a_tasks_output_in_it_is_refused_when_the_dag_is_parsed(deployment):
@@ -206,7 +206,7 @@ def test_a_folder_that_is_missing_may_come_with_the_next_try(deployment):
     assert "no such file or folder" in ran.log
 
 
-# What somebody else decides at run time has to lie below the roots.
+# A path that is known only at run time must lie below the roots.
 
 
 def params_dag(deployment, **asking):
@@ -265,7 +265,11 @@ def test_paths_from_a_task_need_roots(deployment):
             return f"{folder}/doc-0000.txt"
 
         ClaudeDocumentsOperator(
-            task_id="many", documents=choose(), strings="path", output=deployment.output, **ASKING
+            task_id="many",
+            documents=choose(),
+            reading=Reading(strings="path"),
+            output=deployment.output,
+            **ASKING,
         )
         ClaudeDocumentsOperator(task_id="one", documents=choose_one(), output=deployment.output, **ASKING)
         ClaudeDocumentsOperator.partial(

@@ -13,6 +13,7 @@ from airflow.sdk import DAG, task
 from pydantic import BaseModel
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.options import OnInvalid
 
 ASKING = {"prompt": "What is owed?", "model": "fast"}
 
@@ -126,7 +127,9 @@ def test_a_list_type_lands_one_row_an_item(deployment):
 def test_a_json_schema_is_an_output_type_too(deployment):
     deployment.server.reply(data={"amount": 3}, matching="Letter 0:")
     deployment.server.reply(data={"amount": "three"}, matching="Letter 1:")
-    ran = deployment.ask(deployment.texts(2), output_type=DEBT, max_repairs=0, max_failed=1)
+    ran = deployment.ask(
+        deployment.texts(2), output_type=DEBT, on_invalid=OnInvalid(max_repairs=0), max_failed=1
+    )
     assert [row["data"] for row in ran.rows] == [{"amount": 3}]
     assert [letter["reason"] for letter in ran.dead_letters] == ["invalid_output"]
 

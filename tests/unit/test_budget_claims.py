@@ -410,7 +410,7 @@ async def test_warnings_are_given_once_at_50_80_and_95_percent(ledger_of: Callab
         await bought(ledgers[number % 2], 100, ceiling=100)
     assert [warning.percent for warning in heard] == [50, 80, 95]
     assert str(heard[0]) == (
-        "50% of budget 'run_budget_usd' is spent: $0.000500 of $0.001000 for run nightly/run-1."
+        "50% of budget 'budget.run_usd' is spent: $0.000500 of $0.001000 for run nightly/run-1."
     )
     raised = dataclasses.replace(NIGHTLY, run_budget_micro_usd=4000)
     await bought(ledgers[0], 1100, scope=raised, ceiling=1100)

@@ -76,8 +76,8 @@ async def test_a_call_that_could_pass_the_budget_is_not_sent_and_the_error_says_
         await engine.ask(question(), make_terms(scope=capped))
     assert wire.sent == []
     assert str(caught.value) == (
-        "run nightly/run-1: up to $0.002457 needed, $0.000100 of $0.000100 left in budget 'run_budget_usd'. "
-        "Nothing was sent; raise run_budget_usd= of the task and clear it. Paid answers are kept."
+        "run nightly/run-1: up to $0.002457 needed, $0.000100 of $0.000100 left in budget 'budget.run_usd'. "
+        "Nothing was sent; raise budget.run_usd of the task and clear it. Paid answers are kept."
     )
 
 

@@ -382,7 +382,7 @@ async def test_an_endless_loop_ends_and_its_turns_are_kept(
         return calling(("balance", {"account": "A1"}), turn=len(request.messages))
 
     wire.usually = again
-    with pytest.raises(ToolLimit, match=r"\(balance\) after 3 turns.*Raise max_tool_turns") as caught:
+    with pytest.raises(ToolLimit, match=r"\(balance\) after 3 turns.*Raise tool_limits.max_turns") as caught:
         await ask(engine, bank.balance, bounds={"max_turns": 3})
     assert (len(wire.sent), len(bank.runs)) == (4, 3)
     assert len(caught.value.fingerprints) == 4
@@ -413,7 +413,7 @@ async def test_a_tool_that_hangs_ends_the_conversation_in_time(
     tool = Tool(function=hang, needs_approval=needs_approval)
     wire.usually = calling(("hang", {}))
     try:
-        with pytest.raises(ToolLimit, match=r"0.2 s while hang\({}\) ran. Raise max_tool_s"):
+        with pytest.raises(ToolLimit, match=r"0.2 s while hang\({}\) ran. Raise tool_limits.max_s"):
             await ask(engine, tool, bounds={"max_s": 0.2, "verdict": yes})
     finally:
         release.set()
@@ -424,7 +424,7 @@ async def test_the_next_turn_is_not_bought_when_it_might_cost_too_much(
 ) -> None:
     wire.usually = calling(("balance", {"account": "A1"}))
     first = question("What do I have?", tools=[Tool.of(bank.balance).definition])
-    with pytest.raises(ToolLimit, match=r"\$0.000004 is spent.*max_tool_usd, .*Raise it"):
+    with pytest.raises(ToolLimit, match=r"\$0.000004 is spent.*tool_limits.max_usd, .*Raise it"):
         await ask(engine, bank.balance, bounds={"max_micro_usd": ceiling_micro_usd(first)})
     assert len(wire.sent) == 1
     with pytest.raises(ToolLimit, match=r"\$0.000000 is spent"):
@@ -434,7 +434,7 @@ async def test_the_next_turn_is_not_bought_when_it_might_cost_too_much(
 
 async def test_a_judge_of_the_answer_is_held_by_the_bound_too(engine: Engine, wire: Wire, bank: Bank) -> None:
     judge = Judge(criteria=["It is polite."], model="claude-opus-5-5")
-    with pytest.raises(ToolLimit, match=r"max_tool_usd, \$0.003000. Raise it"):
+    with pytest.raises(ToolLimit, match=r"tool_limits.max_usd, \$0.003000. Raise it"):
         await ask(engine, bank.balance, bounds={"max_micro_usd": 3000}, validators=[judge], source="A letter")
     assert len(wire.sent) == 1
 

@@ -1,8 +1,8 @@
-"""The lane of a deferrable call is chosen when the DAG is parsed, and what it reaches into in Airflow is there."""
+"""Deferral: whether a call starts in the triggerer is decided when the DAG is parsed; arguments travel as JSON."""
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import json
 import logging
 from types import SimpleNamespace
@@ -13,8 +13,16 @@ import pytest
 from airflow.sdk import DAG, Asset, Param, task, task_group
 
 from airflow_llm_provider.operators.claude import ClaudeOperator
+from airflow_llm_provider.options import Budget, LongInput, OnInvalid, RequestFields, Reviewers, Route
 from airflow_llm_provider.triggers.claude import TEMPLATES, ClaudeTrigger
-from airflow_llm_provider.triggers.deferral import ARGUMENTS, TRIGGER, NeedsWorker, encode, encode_arguments
+from airflow_llm_provider.triggers.deferral import (
+    ARGUMENTS,
+    TRIGGER,
+    NeedsWorker,
+    decoded,
+    encode,
+    encode_arguments,
+)
 
 pytestmark = pytest.mark.usefixtures("airflow_home")
 
@@ -24,11 +32,18 @@ class Debt(pydantic.BaseModel):
 
 
 LocalDebt = type("LocalDebt", (Debt,), {"__module__": "unusual_prefix_0a1b_nightly"})
+
+
+def look_up(order: str) -> str:
+    """Look up an order."""
+    return order
+
+
 ASKED = {"task_id": "ask", "prompt": "What is owed?", "deferrable": True}
 
 
 def asked(*, dag=(), **more):
-    with DAG("lanes", schedule=None, **dict(dag)) as made:
+    with DAG("deferral", schedule=None, **dict(dag)) as made:
         task = ClaudeOperator(**ASKED | more)
     assert task.dag is made
     return task
@@ -37,7 +52,7 @@ def asked(*, dag=(), **more):
 def mapped(dag=(), by="expand", **more):
     """Return a task mapped over what `more` holds under `over`."""
     over = more.pop("over")
-    with DAG("lanes", schedule=None, **dict(dag)):
+    with DAG("deferral", schedule=None, **dict(dag)):
         partial = ClaudeOperator.partial(**{k: v for k, v in ASKED.items() if k not in over} | more)
         return partial.expand_kwargs(over) if by == "kwargs" else partial.expand(**over)
 
@@ -55,12 +70,12 @@ def call_of(task):
 
 def test_a_call_is_handed_to_the_triggerer_as_plain_data():
     call = call_of(
-        asked(output_type=list[Debt], model=["fast", "strong"], tags=["nightly"], do_xcom_push=False)
+        asked(output_type=list[Debt], route=["fast", "strong"], tags=["nightly"], do_xcom_push=False)
     )
     assert call["push"] is False
     arguments = call["arguments"]
-    assert set(arguments) == set(ARGUMENTS) - {"validators", "budget_notifiers"}
-    assert arguments["model"] == ["fast", "strong"]
+    assert set(arguments) == set(ARGUMENTS) - {"validators", "tools", "reviewers"}
+    assert arguments["route"] == ["fast", "strong"]
     assert arguments["output_type"] == {"list of": f"{__name__}:Debt"}
 
 
@@ -71,14 +86,14 @@ def test_a_type_that_has_a_name_goes_to_the_triggerer(output_type):
     assert asked(output_type=output_type).start_from_trigger is True
 
 
-def test_what_is_not_deferrable_says_nothing_of_lanes(caplog):
+def test_a_call_that_is_not_deferrable_logs_nothing(caplog):
     task = asked(deferrable=False, validators=[bool])
     assert not task.start_from_trigger
     assert caplog.text == ""
 
 
 def test_an_xcom_is_handed_over_as_a_reference():
-    with DAG("lanes", schedule=None):
+    with DAG("deferral", schedule=None):
 
         @task
         def letter():
@@ -103,7 +118,7 @@ def test_a_call_mapped_over_literals_goes_to_the_triggerer(by, over):
 
 @pytest.mark.parametrize("by", ["expand", "kwargs", "kwargs, one by one"])
 def test_a_call_mapped_over_an_xcom_goes_to_the_triggerer(by):
-    with DAG("lanes", schedule=None):
+    with DAG("deferral", schedule=None):
 
         @task
         def rows():
@@ -121,7 +136,7 @@ def test_a_call_mapped_over_an_xcom_goes_to_the_triggerer(by):
 
 
 def test_deferrable_may_come_from_the_dags_default_arguments():
-    with DAG("lanes", schedule=None, default_args={"deferrable": True}):
+    with DAG("deferral", schedule=None, default_args={"deferrable": True}):
         plain = ClaudeOperator(task_id="plain", prompt="?")
         over = ClaudeOperator.partial(task_id="over").expand(prompt=["a", "b"])
     assert plain.start_from_trigger is True
@@ -150,7 +165,11 @@ REASONS = {
     "never": ({"reuse": "never"}, {}, "reuse='never'"),
     "state": ({"prompt": "{{ prev_start_date_success }} {{ task_state_store }}"}, {}, "its templates use"),
     "previous": ({"system": "{{ prev_data_interval_end_success }}"}, {}, "its templates use prev_"),
-    "object": ({"inputs": {"what": object()}}, {}, "a object can't be handed to the triggerer"),
+    "object": ({"inputs": {"what": object()}}, {}, "a object cannot be handed to the triggerer"),
+    "tools": ({"tools": [look_up]}, {}, "it has tools, which are Python"),
+    "skip": ({"on_invalid": "skip"}, {}, "on_invalid.then='skip', and only a worker does anything but fail"),
+    "notifiers": ({"budget": Budget(notifiers=[print])}, {}, "its budget has notifiers, which are Python"),
+    "ask": ({"budget": Budget(on_exceeded="ask")}, {}, "budget.on_exceeded='ask' parks the task"),
 }
 
 
@@ -158,7 +177,7 @@ REASONS = {
 def test_a_call_that_needs_a_worker_says_why_when_it_is_parsed(caplog, more, dag, reason):
     task = asked(dag=dag, **more)
     assert not task.start_from_trigger
-    (said,) = [record for record in caplog.records if record.name == "airflow_llm_provider.triggers.lane"]
+    (said,) = [record for record in caplog.records if record.name == "airflow_llm_provider.triggers.deferral"]
     assert said.levelno == logging.WARNING
     assert said.getMessage().startswith("ask runs in a worker although deferrable=True: ")
     assert reason in said.getMessage()
@@ -186,7 +205,13 @@ def test_params_that_are_the_dags_are_no_reason(caplog):
     [
         ("kwargs", [{"prompt": "a", "env": "dev"}], "it is mapped over env"),
         ("expand", {"prompt": ["{{ prev_start_date_success }}"]}, "its templates use"),
-        ("expand", {"prompt": ["a"], "output_type": [Debt]}, "can't be handed to the triggerer"),
+        ("expand", {"prompt": ["a"], "output_type": [Debt]}, "cannot be handed to the triggerer"),
+        ("expand", {"budget": [Budget(task_usd=1)]}, "it is mapped over value objects (budget)"),
+        (
+            "kwargs",
+            [{"prompt": "a", "route": Route(models=["fast"])}],
+            "it is mapped over value objects (route)",
+        ),
     ],
 )
 def test_mapping_over_what_a_trigger_can_not_know_needs_a_worker(caplog, by, over, reason):
@@ -197,15 +222,16 @@ def test_mapping_over_what_a_trigger_can_not_know_needs_a_worker(caplog, by, ove
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"on_exhausted": "skip"}, "on_exhausted= is not 'fail'"),
+        ({"on_invalid": encode(OnInvalid(then="skip"))}, "on_invalid.then='skip'"),
+        ({"budget": encode(Budget(on_exceeded="ask"))}, "budget.on_exceeded='ask'"),
         ({"reuse": "never"}, "reuse='never' tells a retry from a clear"),
     ],
+    ids=["on_invalid", "budget", "reuse"],
 )
-async def test_what_only_the_mapped_value_tells_sends_the_call_to_a_worker(deployment, given, reason):
-    ((name, value),) = given.items()
-    call = call_of(mapped(over={name: [value]}, prompt="What is owed?"))
-    trigger = ClaudeTrigger(json.dumps({**call, "arguments": {**call["arguments"], name: value}}))
-    one = {"dag_id": "lanes", "run_id": "today", "task_id": "ask", "map_index": -1}
+async def test_what_only_the_value_at_run_time_tells_sends_the_call_to_a_worker(deployment, given, reason):
+    call = call_of(asked())
+    trigger = ClaudeTrigger(json.dumps({**call, "arguments": {**call["arguments"], **given}}))
+    one = {"dag_id": "deferral", "run_id": "today", "task_id": "ask", "map_index": -1}
     trigger.task_instance = SimpleNamespace(**one, try_number=1, max_tries=0, task=asked(deferrable=False))
     trigger._context = {"ti": trigger.task_instance}
     event = await anext(trigger.run())
@@ -213,14 +239,14 @@ async def test_what_only_the_mapped_value_tells_sends_the_call_to_a_worker(deplo
     assert deployment.server.seen == 0
 
 
-def test_what_goes_with_a_mapped_argument_may_stand_in_partial():
-    assert mapped(over={"dead_letters": ["/a", "/b"]}, on_exhausted="dead_letter")
-    assert mapped(over={"on_exhausted": ["fail", "default"]}, default="Nothing.")
+def test_a_call_mapped_over_plain_values_of_value_objects_goes_to_the_triggerer():
+    assert mapped(over={"route": [["fast"], ["fast", "strong"]]}, budget=2).start_from_trigger is True
+    assert mapped(by="kwargs", over=[{"prompt": "a", "budget": 1}]).start_from_trigger is True
 
 
 @pytest.mark.parametrize("how", ["mapped upstream", "map", "zip", "concat", "input map", "input mapped"])
 def test_an_xcom_that_a_trigger_can_not_follow_needs_a_worker(caplog, how):
-    with DAG("lanes", schedule=None):
+    with DAG("deferral", schedule=None):
 
         @task
         def some(n=0):
@@ -246,7 +272,7 @@ def test_an_xcom_that_a_trigger_can_not_follow_needs_a_worker(caplog, how):
 
 
 def test_a_call_in_a_mapped_task_group_needs_a_worker(caplog):
-    with DAG("lanes", schedule=None) as dag:
+    with DAG("deferral", schedule=None) as dag:
 
         @task_group
         def each(n):
@@ -258,7 +284,7 @@ def test_a_call_in_a_mapped_task_group_needs_a_worker(caplog):
 
 
 def test_a_decorated_function_runs_in_a_worker_and_only_then_defers(caplog):
-    with DAG("lanes", schedule=None):
+    with DAG("deferral", schedule=None):
 
         @task.claude(deferrable=True)
         def ask():
@@ -275,13 +301,50 @@ def test_a_decorated_function_runs_in_a_worker_and_only_then_defers(caplog):
 
 def test_only_data_is_encoded():
     assert encode({"a": [1, "b", None, (True, 1.5)]}) == {"a": [1, "b", None, [True, 1.5]]}
-    with pytest.raises(NeedsWorker, match="a set can't be handed"):
+    with pytest.raises(NeedsWorker, match="a set cannot be handed"):
         encode({1})
 
 
 def test_the_trigger_renders_what_the_operator_renders():
     names = {"output" if field == "output_path" else field for field in ClaudeOperator.template_fields}
-    assert names == TEMPLATES
+    # Inputs that are files are read in a worker, so that roots are never needed in the triggerer.
+    assert set(TEMPLATES) == names - {"allowed_roots"}
+
+
+VALUES = {
+    "route": Route(models=["fast", "strong"], min_confidence=0.7, retry={"server": {"attempts": 2}}),
+    "budget": Budget(task_usd="{{ params.cap }}", on_exceeded="skip"),
+    "request": RequestFields(max_tokens=900, stop_sequences=["END"], thinking={"type": "adaptive"}),
+    "long_input": LongInput(too_long="map_reduce", max_input_tokens=5_000),
+    "on_invalid": OnInvalid(max_repairs=0),
+}
+
+
+def test_value_objects_travel_as_json_and_come_back_as_they_were():
+    back = decoded(json.loads(json.dumps(encode_arguments({"prompt": "?", **VALUES}))))
+    for name, value in VALUES.items():
+        assert _plain(back[name]) == _plain(value)
+        assert type(back[name]) is type(value)
+
+
+def _plain(value):
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def test_reviewers_stay_behind_since_only_a_worker_asks_a_person():
+    assert asked(reviewers=Reviewers(users=["ada"])).start_from_trigger is True
+
+
+def test_a_mark_in_data_that_a_worker_has_resolved_means_nothing():
+    """A document that looks like a reference, a value object or a template stays the text that it is."""
+    hostile = {
+        "row": {"__xcom__": ["secrets", "return_value"]},
+        "object": {"__value_object__": "Route", "models": ["strong"]},
+        "text": "{{ conn.claude_default.password }}",
+    }
+    arguments = encode_arguments({"prompt": "{{ 1/0 }}", "inputs": hostile})
+    assert decoded(json.loads(json.dumps(arguments)))["inputs"] == hostile
+    assert decoded(arguments)["prompt"] == "{{ 1/0 }}"
 
 
 def test_the_trigger_is_made_again_from_what_it_serializes():
@@ -291,7 +354,7 @@ def test_the_trigger_is_made_again_from_what_it_serializes():
     assert ClaudeTrigger(**kwargs).call == call
 
 
-def test_a_serialized_dag_keeps_the_lane():
+def test_a_serialized_dag_keeps_where_the_task_runs():
     from airflow.serialization.serialized_objects import DagSerialization
 
     over = mapped(over={"prompt": ["a", "b"]})
@@ -301,47 +364,6 @@ def test_a_serialized_dag_keeps_the_lane():
     stored = back._get_specified_expand_input()
     assert stored.EXPAND_INPUT_TYPE == "dict-of-lists"
     assert dict(stored.value) == {"prompt": ["a", "b"]}
-
-
-# Where we reach into Airflow: each line is used by triggers/ in the shape that stands here.
-
-
-def test_the_private_parts_of_airflow_are_as_the_lanes_need_them():
-    from airflow.sdk.definitions._internal.expandinput import DictOfListsExpandInput
-    from airflow.sdk.definitions._internal.templater import create_template_env
-    from airflow.sdk.definitions.mappedoperator import MappedOperator, OperatorPartial, is_mappable_value
-    from airflow.sdk.execution_time import task_runner
-    from airflow.sdk.execution_time.comms import DeleteXCom
-    from airflow.sdk.execution_time.xcom import XCom
-    from airflow.serialization.definitions.mappedoperator import is_mapped
-    from airflow.serialization.definitions.xcom_arg import SchedulerPlainXComArg
-    from airflow.triggers.base import BaseTrigger, StartTriggerArgs
-
-    def takes(function, *names):
-        assert set(names) <= set(inspect.signature(function).parameters), function
-
-    takes(OperatorPartial._expand, "expand_input", "strict")
-    assert {"operator_class", "kwargs", "params", "_expand_called"} <= {
-        field.name for field in OperatorPartial.__attrs_attrs__
-    }
-    takes(MappedOperator._get_specified_expand_input)
-    assert DictOfListsExpandInput.EXPAND_INPUT_TYPE == "dict-of-lists"
-    takes(DictOfListsExpandInput.resolve, "context")
-    takes(create_template_env)
-    assert is_mappable_value([1])
-    assert not is_mappable_value("text")
-    takes(DeleteXCom, "key", "dag_id", "run_id", "task_id", "map_index")
-    assert "SUPERVISOR_COMMS" in task_runner.__annotations__ or hasattr(task_runner, "SUPERVISOR_COMMS")
-    takes(XCom.aget_one, "key", "dag_id", "task_id", "run_id", "map_index")
-    takes(XCom.aset, "key", "value", "dag_id", "task_id", "run_id", "map_index", "_mapped_length")
-    assert callable(is_mapped)
-    assert {"operator", "key"} <= {field.name for field in SchedulerPlainXComArg.__attrs_attrs__}
-    takes(StartTriggerArgs, "trigger_cls", "trigger_kwargs", "next_method", "timeout")
-    takes(BaseTrigger.render_template_fields, "context", "jinja_env")
-    # Set when a mapped task is made for its run; then `partial` has chosen the lane.
-    with DAG("lanes", schedule=None):
-        over = ClaudeOperator.partial(task_id="ask").expand(prompt=["a"])
-    assert over.unmap({"prompt": "a"})._BaseOperator__from_mapped is True
 
 
 def test_a_mapped_task_that_is_made_for_its_run_does_not_choose_again(caplog):
