@@ -1,4 +1,4 @@
-"""What tests need: a stand-in of the Claude API, its pytest fixture, recorded exchanges."""
+"""What tests of your DAGs need: the stand-in of the Claude API and its pytest fixture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["StandIn", "serve"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy: the pytest fixture's module lies in this package, and loads with every pytest run.
+    # Lazy: every pytest run loads this package, because it holds the fixture.
     if name in __all__:
         from airflow_llm_provider.testing import standin
 

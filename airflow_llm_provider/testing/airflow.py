@@ -42,7 +42,7 @@ _FLAGS = {"scheduler": ["--skip-serve-logs"], "triggerer": ["--skip-serve-logs"]
 
 
 class ComponentFailed(RuntimeError):
-    """A component of Airflow ended or never became healthy; the message shows the end of its log."""
+    """A component of Airflow ended or did not become healthy; the message shows the end of its log."""
 
 
 class TaskProcess(NamedTuple):
@@ -86,7 +86,7 @@ class LocalAirflow(RunningAirflow):
         python: str | Path = sys.executable,
         start_timeout_s: float = 120.0,
     ) -> None:
-        super().__init__("")  # the address is known once the port is
+        super().__init__("")  # the address is known when the port is chosen
         if "api-server" not in components:
             raise ValueError(f"components={components!r} lacks 'api-server': tasks report to it.")
         self.home = Path(home).resolve()
@@ -202,14 +202,14 @@ class LocalAirflow(RunningAirflow):
             "API__LOG_FETCH_TIMEOUT_SEC": "1",
             "API_AUTH__JWT_SECRET": self._state["jwt_secret"],
             "SCHEDULER__USE_JOB_SCHEDULE": "False",
-            # A starved component is slow, not dead.
+            # On a busy machine a component is slow, not dead.
             "SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "180",
             "DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "180",
             "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "180",
             # New files are seen within 2 s, changed ones within 1 s, whatever the parsing interval.
             "DAG_PROCESSOR__REFRESH_INTERVAL": "2",
             "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-            # A supervisor may notice its task's end this many seconds late, and holds its slot until then.
+            # A supervisor may notice the end of its task this many seconds late; it holds the slot until then.
             "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "LOGGING__COLORED_CONSOLE_LOG": "False",
             "LOGGING__WORKER_LOG_SERVER_PORT": str(self._state["worker_log_port"]),
@@ -229,7 +229,9 @@ class LocalAirflow(RunningAirflow):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            raise RuntimeError(f"{self.home} is in use by another LocalAirflow: take another.") from None
+            raise RuntimeError(
+                f"{self.home} is in use by another LocalAirflow: use another folder."
+            ) from None
         self._lock = lock
         self._state = {
             "jwt_secret": secrets.token_hex(32),
@@ -293,7 +295,7 @@ class LocalAirflow(RunningAirflow):
         part = name.replace("-", "_")
         if part not in health:
             return bool(health["metadatabase"]["status"] == "healthy")
-        # An earlier run's job may still pass for healthy: the beat must be younger than the process.
+        # The job of an earlier run may still count as healthy: the heartbeat must be younger than the process.
         beat = health[part].get(f"latest_{part}_heartbeat") or "1970-01-01T00:00Z"
         return datetime.fromisoformat(beat).timestamp() > self.components[name].started_at
 
@@ -301,11 +303,11 @@ class LocalAirflow(RunningAirflow):
         for child in self.started:
             child.killed = True
         running = [child for child in self.components.values() if not child.has_ended()]
-        # A task's end is reported to the API server, so that one goes last; it has shut down in 0.1 s, but
-        # takes three CPU seconds to tidy its memory up.
+        # Tasks report their end to the API server, so it is ended last. It shuts down in 0.1 s, but then frees its
+        # memory for three CPU seconds.
         self.end([child for child in running if child.name != "api-server"], _STOP_S)
         self.end([child for child in running if child.name == "api-server"], 1.0)
-        kill_sessions(self.sessions())  # what components that had ended before have left behind
+        kill_sessions(self.sessions())  # processes of components that had ended before
         if self._state.pop("processes", None):
             self._save()
 
@@ -321,21 +323,21 @@ class LocalAirflow(RunningAirflow):
         sessions = {component.pid for component in components}
         wait_until(lambda: not session_members(sessions), within_s)
         kill_sessions(sessions)
-        # A killed process with threads can be awaited only a moment after it looks dead.
+        # A killed process with threads can be awaited only a moment after it has ended.
         wait_until(lambda: all(component.has_ended() for component in components), 5.0)
 
     def _end_triggers(self, triggerer: int) -> None:
-        """End the triggerer's runner before itself: it often misses the runner's end, and then waits 10 s."""
+        """End the triggerer's runner first: otherwise the triggerer often misses its end, and waits 10 s."""
         runners = [member for member in session_members({triggerer}) if member.pid != triggerer]
         for runner in runners:
             send_signal(runner.pid, signal.SIGTERM)
         wait_until(lambda: not any(is_alive(runner) for runner in runners), 3.0)
 
     def _end_tasks(self, scheduler: int) -> None:
-        """End the running tasks as Airflow does, by TERM (for on_kill) and KILL 5 s later; let them report.
+        """End the running tasks as Airflow does, by TERM (for on_kill) and KILL 5 s later; let them report it.
 
-        A scheduler that waits for its workers can hold SQLite's write lock, or wait for ever: after 2 s it
-        is killed, so that the workers can report the tasks' end.
+        A scheduler that waits for its workers can hold SQLite's write lock, or never end. It is killed after 2 s, so
+        that the workers can report the end of their tasks.
         """
         for task in self.task_pids():
             send_signal(task.runner, signal.SIGTERM)

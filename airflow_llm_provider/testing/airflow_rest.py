@@ -48,7 +48,7 @@ class RunningAirflow:
         *,
         timeout_s: float = 60.0,
     ) -> str:
-        """Start a run of the DAG as its file stands now, unpausing it; return the run id.
+        """Start a run of the DAG as its file is now; unpause the DAG; return the run id.
 
         Waits up to `timeout_s` for the file to be parsed; TimeoutError with the import errors after that.
         """
@@ -56,7 +56,7 @@ class RunningAirflow:
 
         if self._wait_parsed(dag_id, timeout_s)["is_paused"]:
             self.unpause(dag_id)
-        # An id of our own, so that asking twice does not run it twice.
+        # With an id of our own, a repeated request does not start a second run.
         run_id = f"manual__{datetime.now(UTC).isoformat()}_{secrets.token_hex(4)}"
         date = logical_date.isoformat() if logical_date else None
         body = {"dag_run_id": run_id, "conf": conf or {}, "logical_date": date}
@@ -78,8 +78,14 @@ class RunningAirflow:
     ) -> str:
         """Wait until the run has ended; return "success" or "failed".
 
-        on_progress: called after every look with the run's state.
-        Raises TimeoutError naming the states of its tasks. An API server that is away is waited for.
+        An API server that does not answer is waited for.
+
+        Args:
+            dag_id: of the DAG.
+            run_id: of the run.
+            timeout_s: seconds; then TimeoutError with the states of the tasks.
+            on_progress: called with the run's state, every `poll_s` seconds.
+            poll_s: seconds between two requests.
         """
         import httpx2
 
@@ -106,7 +112,7 @@ class RunningAirflow:
                 return found
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
-        """Return the log of one try, one event a line, exceptions by class and message."""
+        """Return the log of one try: one event per line, exceptions by class and message."""
         path = f"{run_path(dag_id, run_id)}/taskInstances/{quoted(task_id)}/logs/{try_number}"
         events = self.get(path, map_index=map_index, full_content=True)["content"]
         return "\n".join(_line(event) for event in events)
@@ -126,12 +132,12 @@ class RunningAirflow:
             raise LookupError(f"{dag_id}.{task_id}[{map_index}], run {run_id}: no XCom {key!r}.") from None
 
     def disconnect(self) -> None:
-        """Close the connections to the API server; the next question opens them again."""
+        """Close the connections to the API server; the next request opens them again."""
         if client := self.__dict__.pop("_http", None):
             client.close()
 
     def check(self) -> None:
-        """Raise when this Airflow can no longer end a run; called before every look while waiting."""
+        """Raise when this Airflow can no longer end a run; called before every request while waiting."""
 
     def _run_ids(self, dag_id: str) -> set[str]:
         runs = self.get(f"dags/{quoted(dag_id)}/dagRuns", order_by="-run_after", limit=10)["dag_runs"]
@@ -173,8 +179,8 @@ class RunningAirflow:
             if response.status_code == 401:  # the token lasts a day
                 self._log_in()
             elif response.status_code >= 500:
-                # On SQLite a write can meet a task's start within the API server, which then waits for
-                # itself until the lock times out after 5 s.
+                # On SQLite a write can wait for a task's start within the same API server, until the lock times
+                # out after 5 s.
                 time.sleep(0.5)
             else:
                 break
@@ -196,7 +202,7 @@ class RunningAirflow:
     def _http(self) -> httpx2.Client:
         import httpx2
 
-        # trust_env: a proxy has no business between us and loopback.
+        # trust_env=False: requests to loopback must not go through a proxy.
         return httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False)
 
 

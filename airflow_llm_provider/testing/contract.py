@@ -1,4 +1,4 @@
-"""The check of requests against the API's own OpenAPI description, from the llm-comply package."""
+"""Validates requests against the API's OpenAPI description, from the llm-comply package."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class _Validator(Protocol):
 
 
 def is_available() -> bool:
-    """Say whether llm-comply and jsonschema are installed."""
-    return all(importlib.util.find_spec(name) for name in ("llm_comply", "jsonschema"))
+    """Tell whether llm-comply is installed."""
+    return importlib.util.find_spec("llm_comply") is not None
 
 
 def check(body: Any, *, schema: str = "CreateMessageParams") -> None:
-    """Raise ApiError 400 with the reason when `body` does not fit the schema of that name."""
+    """Raise ApiError 400 with the reason when `body` does not fit the schema of this name."""
     validator = _validator(schema)
     if not validator.is_valid(body):
         error = _cause(validator.iter_errors(body))
@@ -36,7 +36,7 @@ def check(body: Any, *, schema: str = "CreateMessageParams") -> None:
 
 
 def _cause(errors: Iterable[Any]) -> Any:
-    """Return the first error; inside a union, that of the branch which the block is meant for."""
+    """Return the first error; inside a union, the first one of the branch that fits best."""
     error = next(iter(errors))
     while error.context:
         branches: dict[Any, list[Any]] = {}
@@ -47,7 +47,7 @@ def _cause(errors: Iterable[Any]) -> Any:
 
 
 def _misfit(branch: list[Any]) -> tuple[bool, int]:
-    """Rank a branch of a union: one of another type fits worst, then the one with more errors."""
+    """Rank a branch of a union: a branch of another type fits worst, then the one with more errors."""
     of_another_type = any(
         error.validator == "const"
         or (error.validator == "type" and error.absolute_path == error.parent.absolute_path)
@@ -70,7 +70,7 @@ def _check_schema(schema: Any, where: str) -> None:
 
 @lru_cache
 def _validator(name: str) -> _Validator:
-    # Loaded here: 1.2 MB of JSON and two test dependencies, needed only when validation is on.
+    # Loaded here: 1.2 MB of JSON, needed only when validation is on.
     import orjson
     from jsonschema import Draft202012Validator
     from referencing import Registry

@@ -1,4 +1,4 @@
-"""Recorded exchanges: real requests with their replies in a file, keys scrubbed, played back later."""
+"""Recorded exchanges: real requests and their replies in a file, without keys, replayed later."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ class Exchange:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Return what makes another request the same request."""
+        """Return what two equal requests have in common."""
         return (self.method, self.path, self.request)
 
 
 class Exchanges(Protocol):
-    """Something that answers requests in the stand-in's place."""
+    """Answers requests instead of the stand-in's text rules."""
 
     async def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Exchange:
-        """Return the exchange that this request is, or becomes."""
+        """Return the exchange of this request."""
         ...
 
     async def close(self) -> None:
-        """Release what it holds."""
+        """Release connections and files."""
         ...
 
 
 class Recording:
     """Passes requests on to `upstream` and appends each exchange to a JSONL file.
 
-    The caller's key goes upstream with the request; in the file it is scrubbed, wherever it stands:
-    headers are not written at all but for a few of the reply's, and any occurrence in either body is
-    replaced, as is whatever looks like an Anthropic key.
+    The caller's key goes upstream with the request. The file never has it: of all headers only a few of the reply's
+    are written, and every occurrence of the key, or of anything that looks like an Anthropic key, is replaced in
+    both bodies.
     """
 
     def __init__(self, path: str | Path, *, upstream: str) -> None:
@@ -66,7 +66,7 @@ class Recording:
         self._session: aiohttp.ClientSession | None = None
 
     async def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Exchange:
-        """Ask upstream, write the exchange down, and return it as it came."""
+        """Ask upstream, write the exchange to the file, and return it unchanged."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600), trust_env=True)
         passed = {name: value for name, value in headers.items() if _PASSED_ON.fullmatch(name)}
@@ -77,7 +77,7 @@ class Recording:
                 reply = (await response.read()).decode("utf-8", "replace")
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ApiError(
-                502, f"stand-in: {self.upstream} could not be reached: {type(error).__name__}"
+                502, f"stand-in: no connection to {self.upstream}: {type(error).__name__}"
             ) from error
         kept = {name.lower(): value for name, value in response.headers.items() if _KEPT.fullmatch(name)}
         keys = _keys_in(headers)
@@ -102,7 +102,7 @@ class Recording:
 class Replay:
     """Answers from a file that `Recording` wrote: the same canonical request gets the same reply.
 
-    A request recorded several times gets its replies in their order, then the last one again.
+    A request that was recorded several times gets its replies in order, then the last one again.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -125,7 +125,7 @@ class Replay:
         return left.pop(0) if len(left) > 1 else left[0]
 
     async def close(self) -> None:
-        """Hold nothing, release nothing."""
+        """Do nothing: the file was read at the start."""
 
 
 def _canonical(body: bytes) -> str:
@@ -142,7 +142,7 @@ def _keys_in(headers: Mapping[str, str]) -> list[str]:
 
 def _scrub(text: str, keys: Iterable[str]) -> str:
     for key in keys:
-        # As it is, and as JSON writes it.
+        # As it is, and as it is escaped in JSON.
         for written in {key, orjson.dumps(key).decode()[1:-1]}:
             text = text.replace(written, SCRUBBED)
     return _KEY.sub(SCRUBBED, text)

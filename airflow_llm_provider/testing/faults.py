@@ -1,4 +1,4 @@
-"""Faults and scripted replies on order: which request gets which, how often, and what it looks like."""
+"""Faults and scripted replies: which request gets which, how often, and what it looks like."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from airflow_llm_provider.testing.wire import ERROR_TYPES, ApiError, Reply, Tool
 
 FaultKind = Literal[
     "error",  # an error status in the API's shape
-    "hang",  # taken, never answered; ends when the client or the server does
+    "hang",  # accepted, never answered; ends when the client or the server does
     "drop",  # the connection is closed in the middle of the body
-    "slow",  # the body dribbles in over `duration_s`
+    "slow",  # the body arrives in small pieces over `duration_s`
     "truncated_json",  # the answer's JSON stops halfway, with end_turn
-    "wrong_shape",  # the answer is JSON, but not of the schema
-    "prose",  # the answer's JSON stands in a fence between sentences
+    "wrong_shape",  # the answer is JSON that does not fit the schema
+    "prose",  # the answer's JSON is in a fenced block between sentences
     "refusal",  # stop_reason refusal
     "max_tokens",  # half an answer, stop_reason max_tokens
     "pause_turn",  # half an answer, stop_reason pause_turn
@@ -43,21 +43,25 @@ _MESSAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One order: requests that match get this instead of, or on top of, their answer.
+    """One order: what matching requests get instead of their answer, or what happens to it.
 
-    kind: see `FaultKind`; given a `status`, it is an error.
-    status: of an error, by default 529; its error type follows unless `error_type` is given.
-    error_code: `error.details.error_code`, such as `enforced_spend_limit_reached`.
-    retry_after: seconds, as the `retry-after` header.
-    matching: text that the request's prompt contains, or a function of the question.
-    model: only requests to this model.
-    after: how many matching requests are spared first.
-    times: how many requests it hits, None without end.
-    share: of matching requests, drawn from `seed`; `sticky` draws by the request's content, so that the
-        same request is hit again when it comes again.
-    billed: whether the invoice has it. By default what got a reply generated is billed, even when the
-        reply is lost on the way or useless; error statuses and `hang` are not.
-    duration_s: how long a `slow` body takes.
+    Attributes:
+        kind: see `FaultKind`.
+        status: HTTP status of an "error".
+        error_type: default: the API's type for `status`.
+        error_code: `error.details.error_code`, such as `enforced_spend_limit_reached`.
+        message: the error's message; default: the API's own for `status`.
+        retry_after: seconds, sent as the `retry-after` header.
+        matching: text that the request contains, or a function of the question; default: every request.
+        model: only requests to this model.
+        after: how many matching requests are answered first.
+        times: how many requests it hits; default: no limit.
+        share: part of the matching requests, from 0 to 1, drawn from `seed`.
+        seed: of the draws.
+        sticky: draw by the request's content, so that a repeated request gets the same fault again.
+        billed: whether the invoice has the request. Default: a request is billed when a reply was generated for
+            it, even if the reply is lost or useless; "error" and "hang" are not billed.
+        duration_s: seconds that a "slow" body takes.
     """
 
     kind: FaultKind = "error"
@@ -78,17 +82,17 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
-            raise ValueError(f"kind={self.kind!r} is no fault; there are {', '.join(get_args(FaultKind))}")
+            raise ValueError(f"kind={self.kind!r} is not a fault; there are {', '.join(get_args(FaultKind))}")
         if self.kind == "error" and self.status not in ERROR_TYPES and not 400 <= self.status <= 599:
-            raise ValueError(f"status={self.status}: an error has a status from 400 to 599")
+            raise ValueError(f"status={self.status}: give a status from 400 to 599")
         if self.kind == "error" and self.billed:
-            raise ValueError("an error status is never billed")
+            raise ValueError("billed=True: an error status is never billed")
         if self.share is not None and not 0 <= self.share <= 1:
-            raise ValueError(f"share={self.share}: a share lies between 0 and 1")
+            raise ValueError(f"share={self.share}: give a number from 0 to 1")
 
     @property
     def is_billed(self) -> bool:
-        """Say whether a request hit by it is on the invoice."""
+        """Tell whether the invoice has a request that gets this fault."""
         return self.kind not in ("error", "hang") if self.billed is None else self.billed
 
     def error(self) -> ApiError:
@@ -102,7 +106,7 @@ class Fault:
         )
 
     def spoil(self, reply: Reply) -> Reply:
-        """Return `reply` as this fault leaves it, calling no tools; faults of the connection leave it alone."""
+        """Return `reply` as this fault changes it, without tool calls; faults of the connection do not change it."""
         half = reply.text[: max(1, len(reply.text) // 2)]
         match self.kind:
             case "truncated_json":
@@ -124,14 +128,19 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptedReply:
-    """One order: requests that match are answered with this.
+    """One order: the reply to matching requests.
 
-    text, data, call: the answer as text, as a value sent as JSON, or as a function of the question
-        that returns either, or a whole `Reply`.
-    tool_use: the calls it makes, after the text if there is any: `[{"name": …, "input": {…}}, …]`.
-    turn: only requests of a conversation that has had so many answers before: 0 for the first.
-    stop_reason: by default `tool_use` with calls, else `end_turn`.
-    matching, model, after, times: as those of `Fault`.
+    Attributes:
+        text: the answer as text.
+        data: the answer as a value, sent as JSON.
+        call: the answer as a function of the question, which returns text, a value or a whole `Reply`.
+        tool_use: the tool calls of the reply, after its text: `[{"name": …, "input": {…}}, …]`.
+        stop_reason: default: `tool_use` with calls, else `end_turn`.
+        matching: as for `Fault`.
+        model: as for `Fault`.
+        turn: only requests of a conversation with so many earlier answers; 0 for the first request.
+        after: as for `Fault`.
+        times: as for `Fault`.
     """
 
     text: str | None = None
@@ -167,7 +176,7 @@ Order = TypeVar("Order", bound=Fault | ScriptedReply)
 
 
 @dataclass(kw_only=True)
-class _Standing(Generic[Order]):
+class _Placed(Generic[Order]):
     order: Order
     draws: random.Random = field(default_factory=random.Random)
     seen: int = 0
@@ -175,38 +184,38 @@ class _Standing(Generic[Order]):
 
 
 class Orders(Generic[Order]):
-    """The standing orders of one sort; the latest that applies wins. Safe to use from any thread."""
+    """The orders of one kind; the latest that matches a request is used. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._standing: tuple[_Standing[Order], ...] = ()
+        self._placed: tuple[_Placed[Order], ...] = ()
         self._lock = threading.Lock()
 
     def add(self, order: Order) -> None:
         """Place an order, before the older ones."""
         seed = order.seed if isinstance(order, Fault) else 0
         with self._lock:
-            self._standing = (_Standing(order=order, draws=random.Random(seed)), *self._standing)
+            self._placed = (_Placed(order=order, draws=random.Random(seed)), *self._placed)
 
     def clear(self) -> None:
         """Cancel all orders."""
         with self._lock:
-            self._standing = ()
+            self._placed = ()
 
     def take(self, question: Question) -> Order | None:
-        """Return the order that applies to `question`, counting it as one of its times."""
-        if not self._standing:
+        """Return the order that applies to `question`, and count the hit."""
+        if not self._placed:
             return None
         with self._lock:
-            for standing in self._standing:
-                if _applies(standing, question):
-                    standing.hits += 1
-                    return standing.order
+            for placed in self._placed:
+                if _applies(placed, question):
+                    placed.hits += 1
+                    return placed.order
         return None
 
 
-def _applies(standing: _Standing[Order], question: Question) -> bool:
-    order = standing.order
-    if order.times is not None and standing.hits >= order.times:
+def _applies(placed: _Placed[Order], question: Question) -> bool:
+    order = placed.order
+    if order.times is not None and placed.hits >= order.times:
         return False
     if order.model is not None and order.model != question.model:
         return False
@@ -217,11 +226,11 @@ def _applies(standing: _Standing[Order], question: Question) -> bool:
             return False
     elif order.matching is not None and not order.matching(question):
         return False
-    standing.seen += 1
-    if standing.seen <= order.after:
+    placed.seen += 1
+    if placed.seen <= order.after:
         return False
     if isinstance(order, Fault) and order.share is not None:
-        return _draw(order, standing.draws, question) < order.share
+        return _draw(order, placed.draws, question) < order.share
     return True
 
 

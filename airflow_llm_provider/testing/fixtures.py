@@ -1,4 +1,4 @@
-"""The pytest fixture that gives a test its own stand-in."""
+"""The pytest fixture that gives each test its own stand-in."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Every pytest run beside this package loads this module: nothing heavier than pytest up here.
+# Every pytest run on this machine loads this module, so it imports nothing heavier than pytest.
 if TYPE_CHECKING:
     from airflow_llm_provider.testing.standin import StandIn
 
 
 @pytest.fixture
 def claude_server() -> Iterator[StandIn]:
-    """Give a stand-in of the Claude API that keeps requests, and checks them when llm-comply is installed."""
+    """Give a stand-in of the Claude API that keeps its requests; it validates them when llm-comply is installed."""
     from airflow_llm_provider.testing import contract
     from airflow_llm_provider.testing.standin import StandIn
 

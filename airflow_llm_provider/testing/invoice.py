@@ -1,4 +1,4 @@
-"""The invoice: what the stand-in would charge, request by request, priced apart from our own code."""
+"""The invoice: what the stand-in would charge per request, priced without our own code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ ITEM_CHARS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class InvoiceLine:
-    """One request that was accepted and got a reply generated.
+    """One accepted request for which a reply was generated.
 
-    item: the first 200 characters of the document asked about, or what `identify=` made of the request.
-    key_last4: the last four characters of the API key, empty for a short one.
-    fault: the fault that spoiled its reply or its delivery, if one did.
+    Attributes:
+        item: the first 200 characters of the document, or what `identify=` returned for the request.
+        key_last4: the last four characters of the API key; empty for a short key.
+        fault: the fault that changed its reply or its delivery, if any.
     """
 
     request_id: str
@@ -58,8 +59,7 @@ class InvoiceLine:
 def price_micro_usd(model: str, usage: Usage, at: datetime) -> int | None:
     """Price `usage` straight from genai-prices, in micro-USD rounded up; None for an unknown model.
 
-    It deliberately shares nothing with `airflow_llm_provider.pricing`: the invoice is what the
-    ledger is held against.
+    It shares no code with `airflow_llm_provider.pricing`, because tests compare the ledger with the invoice.
     """
     import genai_prices
 
@@ -82,20 +82,22 @@ def price_micro_usd(model: str, usage: Usage, at: datetime) -> int | None:
 class Invoice:
     """Every billed request, in the order of billing. Safe to read from any thread.
 
-    path: a file that every line is appended to at once as JSON, so that a killed server's invoice,
-        or those of several runs, can be added up with `Invoice.read`. Nothing is kept without it.
+    Args:
+        lines: earlier lines.
+        path: a file that every line is appended to at once as JSON. `Invoice.read` reads it, also after the server
+            was killed, or after several runs. Default: no file.
     """
 
     def __init__(self, lines: Iterable[InvoiceLine] = (), *, path: str | Path | None = None) -> None:
         self._lines = list(lines)
         self._prices: list[int | None] = []
         self._lock = threading.Lock()
-        # One write a line, so that processes that share the file don't mix their lines.
+        # One write per line, so that processes that share the file do not mix their lines.
         self._file: IO[bytes] | None = Path(path).open("ab", buffering=0) if path else None  # noqa: SIM115 - it lives as long as the server
 
     @classmethod
     def read(cls, path: str | Path) -> Invoice:
-        """Read an invoice file; a last line that a kill cut short was never answered, and is left out."""
+        """Read an invoice file, without a last line that a kill cut off: that request was never answered."""
         whole = Path(path).read_bytes().rpartition(b"\n")[0]
         return cls(InvoiceLine(**orjson.loads(line)) for line in whole.splitlines())
 
@@ -123,7 +125,7 @@ class Invoice:
 
     @property
     def cost_micro_usd(self) -> int:
-        """Add up the prices of the lines, each rounded up; lines of unknown price count nothing here."""
+        """Add up the prices of the lines, each rounded up; lines without a known price count as 0."""
         return sum(price for price in self._priced() if price is not None)
 
     @property
@@ -132,7 +134,7 @@ class Invoice:
         return sum(price is None for price in self._priced())
 
     def _priced(self) -> list[int | None]:
-        # Pricing takes about 0.2 ms a line: done when asked, once a line.
+        # Pricing takes about 0.2 ms per line, so each line is priced once, and only when asked for.
         with self._lock:
             for line in self._lines[len(self._prices) :]:
                 self._prices.append(line.cost_micro_usd)

@@ -1,4 +1,4 @@
-"""The rate limits: token buckets for requests, input tokens and output tokens a minute."""
+"""The rate limits: buckets for requests, input tokens and output tokens per minute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNLIMITED: Mapping[str, int] = {"rpm": 1_000_000, "itpm": 1_000_000_000, "otpm":
 
 
 class Bucket:
-    """A bucket that refills steadily to its capacity; it may go into debt."""
+    """A bucket that refills steadily up to its capacity; its level may be negative."""
 
     def __init__(self, *, per_minute: float, capacity: float, clock: Callable[[], float]) -> None:
         self.per_minute = per_minute
@@ -31,12 +31,12 @@ class Bucket:
         return self._level
 
     def take(self, amount: float) -> None:
-        """Take `amount` out, into debt if need be."""
+        """Take `amount` out, even if that makes the level negative."""
         self._level = self.level() - amount
 
     def wait_s(self, amount: float) -> float:
-        """Return the seconds until `amount` can be taken; more than the capacity waits for a full bucket."""
-        # A hair of tolerance: who waits exactly as long as told must get in.
+        """Return the seconds until `amount` can be taken; for more than the capacity, until the bucket is full."""
+        # A little tolerance: a client that waits exactly as long as it was told must be admitted.
         short = min(amount, self.capacity) - self.level() - 1e-6
         return max(0.0, short * 60 / self.per_minute)
 
@@ -44,11 +44,14 @@ class Bucket:
 class Limits:
     """The buckets of one account.
 
-    limits: `rpm`, `itpm` and `otpm` a minute, each left out when not enforced, and `burst`: how
-        many requests the full buckets let through at once (default: a minute's worth). Token
-        buckets hold the same share of their minute as the requests bucket does of its own.
-        Input tokens read from the prompt cache don't count, as on the API. Output tokens are
-        taken when an answer is complete, and may leave a debt that the next request waits for.
+    Input tokens read from the prompt cache do not count, as on the API. Output tokens are taken when an answer is
+    complete; the level may become negative, and then the next request waits.
+
+    Args:
+        limits: `rpm`, `itpm` and `otpm` per minute; one that is left out is not enforced. `burst`: how many requests
+            full buckets let through at once (default: those of one minute). Token buckets then hold the same share
+            of their minute.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Limits:
     ) -> None:
         limits = dict(limits or {})
         if unknown := limits.keys() - NAMES.keys() - {"burst"}:
-            raise ValueError(f"limits: {sorted(unknown)} unknown; there are {sorted(NAMES)} and 'burst'")
+            raise ValueError(
+                f"limits: {sorted(unknown)} are not known; there are {sorted(NAMES)} and 'burst'"
+            )
         burst, rpm = limits.pop("burst", None), limits.get("rpm")
         share = burst / rpm if burst and rpm else 1.0
         self._buckets = {
@@ -87,7 +92,7 @@ class Limits:
             bucket.take(output_tokens)
 
     def headers(self) -> dict[str, str]:
-        """Return the `anthropic-ratelimit-…` headers as they stand."""
+        """Return the current `anthropic-ratelimit-…` headers."""
         if not self._buckets:
             return self._unlimited_headers()
         now = datetime.now(UTC)
@@ -101,7 +106,7 @@ class Limits:
         return headers
 
     def _unlimited_headers(self) -> dict[str, str]:
-        # Built once a second: at a thousand requests a second it would show.
+        # Built once per second: at a thousand requests per second, building them each time takes too long.
         if time.monotonic() > self._unlimited_until:
             self._unlimited_until = time.monotonic() + 1
             now = datetime.now(UTC)

@@ -26,12 +26,13 @@ _TAIL_LINES = 40
 
 @dataclass(kw_only=True)
 class ChildSession:
-    """A child process in a session of its own: by it every descendant is found, orphans too.
+    """A child process in a session of its own; the session id finds all descendants, orphans too.
 
-    started_at: seconds since the epoch, taken before the process was started.
-    killed: somebody has ended it on purpose.
-    returncode: exit status, negative for a signal.
-    ended_cpu_s: CPU seconds of the process and the children it awaited, 0 until it has ended.
+    Attributes:
+        started_at: seconds since the epoch, taken before the process was started.
+        killed: it was ended on purpose.
+        returncode: exit status, negative for a signal.
+        ended_cpu_s: CPU seconds of the process and the children it awaited; 0 until it has ended.
     """
 
     name: str
@@ -53,7 +54,7 @@ class ChildSession:
         log: Path,
         user: pwd.struct_passwd | None = None,
     ) -> Self:
-        """Start `command` in `folder`, its output added to `log`; as another `user`, which only root may."""
+        """Start `command` in `folder` and append its output to `log`; only root may give another `user`."""
         started_at = time.time()
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -74,7 +75,7 @@ class ChildSession:
         return self.process.pid
 
     def has_ended(self) -> bool:
-        """Return whether the process has ended; then `returncode` and `ended_cpu_s` are known."""
+        """Return whether the process has ended; if so, set `returncode` and `ended_cpu_s`."""
         if self.returncode is None:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
@@ -83,13 +84,13 @@ class ChildSession:
         return self.returncode is not None
 
     def tail(self) -> str:
-        """Return the end of its log under a line that names the file."""
+        """Return the last lines of its log, below the file's name."""
         lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         return f"--- the last lines of {self.log}\n" + "\n".join(lines)
 
 
 def as_user(user: pwd.struct_passwd | None) -> dict[str, Any]:
-    """Return subprocess' arguments that give up root for `user`; none for None."""
+    """Return the arguments with which subprocess runs as `user`; none for None."""
     return {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
@@ -106,7 +107,7 @@ def free_port(preferred: int = 0) -> int:
 def exit_on_signals() -> dict[int, Any]:
     """Make SIGTERM and SIGHUP raise SystemExit, so that contexts are left; return the handlers replaced.
 
-    Only in the main thread, and only where nobody else handles the signal.
+    Only in the main thread, and only for signals that have no other handler.
     """
 
     def leave(signum: int, _: FrameType | None) -> None:
@@ -120,7 +121,7 @@ def exit_on_signals() -> dict[int, Any]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back SIGINT, SIGTERM and SIGHUP for the block, then deliver what came (main thread only)."""
+    """Delay SIGINT, SIGTERM and SIGHUP until the end of the block (main thread only)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -159,7 +160,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def title(process: psutil.Process) -> str:
-    """Return the command line the process shows; empty when it has ended."""
+    """Return the command line of the process; empty when it has ended."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline()).strip()
     return ""
@@ -172,7 +173,7 @@ def send_signal(pid: int, signum: int) -> None:
 
 
 def wait_until(done: Callable[[], bool], within_s: float) -> bool:
-    """Ask `done` every 20 ms until it says so; return False when it has not `within_s`."""
+    """Call `done` every 20 ms until it returns True; return False after `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not done():
         if time.monotonic() > deadline:
@@ -201,9 +202,11 @@ def created_at(pid: int) -> float:
 def end_strays(leaders: Collection[tuple[int, float]], folder: Path) -> list[int]:
     """Kill the sessions an earlier run left behind; return the ids of those killed.
 
-    leaders: pid and `created_at` of each session's first process, as written down by that run. Where the
-    leader has ended, a session is taken for the earlier run's only if a member still works in `folder`;
-    a pid that has gone to somebody else is left alone.
+    Args:
+        leaders: pid and `created_at` of each session's first process, as that run wrote them down. If the leader has
+            ended, the session counts as the earlier run's only if a member still works in `folder`. So a pid that
+            another program has now is left alone.
+        folder: the working directory of the earlier run's processes.
     """
     ours = []
     for pid, created in leaders:
@@ -220,6 +223,6 @@ def end_strays(leaders: Collection[tuple[int, float]], folder: Path) -> list[int
 
 
 def _folder_of(process: psutil.Process) -> Path | None:
-    with suppress(psutil.Error):  # gone, or not ours to ask
+    with suppress(psutil.Error):  # it has ended, or belongs to another user
         return Path(process.cwd())
     return None

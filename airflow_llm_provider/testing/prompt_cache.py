@@ -1,4 +1,4 @@
-"""The prompt cache's accounting: which tokens of a request are written, read or plain."""
+"""The prompt cache: which tokens of a request are written to it, read from it, or neither."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import orjson
 from airflow_llm_provider.testing.question import Question
 from airflow_llm_provider.testing.wire import Usage
 
-MINIMUM_TOKENS = 1_024  # a shorter prefix is not cached, whatever its marks say
-LOOKBACK_BLOCKS = 20  # how far before a mark the API looks for an earlier write
+MINIMUM_TOKENS = 1_024  # a shorter prefix is not cached, even if it is marked
+LOOKBACK_BLOCKS = 20  # how far before a mark the API searches for an earlier write
 _TTL_S = {"5m": 300.0, "1h": 3_600.0}
-_CROWDED = 10_000  # entries from which on the expired ones are swept out
+_CROWDED = 10_000  # with more entries than this, the expired ones are removed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the cache says of one request: its usage, and what it writes once its answer begins."""
+    """The usage of one request, and what it writes to the cache when its answer begins."""
 
     usage: Usage
     writes: tuple[tuple[bytes, float], ...] = ()  # prefix, lifetime in seconds
@@ -39,8 +39,8 @@ class PromptCache:
 
     Source: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 
-    A prefix belongs to a model and a key. It can be read only once the response that wrote it
-    has begun, so a crowd of first requests all pay for the write.
+    A prefix belongs to a model and a key. It can be read only after the response that wrote it has begun, so
+    concurrent first requests all pay for the write.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PromptCache:
         self._ends: dict[bytes, tuple[float, float]] = {}  # prefix -> (when it ends, its lifetime)
 
     def look(self, question: Question) -> Reading:
-        """Count what `question` reads from and would write to the cache."""
+        """Count what `question` reads from the cache and would write to it."""
         total = question.tokens
         if not any(block.ttl for block in question.blocks):
             return Reading(usage=Usage(input_tokens=total))
@@ -76,7 +76,7 @@ class PromptCache:
         return Reading(usage=usage, writes=tuple(writes))
 
     def begin(self, reading: Reading) -> None:
-        """Make what `reading` wrote readable: its response has begun."""
+        """Make readable what `reading` wrote: its response has begun."""
         now = self._clock()
         if len(self._ends) > _CROWDED:
             self._ends = {digest: entry for digest, entry in self._ends.items() if entry[0] > now}
@@ -84,7 +84,7 @@ class PromptCache:
             self._ends[digest] = (now + lifetime_s, lifetime_s)
 
     def _longest_read(self, marks: list[_Mark], now: float) -> int:
-        """Return the tokens of the longest readable prefix, and renew its lifetime."""
+        """Return the tokens of the longest readable prefix; renew its lifetime."""
         marked = [position for position, mark in enumerate(marks) if mark.ttl]
         for position in range(marked[-1], -1, -1):
             if not any(0 <= end - position <= LOOKBACK_BLOCKS for end in marked):

@@ -1,4 +1,4 @@
-"""What a Messages API request asks: its blocks in prompt order, its document and its schema."""
+"""A request of the Messages API, parsed: its blocks in prompt order, its document and its schema."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import orjson
 from airflow_llm_provider.testing.tool_rules import check_tools
 from airflow_llm_provider.testing.wire import ApiError
 
-# The counting rule, stated so that tests can count too: a text block is ceil(characters / 4)
-# tokens, a tool or output schema the same of its JSON, a call the same of its name and of its input's
-# JSON, a tool's result what its blocks are, an image and a PDF page a flat number.
+# How tokens are counted, so that tests can count too. A text block has ceil(characters / 4) tokens. A tool and an
+# output schema: the same of their JSON. A tool call: the same of its name and of its input's JSON. A tool's result:
+# the sum of its blocks. An image and a PDF page: a fixed number.
 CHARS_PER_TOKEN = 4
 IMAGE_TOKENS = 1_500
 PDF_PAGE_TOKENS = 2_000
@@ -39,7 +39,7 @@ def tool_use_tokens(name: str, tool_input: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """One piece of the prompt, in the order in which the cache sees it."""
+    """One block of the prompt, in the order in which the cache reads it."""
 
     # "schema", "tool", "system", "text", "document", "pdf", "image", "tool_use", "tool_result" or "other"
     kind: str
@@ -52,7 +52,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One request to /v1/messages, read."""
+    """One parsed request to /v1/messages."""
 
     body: dict[str, Any]
     blocks: tuple[Block, ...]
@@ -60,17 +60,17 @@ class Question:
 
     @property
     def model(self) -> str:
-        """Name the model asked."""
+        """Return the id of the model."""
         return str(self.body["model"])
 
     @property
     def max_tokens(self) -> int:
-        """Bound the answer's tokens."""
+        """Return the highest number of tokens of the answer."""
         return int(self.body.get("max_tokens", 0))
 
     @property
     def stream(self) -> bool:
-        """Say whether the answer is wanted as server-sent events."""
+        """Tell whether the answer is streamed as server-sent events."""
         return bool(self.body.get("stream"))
 
     @property
@@ -80,34 +80,34 @@ class Question:
 
     @property
     def schema(self) -> dict[str, Any] | None:
-        """Return the JSON schema that the answer has to fit, if one was given."""
+        """Return the JSON schema of the answer, if the request has one."""
         return _schema(self.body)
 
     @property
     def tool_names(self) -> list[str]:
-        """Name the tools that the answer may call; none where `tool_choice` forbids it."""
+        """Return the names of the tools that the answer may call; none if `tool_choice` forbids calls."""
         if self.tool_choice.get("type") == "none":
             return []
         return [tool["name"] for tool in self.body.get("tools") or ()]
 
     @property
     def tool_choice(self) -> dict[str, Any]:
-        """Return the request's `tool_choice`, empty where it has none."""
+        """Return the request's `tool_choice`; empty if it has none."""
         return self.body.get("tool_choice") or {}
 
     @property
     def tool_results(self) -> list[str]:
-        """Return the texts of what tools have returned so far."""
+        """Return the texts of the tool results so far."""
         return [block.text for block in self.blocks if block.kind == "tool_result"]
 
     @property
     def turn(self) -> int:
-        """Count the answers that the conversation has had before this one."""
+        """Count the earlier answers of the conversation."""
         return sum(message["role"] == "assistant" for message in self.body["messages"])
 
     @cached_property
     def text(self) -> str:
-        """Join every text and title of the request: what `matching=` of faults and replies looks through."""
+        """Join all texts and titles of the request; `matching=` of faults and replies searches them."""
         titles = [
             str(block.raw.get("title") or "") for block in self.blocks if block.kind in ("document", "pdf")
         ]
@@ -115,15 +115,15 @@ class Question:
 
     @cached_property
     def document(self) -> str:
-        """Return the text of the documents asked about."""
+        """Return the text of all documents."""
         return "\n\n".join(self.documents)
 
     @cached_property
     def documents(self) -> list[str]:
-        """Return the texts of the documents asked about.
+        """Return the texts of the documents.
 
-        Document blocks where there are any; else what stands in `<…document…>` tags of the user's
-        text; else all of the user's text.
+        They are the document blocks; without any, the text inside `<…document…>` tags of the user's text; without
+        any, all of the user's text.
         """
         if documents := [block.text for block in self.blocks if block.kind == "document"]:
             return documents
@@ -133,7 +133,7 @@ class Question:
 
     @cached_property
     def prompt(self) -> str:
-        """Return the instructions: system and user text without the documents."""
+        """Return the instructions: the system's and the user's text without the documents."""
         texts = [
             block.text
             for block in self.blocks
@@ -143,7 +143,7 @@ class Question:
 
 
 def read_question(body: Any, *, key: str = "", count_only: bool = False) -> Question:
-    """Read a request's JSON; ApiError 400 where the API would answer so."""
+    """Parse a request; raise ApiError 400 where the API would."""
     if not isinstance(body, dict):
         raise ApiError(400, "The request body is not a JSON object.")
     for name, kind in (("model", str), ("messages", list), *(() if count_only else (("max_tokens", int),))):
@@ -160,7 +160,7 @@ def read_question(body: Any, *, key: str = "", count_only: bool = False) -> Ques
             400, f"A maximum of {_MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {marked}."
         )
     if ttl := _ttl(body):
-        # Automatic caching: the mark goes to the last block.
+        # Automatic caching: `cache_control` of the request applies to its last block.
         last = blocks[-1]
         blocks[-1] = Block(
             kind=last.kind,
@@ -181,7 +181,7 @@ def _schema(body: dict[str, Any]) -> dict[str, Any] | None:
 
 def _blocks(body: dict[str, Any]) -> Iterator[Block]:
     if schema := _schema(body):
-        # Counted for the tokens, not searched: `matching=` and answers look at the prompt.
+        # Its tokens count, but `matching=` and answers do not search it.
         yield Block(kind="schema", text="", tokens=_json_tokens(schema), ttl=None, raw=schema)
     for tool in body.get("tools") or ():
         yield Block(kind="tool", text="", tokens=_json_tokens(tool), ttl=_ttl(tool), raw=tool)
@@ -261,7 +261,7 @@ def _pdf_pages(data: Any, where: str) -> int:
         raise ApiError(400, f"{where}: document.source.base64: invalid base64 data") from error
     if not content.startswith(b"%PDF"):
         raise ApiError(400, f"{where}: document.source.base64: The PDF specified was not valid.")
-    # Pages inside compressed object streams can't be seen this way; then the PDF counts as one page.
+    # This does not find pages inside compressed object streams; such a PDF counts as one page.
     return max(1, len(_PDF_PAGE.findall(content)))
 
 

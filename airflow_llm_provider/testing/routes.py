@@ -1,4 +1,4 @@
-"""The stand-in's HTTP side: the Messages API's endpoints, and /stand-in for steering it."""
+"""The stand-in's HTTP routes: the Messages API's endpoints, and /stand-in to control it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class _Routes:
 
     @web.middleware
     async def in_the_apis_shape(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Give the request its id, and turn whatever goes wrong into the API's error shape."""
+        """Give the request its id, and answer errors in the API's shape."""
         request_id = request[_ID] = self.server.next_request_id()
         try:
             return await handler(request)
@@ -117,9 +117,9 @@ class _Routes:
             refused = ApiError(
                 error.status, f"{request.method} {request.path}: {error.reason}", error_type=kind
             )
-        except Exception:  # noqa: BLE001 - a server answers, whatever happened
+        except Exception:  # noqa: BLE001 - a server always answers
             _log.exception("The stand-in failed at %s %s", request.method, request.path)
-            refused = ApiError(500, "stand-in: an error of its own, see its log")
+            refused = ApiError(500, "stand-in: an internal error, see its log")
         headers = self._headers(request_id) | refused.headers()
         return web.Response(
             status=refused.status,
@@ -150,8 +150,8 @@ class _Routes:
                 await asyncio.sleep(server.latency_s)
             reply = _fitted(self._reply(question, fault), question)
             usage = replace(reading.usage, output_tokens=_output_tokens(reply, question))
-            # From here on the response has begun: it is charged, and its cached prefix can be read.
-            # The caller may be gone by now; like the API we can't tell, and charge.
+            # The response begins here: it is charged, and its cached prefix can be read. Like the API, the stand-in
+            # charges even if the caller has disconnected, because it cannot know.
             server.cache.begin(reading)
             server.limits.spend(usage.output_tokens)
             if fault is None or fault.is_billed:
@@ -159,7 +159,7 @@ class _Routes:
             return await self._deliver(request, question, reply, usage, fault)
 
     async def count_tokens(self, request: web.Request) -> web.Response:
-        """Answer POST /v1/messages/count_tokens; free of charge."""
+        """Answer POST /v1/messages/count_tokens, which costs nothing."""
         question = await self._question(request, count_only=True)
         return self._json(request, {"input_tokens": question.tokens})
 
@@ -171,7 +171,7 @@ class _Routes:
             if cursor := request.query.get(name):
                 at = next((n for n, model in enumerate(found) if model["id"] == cursor), None)
                 if at is None:
-                    raise ApiError(400, f"{name}: {cursor} is no model")
+                    raise ApiError(400, f"{name}: {cursor} is not a model")
                 found = found[at + step :] if step else found[:at]
         limit = int(request.query.get("limit", 20))
         page = found[:limit]
@@ -184,7 +184,7 @@ class _Routes:
         return self._json(request, self._model(request.match_info["id"]).to_api())
 
     async def exchange(self, request: web.Request) -> web.Response:
-        """Answer from recorded exchanges, or record one; none of it is on the invoice."""
+        """Answer from recorded exchanges, or record one; the invoice has none of them."""
         assert self.server.exchanges is not None
         with self.server.in_flight_now():
             found = await self.server.exchanges.answer(
@@ -193,15 +193,15 @@ class _Routes:
         headers = {"request-id": request[_ID], **found.headers}
         return web.Response(status=found.status, body=found.reply.encode(), headers=headers)
 
-    # Steering.
+    # Control.
 
     async def what_this_is(self, _: web.Request) -> web.Response:
-        """Say in plain words what answers here."""
+        """Say what this server is."""
         return web.Response(text=WHAT_THIS_IS + "\n")
 
     async def invoice(self, request: web.Request) -> web.Response:
         """Answer GET /stand-in/invoice; `?lines=1` adds the lines."""
-        # Pricing thousands of lines takes a while: not on the loop.
+        # Pricing thousands of lines takes a while, so it does not run on the event loop.
         told = await asyncio.to_thread(self.server.summary)
         if request.query.get("lines") not in (None, "", "0"):
             told["lines"] = [asdict(line) for line in self.server.invoice.lines]
@@ -212,7 +212,7 @@ class _Routes:
         return web.json_response(body=orjson.dumps(self.server.requests))
 
     async def fail(self, request: web.Request) -> web.Response:
-        """Place the order for a fault."""
+        """Order a fault."""
         self.server.faults.add(await _order(request, Fault))
         return web.json_response({"ok": True})
 
@@ -222,7 +222,7 @@ class _Routes:
         return web.json_response({"ok": True})
 
     async def reply(self, request: web.Request) -> web.Response:
-        """Place the order for a scripted reply."""
+        """Script a reply."""
         self.server.replies.add(await _order(request, ScriptedReply))
         return web.json_response({"ok": True})
 
@@ -230,7 +230,7 @@ class _Routes:
         """Change the latency and the limits."""
         wanted = await _json_object(request)
         if unknown := wanted.keys() - {"latency_s", "limits"}:
-            raise ApiError(400, f"stand-in: {sorted(unknown)} can't be set; latency_s and limits can")
+            raise ApiError(400, f"stand-in: {sorted(unknown)} cannot be set; only latency_s and limits can")
         try:
             if "limits" in wanted:
                 self.server.limit(wanted["limits"])
@@ -286,7 +286,7 @@ class _Routes:
         else:
             reply = Reply(text=answer(question))
         if reply.tool_use and not question.tool_names:
-            raise ApiError(400, "stand-in: a call was scripted for a request that may call no tool")
+            raise ApiError(400, "stand-in: a tool call was scripted for a request that has no tools")
         return fault.spoil(reply) if fault else reply
 
     def _bill(
@@ -325,7 +325,7 @@ class _Routes:
                 return web.Response(body=pieces[0], headers=headers)
             headers["content-length"] = str(len(pieces[0]))
         response = web.StreamResponse(headers=headers)
-        with contextlib.suppress(ConnectionError):  # the caller may have gone; it is charged all the same
+        with contextlib.suppress(ConnectionError):  # the caller may have disconnected; it is charged anyway
             await response.prepare(request)
             await self._write(request, response, pieces, fault)
         return response
@@ -348,7 +348,7 @@ class _Routes:
                 await response.write(piece)
 
     async def _hang(self, request: web.Request) -> web.StreamResponse:
-        """Never answer: wait until the client has gone or the server stops."""
+        """Never answer: wait until the client disconnects or the server stops."""
         while request.transport is not None and not request.transport.is_closing():
             if self.server.stopping.is_set():
                 request.transport.close()
@@ -382,7 +382,7 @@ def _fitted(reply: Reply, question: Question) -> Reply:
     if question.tool_choice.get("disable_parallel_tool_use"):
         reply = replace(reply, tool_use=reply.tool_use[:1])
     while reply.tool_use and _reply_tokens(reply) > question.max_tokens:
-        # The call that was being written has no input yet; what would have come after it is gone.
+        # max_tokens ends the reply within a call: that call has no input, and there are no calls after it.
         *before, last = reply.tool_use
         kept = (*before, replace(last, input={})) if last.input else tuple(before)
         reply = replace(reply, tool_use=kept, stop_reason="max_tokens")
@@ -390,7 +390,7 @@ def _fitted(reply: Reply, question: Question) -> Reply:
 
 
 def _output_tokens(reply: Reply, question: Question) -> int:
-    # max_tokens=0 only warms the cache; otherwise even an empty answer has a token.
+    # max_tokens=0 only writes the cache; otherwise even an empty answer has one token.
     return max(1, _reply_tokens(reply)) if question.max_tokens else 0
 
 
@@ -405,7 +405,7 @@ async def _json_object(request: web.Request) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"stand-in: not valid JSON: {error}") from error
     if not isinstance(body, dict):
-        raise ApiError(400, "stand-in: a JSON object is wanted")
+        raise ApiError(400, "stand-in: the body must be a JSON object")
     return body
 
 

@@ -1,6 +1,6 @@
-"""The stand-in server: a test double of the Claude API on loopback, with faults, limits and an invoice.
+"""The stand-in: a test double of the Claude API on loopback, with faults, limits and an invoice.
 
-Nothing it says is Claude's. Its answers come from plain text rules over the request itself.
+None of its answers is Claude's. They come from plain text rules over the request itself.
 """
 
 from __future__ import annotations
@@ -33,24 +33,26 @@ _GRACE_S = 0.1  # for requests in flight when the server stops
 
 
 class StandIn:
-    """A server that speaks the Messages API, as a context manager in a thread of its own.
+    """A server of the Messages API, as a context manager that runs it in a thread of its own.
 
         with StandIn(latency_s=0.2) as server:
             client = anthropic.Anthropic(base_url=server.url, api_key="any")
 
-    `async with` runs it in the current event loop instead. Its controls may be used from any thread.
+    `async with` runs it in the current event loop instead. Its methods may be called from any thread.
 
-    host, port: where it listens; port 0 takes a free one, and `url` tells which.
-    api_key: the one key that is let in; None lets every request in.
-    latency_s: seconds before an answer begins; may be set at any time.
-    limits: enforced `rpm`, `itpm`, `otpm` and `burst`, see `Limits`.
-    validate: check each request against the API's OpenAPI description (needs llm-comply).
-    keep_requests: keep the bodies of accepted requests in `requests`.
-    invoice: a file that the invoice's lines are appended to.
-    identify: makes an invoice line's `item` of a question, instead of its document's first characters.
-    models: the models it knows.
-    cache_minimum_tokens: the shortest prefix that is cached.
-    exchanges: recorded exchanges that answer in its place.
+    Args:
+        host: the address it listens on.
+        port: 0 takes a free port; `url` has it.
+        api_key: the only key that it accepts; default: any key.
+        latency_s: seconds before an answer begins; may be set at any time.
+        limits: `rpm`, `itpm`, `otpm` and `burst` to enforce, see `Limits`; default: none.
+        validate: check each request against the API's OpenAPI description (needs llm-comply).
+        keep_requests: keep the bodies of accepted requests in `requests`.
+        invoice: a file that the invoice's lines are appended to.
+        identify: returns an invoice line's `item` for a question; default: the first characters of its document.
+        models: the models it knows.
+        cache_minimum_tokens: the shortest prefix that is cached.
+        exchanges: recorded exchanges that answer instead of the text rules.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class StandIn:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
-    # Its controls.
+    # For tests.
 
     def fail(
         self,
@@ -113,13 +115,13 @@ class StandIn:
         after: int = 0,
         **more: Any,
     ) -> None:
-        """Order a fault, see `Fault`; the latest order that applies to a request wins."""
+        """Order a fault, see `Fault`; the latest order that matches a request is used."""
         self.faults.add(
             Fault(kind=kind, status=status, times=times, share=share, matching=matching, after=after, **more)
         )
 
     def heal(self) -> None:
-        """Cancel all faults; requests that hang keep hanging."""
+        """Cancel all faults; requests that hang already keep hanging."""
         self.faults.clear()
 
     def reply(
@@ -135,7 +137,7 @@ class StandIn:
         times: int | None = None,
         stop_reason: str = "",
     ) -> None:
-        """Script the reply to requests that match, see `ScriptedReply`; the latest script wins."""
+        """Script the reply to matching requests, see `ScriptedReply`; the latest script is used."""
         self.replies.add(
             ScriptedReply(
                 text=text,
@@ -155,7 +157,7 @@ class StandIn:
         self.limits = Limits(limits)
 
     def summary(self) -> dict[str, Any]:
-        """Return the invoice's totals with what is in flight, as GET /stand-in/invoice gives them."""
+        """Return the invoice's totals and the requests in flight, as GET /stand-in/invoice does."""
         return {
             "stand_in": WHAT_THIS_IS,
             "paid": self.invoice.paid,
@@ -166,7 +168,7 @@ class StandIn:
             "max_in_flight": self.max_in_flight,
         }
 
-    # What its routes need.
+    # For its routes.
 
     @contextmanager
     def in_flight_now(self) -> Iterator[None]:
@@ -180,10 +182,10 @@ class StandIn:
             self.in_flight -= 1
 
     def next_request_id(self) -> str:
-        """Return a request id that no other server of ours gives out."""
+        """Return a request id that no other stand-in uses."""
         return f"req_{self._run_id}{next(self._ids):016x}"
 
-    # Its life.
+    # Start and stop.
 
     def __enter__(self) -> Self:
         ready: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -221,7 +223,7 @@ class StandIn:
 
     async def _start(self) -> None:
         self.stopping.clear()
-        # Handlers outlive their client: a request once taken is answered and charged, as the API does.
+        # A handler goes on when its client disconnects: like the API, it answers and charges each accepted request.
         self._runner = web.AppRunner(
             application(self), access_log=None, handler_cancellation=False, shutdown_timeout=_GRACE_S
         )
@@ -257,17 +259,26 @@ def serve(
     replay: str | Path | None = None,
     faults: Iterable[Fault] = (),
 ) -> None:
-    """Run a stand-in in this process until SIGINT or SIGTERM, printing where it is and what it is.
+    """Run a stand-in in this process until SIGINT or SIGTERM; print its address and what it is.
 
-    faults: ordered from the start.
-    record, upstream: pass requests on to this base URL, and append the exchanges to this file.
-    replay: answer from such a file.
-    The others are those of `StandIn`.
+    Args:
+        host: as for `StandIn`.
+        port: as for `StandIn`.
+        latency_s: as for `StandIn`.
+        invoice: as for `StandIn`.
+        api_key: as for `StandIn`.
+        limits: as for `StandIn`.
+        validate: as for `StandIn`.
+        keep_requests: as for `StandIn`.
+        record: append the exchanges with `upstream` to this file.
+        upstream: the base URL that requests are passed on to.
+        replay: answer from a file that `record` wrote.
+        faults: faults that apply from the start.
     """
     exchanges: Exchanges | None = None
     if record is not None or upstream is not None:
         if record is None or upstream is None or replay is not None:
-            raise ValueError("record= and upstream= go together, and not with replay=")
+            raise ValueError("Give record= and upstream= together, and without replay=.")
         exchanges = Recording(record, upstream=upstream)
     elif replay is not None:
         exchanges = Replay(replay)
@@ -291,22 +302,22 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a stand-in from the command line."""
     parser = argparse.ArgumentParser(prog="stand-in", description=WHAT_THIS_IS)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8765, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=8765, help="0 takes a free port")
     parser.add_argument(
         "--latency", dest="latency_s", type=float, default=0.0, help="seconds before an answer begins"
     )
     parser.add_argument("--invoice", type=Path, help="append the invoice's lines to this file")
-    parser.add_argument("--api-key", help="let only this key in")
+    parser.add_argument("--api-key", help="accept only this key")
     for name in ("rpm", "itpm", "otpm", "burst"):
         parser.add_argument(f"--{name}", type=float, help="enforce this limit")
     parser.add_argument(
         "--validate", action="store_true", help="check requests against the API's OpenAPI description"
     )
     parser.add_argument(
-        "--keep-requests", action="store_true", help="show the bodies seen at /stand-in/requests"
+        "--keep-requests", action="store_true", help="keep the requests; /stand-in/requests shows them"
     )
     parser.add_argument(
-        "--record", type=Path, help="append the exchanges with --upstream to this file, keys scrubbed"
+        "--record", type=Path, help="append the exchanges with --upstream to this file, without keys"
     )
     parser.add_argument("--upstream", help="base URL that requests are passed on to")
     parser.add_argument("--replay", type=Path, help="answer from a recorded file")
@@ -331,7 +342,7 @@ async def _until_signalled(server: StandIn, *, told: str) -> None:
 
 def _told(record: object, upstream: object, replay: object) -> str:
     if record:
-        return f"This is a recorder: requests go on to {upstream}; exchanges go into {record}, keys scrubbed."
+        return f"This is a recorder: it passes requests on to {upstream} and writes them to {record}, without keys."
     if replay:
         return f"This is a stand-in, not Claude: it plays back the exchanges recorded in {replay}."
     return WHAT_THIS_IS

@@ -1,4 +1,4 @@
-"""The rules of tool use: what the API refuses in `tools`, `tool_choice` and the order of calls and results."""
+"""The rules of tool use: what the API rejects in `tools`, `tool_choice` and the order of calls and results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow_llm_provider.testing.wire import ApiError
 
 
 def check_tools(body: Mapping[str, Any]) -> None:
-    """Raise ApiError 400, in the API's words where we know them, when a request breaks the rules of tool use."""
+    """Raise ApiError 400 when a request breaks the rules of tool use; with the API's own text where it is known."""
     names = _check_definitions(body.get("tools") or ())
     choice = body.get("tool_choice") or {}
     if choice and not names:
@@ -30,7 +30,7 @@ def _check_definitions(tools: Sequence[Any]) -> list[str]:
         if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
             raise ApiError(400, f"tools.{position}.custom.name: Field required")
         names.append(tool["name"])
-        if tool.get("type") not in (None, "custom"):  # the API's own tools bring no schema
+        if tool.get("type") not in (None, "custom"):  # the API's own tools have no schema
             continue
         schema = tool.get("input_schema")
         if not isinstance(schema, dict):
@@ -43,13 +43,13 @@ def _check_definitions(tools: Sequence[Any]) -> list[str]:
 
 
 def _check_turns(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Hold every call against the results in the message after it; say whether there were any of either."""
+    """Compare each call with the results in the next message; tell whether there are any calls or results."""
     called: list[str] = []
     seen: set[str] = set()
     found = False
     for position, turn in enumerate(messages):
         blocks = [] if isinstance(turn["content"], str) else turn["content"]
-        # Only results that stand first count: the API wants them before any text.
+        # Only results at the start of a message count: the API wants them before any text.
         leading = [
             block.get("tool_use_id")
             for block in takewhile(lambda block: block["type"] == "tool_result", blocks)

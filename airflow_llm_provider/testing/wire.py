@@ -29,7 +29,7 @@ _EVENT_CHARS = 48  # about how much text one content_block_delta of the API carr
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model the stand-in answers to; its limits bound requests, as the API's do."""
+    """A model of the stand-in; its limits apply to requests, as the API's do."""
 
     id: str
     name: str
@@ -40,12 +40,12 @@ class Model:
     retires_at: str | None = None
 
     def to_api(self) -> dict[str, Any]:
-        """Return the model as `GET /v1/models` shows it; its display name says stand-in."""
+        """Return the model as `GET /v1/models` shows it; its display name ends in "(stand-in)"."""
         return {
             "type": "model",
             "id": self.id,
             "display_name": f"{self.name} (stand-in)",
-            # The API gives the epoch when a release date is unknown; so is ours.
+            # The API shows the epoch when a release date is unknown.
             "created_at": "1970-01-01T00:00:00Z",
             "lifecycle": "deprecated" if self.retires_at else "active",
             "line": self.line,
@@ -73,7 +73,7 @@ MODELS: tuple[Model, ...] = (
 
 
 class ApiError(Exception):
-    """A request is refused with an error status; it is not billed."""
+    """The request gets an error status; it is not billed."""
 
     def __init__(
         self,
@@ -101,13 +101,13 @@ class ApiError(Exception):
         return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
 
     def headers(self) -> dict[str, str]:
-        """Return `retry-after` where there is one to give."""
+        """Return the `retry-after` header, if the error has one."""
         return {} if self.retry_after is None else {"retry-after": f"{self.retry_after:g}"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Tokens of one request by kind; `input_tokens` counts what no cache touched."""
+    """Tokens of one request by kind; `input_tokens` are neither read from nor written to the cache."""
 
     input_tokens: int
     output_tokens: int = 0
@@ -138,9 +138,10 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class ToolUse:
-    """A call that a reply makes to one of the caller's tools.
+    """A call of one of the caller's tools.
 
-    id: by default one of the reply's own, never given twice.
+    Attributes:
+        id: default: made from the message's id, so that it is never used twice.
     """
 
     name: str
@@ -150,9 +151,10 @@ class ToolUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a request is answered with: text, calls of tools, or text and then calls.
+    """The answer to a request: text, tool calls, or text and then calls.
 
-    stop_reason: by default `tool_use` where it calls tools, else `end_turn`.
+    Attributes:
+        stop_reason: default: `tool_use` if it calls tools, else `end_turn`.
     """
 
     text: str = ""

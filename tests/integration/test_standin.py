@@ -25,8 +25,8 @@ from airflow_llm_provider.testing.answers import fill
 from airflow_llm_provider.testing.exchanges import Recording, Replay
 from airflow_llm_provider.testing.invoice import Invoice as Bill
 from airflow_llm_provider.testing.question import count_tokens
-from airflow_llm_provider.testing.spans import Text
 from airflow_llm_provider.testing.standin import StandIn
+from airflow_llm_provider.testing.text import Text
 
 pytestmark = pytest.mark.asyncio
 
@@ -419,7 +419,7 @@ async def test_a_slow_reply_dribbles_in_and_is_whole(client, claude_server):
 
 
 async def test_a_fault_that_is_none_is_refused(claude_server):
-    with pytest.raises(ValueError, match="no fault"):
+    with pytest.raises(ValueError, match="not a fault"):
         claude_server.fail(kind="gremlins")
     with pytest.raises(ValueError, match="never billed"):
         claude_server.fail(500, billed=True)
@@ -555,7 +555,7 @@ async def test_a_call_cut_by_max_tokens_says_so_and_parallel_calls_can_be_forbid
 async def test_a_call_scripted_for_a_request_without_tools_is_refused_out_loud(client, claude_server):
     claude_server.reply(tool_use=[REMIND_CALL])
     for request in (ask(), with_tools(tool_choice={"type": "none"})):
-        with pytest.raises(anthropic.BadRequestError, match="may call no tool"):
+        with pytest.raises(anthropic.BadRequestError, match="has no tools"):
             await client.messages.create(**request)
     with pytest.raises(TypeError, match="arguments"):
         claude_server.reply(tool_use=[{"name": "remind", "arguments": {}}])

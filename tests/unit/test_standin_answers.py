@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from airflow_llm_provider.testing.answers import answer as answer_to
 from airflow_llm_provider.testing.answers import fill
 from airflow_llm_provider.testing.question import count_tokens, read_question
-from airflow_llm_provider.testing.spans import Text
+from airflow_llm_provider.testing.text import Text
 from airflow_llm_provider.testing.wire import ApiError
 
 INVOICE = """ACME Tools GmbH

@@ -1,4 +1,4 @@
-"""Spans really found in a text: sentences by word overlap, phrases, dates, money, numbers, names."""
+"""What a text says: its sentences, phrases, dates, amounts and names, and which option or yes it supports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from functools import cached_property, lru_cache
 from itertools import islice
 from math import log2
 
-SCAN_CHARS = 20_000  # how much of a document is looked at
+SCAN_CHARS = 20_000  # how much of a document is searched
 _HITS_A_WORD = 20
-_SPANS = 50  # of one kind that are looked at in the whole text
-_NEAREST = 12  # sentences that are looked at first
+_SPANS = 50  # of one kind, from the whole text
+_NEAREST = 12  # sentences that are searched first
 _NEXT_SENTENCE = 0.4
 _OVER = 24
 _SHORT_LINE = 50  # a line shorter than this ends its sentence, as in a form or a list
@@ -59,24 +59,35 @@ STOP_WORDS = frozenset(
     )
 )
 
+_UNDECIDED = frozenset(
+    {"other", "unknown", "none", "n/a", "na", "noassertion", "unclear", "not stated", "unspecified"}
+)
+_PIECES = re.compile(r"\s*(?:\||;|\n| / )\s*")
+_QUOTED = re.compile(r"[\"“`]([^\"”`]{3,200})[\"”`]|(?<!\w)'([^']{3,200})'(?!\w)")
+_LISTED = re.compile(r"\b(?:hints?|words|phrases?|says?|mentions?|contains?)\s*:\s*([^{}]+)", re.IGNORECASE)
+_PHRASE_WORTH = 3.0
+_LONGEST_PHRASE = 4  # words; a longer phrase does not score more
+_ENOUGH = 1.0  # a phrase, or all the words of one
+_SENTENCE_SHARE = 0.6  # of a description's words that one sentence has to hold for a yes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """A value and where in the text it was found."""
+    """A value, and where the text has it."""
 
     start: int
     value: object
 
 
 class Text:
-    """A document as the rules see it: its first 20,000 characters, indexed when asked."""
+    """The first 20,000 characters of a document, indexed when needed."""
 
     def __init__(self, raw: str) -> None:
         self.raw = raw[:SCAN_CHARS]
 
     @cached_property
     def lower(self) -> str:
-        """Return the text in lower case, every character at its place."""
+        """Return the text in lower case, with every character at the same position."""
         lower = self.raw.lower()
         if len(lower) == len(self.raw):
             return lower
@@ -84,7 +95,7 @@ class Text:
 
     @cached_property
     def normal(self) -> str:
-        """Return the lower-cased words with one space around each, for phrases over line breaks."""
+        """Return the lower-case words with one space around each, to find phrases across line breaks."""
         return f" {' '.join(self.lower.translate(_SEPARATORS).split())} "
 
     @cached_property
@@ -94,7 +105,7 @@ class Text:
 
     @cached_property
     def sentences(self) -> list[tuple[int, int]]:
-        """Find where the sentences start and end; short lines are sentences too."""
+        """Return the start and end of each sentence; short lines are sentences too."""
         found, start = [], 0
         for match in _BREAK.finditer(self.raw):
             gap = match.group()
@@ -123,7 +134,7 @@ class Text:
         return max(0, bisect_right(self._starts, position) - 1)
 
     def overlaps(self, words: Words) -> dict[int, float]:
-        """Score sentences by the words in them; a word that stands in many counts less."""
+        """Score sentences by the words in them; a word that is in many sentences counts less."""
         scores: dict[int, float] = {}
         if not self.sentences:
             return scores
@@ -147,16 +158,16 @@ class Text:
             at = self.sentences[index][1]
 
     def best_sentences(self, words: Words, count: int) -> list[str]:
-        """Return up to `count` sentences, literally, with most overlap; none where nothing overlaps."""
+        """Return up to `count` sentences with the highest scores, literally; none if no word is found."""
         scores = self.overlaps(words)
         ranked = sorted(scores, key=lambda index: (-scores[index], index))[:count]
         return [self.raw[slice(*self.sentences[index])] for index in ranked]
 
     def spans(self, kind: str, words: Words) -> Iterator[Span]:
-        """Yield spans of a kind, a key of `FINDERS`: first from the sentences nearest to `words`.
+        """Yield spans of a kind (a key of `FINDERS`), first those of the sentences with the highest scores.
 
-        A sentence is near for its own words, and less so for those of the one before. Then come the
-        first spans of the whole text, so that some come twice.
+        A sentence scores for its own words, and less for those of the sentence before. The first spans of the whole
+        text follow, so some come twice.
         """
         find, scores = FINDERS[kind], self.overlaps(words)
         near: dict[int, float] = {}
@@ -173,7 +184,7 @@ class Text:
         yield from islice(find(self.raw), _SPANS)
 
     def where(self, phrase: str) -> float | None:
-        """Say how far into the text a phrase stands, from 0 to 1, whatever its case and line breaks."""
+        """Return how far into the text a phrase is, from 0 to 1, ignoring case and line breaks; None if absent."""
         normal = normal_phrase(phrase)
         at = self.normal.find(f" {normal} ") if normal else -1
         return None if at < 0 else at / len(self.normal)
@@ -236,7 +247,7 @@ FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
 
 @lru_cache(maxsize=4096)
 def words_of(name: str, description: str) -> tuple[tuple[str, float], ...]:
-    """Return the stems that a field's name and description look for, the name's counting double."""
+    """Return the stems of a field's name and description with their weights; the name's count double."""
     found: dict[str, float] = {}
     for weight, text in ((2.0, _CAMEL.sub(" ", name)), (1.0, description)):
         for word in _WORD.findall(text.lower()):
@@ -247,13 +258,114 @@ def words_of(name: str, description: str) -> tuple[tuple[str, float], ...]:
 
 @lru_cache(maxsize=4096)
 def normal_phrase(phrase: str) -> str:
-    """Return a phrase as `Text.normal` has it."""
+    """Return a phrase in the form of `Text.normal`."""
     return " ".join(phrase.lower().translate(_SEPARATORS).split())
 
 
 def stem(word: str) -> str:
-    """Cut a common ending off, so that `granted` finds `grant`."""
+    """Remove a common ending, so that `granted` finds `grant`."""
     for ending in ("ing", "ed", "es", "s"):
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             return word[: -len(ending)]
     return word
+
+
+def choose(options: Sequence[object], text: Text, *, description: str = "", prompt: str = "") -> object:
+    """Return the option that `text` supports most.
+
+    An option is supported by its own words and by its hints: the text after `option:` in the field's description, or
+    else in the prompt. A whole phrase counts more than any number of its words, and more if it comes earlier.
+    """
+    ranked = rank(options, text, description=description, prompt=prompt)
+    best, score = ranked[0]
+    if score < _ENOUGH:
+        for option in options:
+            if isinstance(option, str) and option.lower() in _UNDECIDED:
+                return option
+    return best
+
+
+def supported(
+    options: Sequence[object], text: Text, *, description: str = "", prompt: str = ""
+) -> list[object]:
+    """Return all options with enough support, best first."""
+    ranked = rank(options, text, description=description, prompt=prompt)
+    return [option for option, score in ranked if score >= _ENOUGH]
+
+
+def rank(
+    options: Sequence[object], text: Text, *, description: str, prompt: str
+) -> list[tuple[object, float]]:
+    """Return the options with their scores, best first; equal ones in the schema's order."""
+    names = tuple(option for option in options if isinstance(option, str))
+    hints = dict(hints_of(names, description) or hints_of(names, prompt))
+    sought = {option: (str(option), *hints.get(str(option), ())) for option in options}
+    scores = {option: _phrases_score(phrases, text) for option, phrases in sought.items()}
+    if not any(scores.values()):  # without any phrase, single words decide
+        scores = {option: max(_words_score(phrase, text) for phrase in sought[option]) for option in options}
+    return sorted(scores.items(), key=lambda pair: -pair[1])
+
+
+def holds(text: Text, *, name: str, description: str) -> bool:
+    """Tell whether `text` supports a yes: it has a phrase of the description, or most of its words."""
+    if phrases := _phrases_to_find(description):
+        return any(text.where(phrase) is not None for phrase in phrases)
+    words = words_of(name, description)
+    total = sum(weight for _, weight in words)
+    for start, end in (text.sentences[index] for index in text.overlaps(words)):
+        sentence = text.lower[start:end]
+        if sum(weight for word, weight in words if word in sentence) >= _SENTENCE_SHARE * total:
+            return True
+    return False
+
+
+@lru_cache(maxsize=512)
+def hints_of(options: tuple[str, ...], source: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the phrases of each option from a description such as `option: words; option: words`."""
+    if not options or ":" not in source:
+        return ()
+    names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+    marks = list(re.finditer(rf"(?<![\w.-])[\"'`]?({names})[\"'`]?\s*:\s*", source))
+    hints: dict[str, tuple[str, ...]] = {}
+    ends = [mark.start() for mark in marks[1:]]
+    for mark, end in zip(marks, [*ends, len(source)], strict=False):  # no marks, no hints
+        words = source[mark.end() : end]
+        words = words.split("\n\n")[0].strip(" \t\n;,.")
+        pieces = tuple(piece.strip(" \"'`.,") for piece in _PIECES.split(words))
+        hints[mark[1]] = (*hints.get(mark[1], ()), *(piece for piece in pieces if normal_phrase(piece)))
+    return tuple(hints.items())
+
+
+def _phrases_score(phrases: Sequence[str], text: Text) -> float:
+    found = sorted((_phrase_score(phrase, text) for phrase in phrases), reverse=True)
+    return found[0] + 0.25 * sum(found[1:])
+
+
+def _phrase_score(phrase: str, text: Text) -> float:
+    if (where := text.where(phrase)) is not None:
+        return (_PHRASE_WORTH + _length(phrase)) * (2 - where)
+    # Of a phrase with commas, a part may be found.
+    parts = [part for part in phrase.split(",") if len(part.split()) >= 2] if "," in phrase else []
+    return max(
+        (0.5 * (_PHRASE_WORTH + _length(part)) for part in parts if text.where(part) is not None), default=0.0
+    )
+
+
+def _length(phrase: str) -> int:
+    return min(normal_phrase(phrase).count(" ") + 1, _LONGEST_PHRASE)
+
+
+def _words_score(phrase: str, text: Text) -> float:
+    words = normal_phrase(phrase).split()
+    return sum(word in text.words for word in words) / len(words) if words else 0.0
+
+
+@lru_cache(maxsize=512)
+def _phrases_to_find(description: str) -> tuple[str, ...]:
+    if quoted := [first or second for first, second in _QUOTED.findall(description)]:
+        return tuple(quoted)
+    listed = _LISTED.search(description)
+    if listed or "|" in description:
+        pieces = re.split(r"[;|,\n]", listed[1] if listed else description.rsplit(":", 1)[-1])
+        return tuple(piece.strip(" .") for piece in pieces if normal_phrase(piece))
+    return ()
