@@ -123,7 +123,7 @@ class _BucketState:
         except LLMError:
             self.owe(want.correction)
             raise
-        self._apply_notice(block.notice, at_s)
+        self._apply_notice(block.state, at_s)
         return block, at_s
 
     # -- what calls take -----------------------------------------------------------------------------

@@ -108,20 +108,20 @@ class AccountChanges:
     Attributes:
         booked_calls: The calls that end in it, with what they are booked at now.
         moves: By account, what is added to its settled and its reserved sum.
-        wanted: Reservations: attempt, ceiling, budgets.
+        reservations: Attempts to reserve for, with their ceilings and budgets.
     """
 
     booked_calls: dict[str, _BookedCall] = field(default_factory=dict)
     moves: dict[str, list[int]] = field(default_factory=dict)
-    wanted: list[tuple[str, int | None, ScopeBudgets]] = field(default_factory=list)
+    reservations: list[tuple[str, int | None, ScopeBudgets]] = field(default_factory=list)
 
     def read(self, connection: sa.Connection, attempts: Sequence[str]) -> None:
         """Read and lock the calls that are about to end, in the order of their ids."""
         for chunk in chunks(attempts):
             for row in connection.execute(_BOOKED, {"ids": chunk}):
-                self.hold(row)
+                self.remember(row)
 
-    def hold(self, row: Any) -> None:
+    def remember(self, row: Any) -> None:
         """Remember what a call is booked at; `row` has its id, state, accounts, ceiling and cost."""
         if row.accounts is None:
             return
@@ -143,10 +143,10 @@ class AccountChanges:
         if booked and booked.state in (OPEN, UNPROVEN):
             self._book(booked, state, 0 if state == FAILED else booked.ceiling)
 
-    def want(self, attempt: str, ceiling_micro_usd: int | None, bound: ScopeBudgets) -> None:
+    def reserve(self, attempt: str, ceiling_micro_usd: int | None, bound: ScopeBudgets) -> None:
         """Ask to reserve the ceiling of an attempt."""
         if bound.budgets or bound.accounts:
-            self.wanted.append((attempt, ceiling_micro_usd, bound))
+            self.reservations.append((attempt, ceiling_micro_usd, bound))
 
     def _book(self, booked: _BookedCall, state: str, settled: int) -> None:
         for name in booked.accounts:
@@ -261,8 +261,8 @@ class Accounts:
             The refusals by attempt, and the warnings to pass on once the transaction is committed.
         """
         names = {name for name, move in changes.moves.items() if any(move)}
-        names |= {name for *_, bound in changes.wanted for name in bound.accounts}
-        if not names and not changes.wanted:
+        names |= {name for *_, bound in changes.reservations for name in bound.accounts}
+        if not names and not changes.reservations:
             return {}, []
         rows = {
             row.id: row
@@ -276,7 +276,7 @@ class Accounts:
             name: row.reserved_micro_usd + changes.moves.get(name, (0, 0))[1] for name, row in rows.items()
         }
         refusals: dict[str, BudgetRefusal] = {}
-        for attempt, ceiling, bound in changes.wanted:
+        for attempt, ceiling, bound in changes.reservations:
             if lost := [meter for _, meter in bound.budgets if meter and meter.id not in rows]:
                 raise MissingAccounts(lost)
             if refusal := _refusal(ceiling, bound, settled, reserved):
@@ -285,7 +285,7 @@ class Accounts:
             for name in bound.accounts:
                 if name in reserved:
                     reserved[name] += ceiling or 0
-        if changes.wanted:
+        if changes.reservations:
             self.is_short = any(refusal.may_fit for refusal in refusals.values())
         warnings = [warning for row in rows.values() for warning in self._warnings_of(row, settled[row.id])]
         if changed := [

@@ -127,57 +127,57 @@ class PermitBlock:
     """A block of permits.
 
     Attributes:
-        notice: What all processes have to respect.
+        state: What all processes have to respect.
         waits_s: In how many seconds each permit may be used.
         interval_s: The time between two permits.
     """
 
-    notice: LimiterState
+    state: LimiterState
     waits_s: Sequence[float]
     interval_s: float
 
 
-def take_permits(connection: sa.Connection, now_ms: float, want: PermitRequest) -> PermitBlock:
+def take_permits(connection: sa.Connection, now_ms: float, request: PermitRequest) -> PermitBlock:
     """Take the next places on the timelines: at most the process's share of a round."""
-    row = _row(connection, want.bucket)
-    rates, burst_ms = _rates(row, want.bucket.stated, now_ms)
-    free = _corrected(row, rates, want.correction)
-    mean = tuple(sum(part) / len(want.costs) for part in zip(*want.costs, strict=True))
+    row = _locked_row(connection, request.bucket)
+    rates, burst_ms = _rates(row, request.bucket.stated, now_ms)
+    free = _corrected(row, rates, request.correction)
+    mean = tuple(sum(part) / len(request.costs) for part in zip(*request.costs, strict=True))
     limited = [(kind, rate) for kind, rate in enumerate(rates) if rate]
     interval_ms = max((mean[kind] / rate for kind, rate in limited), default=0.0)
     waiting = json.loads(row.waiting)
     waiting = {d: {h: until for h, until in held.items() if until > now_ms} for d, held in waiting.items()}
-    waiting.setdefault(want.dag_id, {}).setdefault(want.holder, now_ms)
-    room = _share(waiting, want.dag_id, _ROUND_MS / interval_ms if interval_ms else MAX_PERMITS_AT_ONCE)
+    waiting.setdefault(request.dag_id, {}).setdefault(request.holder, now_ms)
+    room = _share(waiting, request.dag_id, _ROUND_MS / interval_ms if interval_ms else MAX_PERMITS_AT_ONCE)
     soonest = max(now_ms, row.quiet_until_ms)
     times: list[float] = []
-    for number, cost in enumerate([*want.costs, *[mean] * want.spare][:room]):
+    for number, cost in enumerate([*request.costs, *[mean] * request.spare][:room]):
         spans = [(kind, cost[kind] / rate) for kind, rate in limited]
         # A call that needs more than a burst waits until the whole burst is free, and the next calls wait longer.
         at = max([soonest, *(free[kind] - burst_ms + min(span, burst_ms) for kind, span in spans)])
-        if number >= len(want.costs) and at > now_ms:
+        if number >= len(request.costs) and at > now_ms:
             break
         for kind, span in spans:
             free[kind] = max(free[kind], at) + span
         times.append(at)
-    waiting[want.dag_id][want.holder] = times[-1] + _WAITING_MS
+    waiting[request.dag_id][request.holder] = times[-1] + _WAITING_MS
     text = json.dumps({d: held for d, held in waiting.items() if held}, separators=(",", ":"))
-    _write(connection, want.bucket, waiting=text, **dict(zip(_FREE, free, strict=True)))
+    _update(connection, request.bucket, waiting=text, **dict(zip(_FREE, free, strict=True)))
     waits_s = [(at - now_ms) / 1000 for at in times]
-    return PermitBlock(notice=_notice(row, now_ms), waits_s=waits_s, interval_s=interval_ms / 1000)
+    return PermitBlock(state=_state_of(row, now_ms), waits_s=waits_s, interval_s=interval_ms / 1000)
 
 
 def read_state(connection: sa.Connection, now_ms: float, bucket: Bucket) -> LimiterState:
     """Read what all processes have to respect."""
     row = connection.execute(_NAMED, {"bucket": bucket.name}).one_or_none()
-    return _notice(row, now_ms) if row else LimiterState(now_ms=now_ms)
+    return _state_of(row, now_ms) if row else LimiterState(now_ms=now_ms)
 
 
 def correct(connection: sa.Connection, now_ms: float, bucket: Bucket, correction: Amounts) -> None:
     """Book what calls used beyond their permits, or give back what they did not use."""
-    row = _row(connection, bucket)
+    row = _locked_row(connection, bucket)
     free = _corrected(row, _rates(row, bucket.stated, now_ms)[0], correction)
-    _write(connection, bucket, **dict(zip(_FREE, free, strict=True)))
+    _update(connection, bucket, **dict(zip(_FREE, free, strict=True)))
 
 
 def slow_down(
@@ -194,7 +194,7 @@ def slow_down(
         quiet_s: How long the server wants no calls; 0 for no pause.
         limited_ago_s: How long ago the call was sent that got a 429; None for another error.
     """
-    row = _row(connection, bucket)
+    row = _locked_row(connection, bucket)
     values: dict[str, Any] = {}
     quiet_until_ms = max(row.quiet_until_ms, now_ms + quiet_s * 1000 if quiet_s else 0.0)
     if limited_ago_s is not None and row.cut_ms < now_ms - limited_ago_s * 1000:
@@ -206,17 +206,17 @@ def slow_down(
         # The limit is used up, so there is no burst until it is free again.
         full = max(now_ms, quiet_until_ms) + _rates(row, bucket.stated, now_ms)[1]
         values |= {name: max(getattr(row, name), full) for name in _FREE}
-        _write(connection, bucket, quiet_until_ms=quiet_until_ms, **values)
+        _update(connection, bucket, quiet_until_ms=quiet_until_ms, **values)
     return read_state(connection, now_ms, bucket)
 
 
 def store_limits(connection: sa.Connection, now_ms: float, bucket: Bucket, limits: Limits) -> LimiterState:
     """Store the limits that the API's headers state; from then on calls are spread evenly."""
-    row = _row(connection, bucket)
+    row = _locked_row(connection, bucket)
     values: dict[str, Any] = dict(zip(("rpm", "itpm", "otpm"), limits.per_minute, strict=True))
     if row.learnt_ms < now_ms - _FORGOTTEN_MS:
         values |= {name: max(getattr(row, name), now_ms + limits.burst_s * 1000) for name in _FREE}
-    _write(connection, bucket, learnt_ms=now_ms, **values)
+    _update(connection, bucket, learnt_ms=now_ms, **values)
     return read_state(connection, now_ms, bucket)
 
 
@@ -257,7 +257,7 @@ def _observed_rpm(connection: sa.Connection, bucket: Bucket) -> float:
     return float(connection.execute(sent).scalar_one()) * 60 / _OBSERVED_S
 
 
-def _notice(row: sa.Row[Any], now_ms: float) -> LimiterState:
+def _state_of(row: sa.Row[Any], now_ms: float) -> LimiterState:
     return LimiterState(
         now_ms=now_ms,
         quiet_until_ms=row.quiet_until_ms,
@@ -270,7 +270,7 @@ def _learnt(row: sa.Row[Any]) -> Limits:
     return Limits(rpm=row.rpm, itpm=row.itpm, otpm=row.otpm)
 
 
-def _row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
+def _locked_row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
     """Return the bucket's row, locked until the transaction ends; make it at its first use."""
     row = connection.execute(_LOCKED, {"bucket": bucket.name}).one_or_none()
     if row is None:
@@ -280,5 +280,5 @@ def _row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
     return row
 
 
-def _write(connection: sa.Connection, bucket: Bucket, **values: Any) -> None:
+def _update(connection: sa.Connection, bucket: Bucket, **values: Any) -> None:
     connection.execute(_UPDATE, {"bucket": bucket.name, **values})

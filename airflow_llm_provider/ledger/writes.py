@@ -247,7 +247,7 @@ class Writes:
         """Book attempts at their ceiling, since it can't be proved that they were not billed."""
         rows = connection.execute(overdue, which).all()
         for row in rows:
-            changes.hold(row)
+            changes.remember(row)
             changes.end(row.id, UNPROVEN)
         for chunk in chunks([row.id for row in rows]):
             connection.execute(EXPIRE, {"attempts": chunk, "now": now})
@@ -387,7 +387,7 @@ class Writes:
         for entry, row, binds, outcome in zip(entries, rows, bound, outcomes, strict=True):
             # If the commit of an earlier try was not confirmed, the attempt was opened then and has its reservation.
             if isinstance(outcome, OpenedAttempt) and holders[row["claim"]].opened_ms == now:
-                changes.want(outcome.attempt_id, entry.ceiling_micro_usd, binds)
+                changes.reserve(outcome.attempt_id, entry.ceiling_micro_usd, binds)
         return outcomes
 
     def _late_replies(

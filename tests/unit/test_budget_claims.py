@@ -183,7 +183,7 @@ async def test_near_the_cap_a_call_may_fit_once_others_are_settled(ledger: Ledge
     assert isinstance(await ledger.open(waiting), OpenedAttempt)
 
 
-async def test_a_batch_that_does_not_fit_as_a_whole_is_filled_in_its_order(ledger: Ledger) -> None:
+async def test_a_group_that_does_not_fit_as_a_whole_is_filled_in_its_order(ledger: Ledger) -> None:
     outcomes = await asyncio.gather(*(ledger.open(entry(300)) for _ in range(5)), ledger.open(entry(100)))
     fit = [isinstance(outcome, OpenedAttempt) for outcome in outcomes]
     assert fit == [True, True, True, False, False, True]
@@ -197,7 +197,7 @@ async def test_engines_together_never_reserve_more_than_the_cap(ledger_of: Calla
     assert accounts(ledgers[0]) == {"run nightly/run-1": (0, 990)} == summed(ledgers[0])
 
 
-async def test_all_budgets_that_bind_a_call_hold_it_or_none_does(ledger: Ledger) -> None:
+async def test_a_call_is_reserved_in_all_of_its_budgets_or_in_none(ledger: Ledger) -> None:
     standing(ledger, cap_micro_usd=250)
     scope = dataclasses.replace(NIGHTLY, budget_micro_usd=500)
     await ledger.open(entry(200, scope))
@@ -228,7 +228,7 @@ async def test_an_unpriced_model_is_refused_by_a_budget_and_by_nothing_else(ledg
     assert isinstance(await ledger.open(entry(None, free)), OpenedAttempt)
 
 
-# What binds whom.
+# Which budgets limit which calls.
 
 
 async def test_a_task_instance_has_its_budget_over_all_its_tries(ledger: Ledger) -> None:
@@ -250,7 +250,7 @@ async def test_each_run_has_its_own_and_every_task_of_it_counts(ledger: Ledger) 
     assert isinstance(await ledger.open(entry(900, other_run)), OpenedAttempt)
 
 
-async def test_standing_budgets_bind_whom_they_name(ledger: Ledger) -> None:
+async def test_stored_budgets_limit_the_calls_that_they_name(ledger: Ledger) -> None:
     free = dataclasses.replace(NIGHTLY, run_budget_micro_usd=None, connection_id="claude_default")
     standing(ledger, name="dag", scope="dag", applies_to="nightly", per="day", cap_micro_usd=100)
     standing(ledger, name="conn", scope="connection", applies_to="other", per="day", cap_micro_usd=200)
@@ -270,7 +270,7 @@ async def test_standing_budgets_bind_whom_they_name(ledger: Ledger) -> None:
     assert await refused_by(60, dag_id="third", connection_id="other") == "conn"
 
 
-async def test_budgets_of_the_configuration_bind_every_call(ledger_of: Callable[..., Ledger]) -> None:
+async def test_budgets_of_the_configuration_limit_every_call(ledger_of: Callable[..., Ledger]) -> None:
     cap = Budget(name="day_budget_usd", cap_micro_usd=500, scope="all", per="day", origin="config")
     ledger = ledger_of(budgets=[cap])
     await bought(ledger, 400, ceiling=400)
@@ -348,7 +348,9 @@ def test_a_day_and_a_month_are_those_of_the_calendar_there(
         ({"scope": "call", "cap_micro_usd": -1}, "is negative"),
     ],
 )
-def test_a_budget_that_makes_no_sense_says_so(fields: dict[str, Any], complaint: str) -> None:
+def test_a_budget_whose_values_contradict_each_other_is_refused(
+    fields: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(ValueError, match=complaint):
         Budget(**{"name": "cap", "cap_micro_usd": 1, **fields})
 
@@ -356,7 +358,7 @@ def test_a_budget_that_makes_no_sense_says_so(fields: dict[str, Any], complaint:
 # What is left behind.
 
 
-async def test_what_a_killed_process_reserved_is_booked_at_its_ceiling_once_somebody_needs_it(
+async def test_the_reservation_of_a_killed_process_is_booked_at_its_ceiling_once_it_is_needed(
     ledger_of: Callable[..., Ledger],
 ) -> None:
     killed, other = ledger_of(**STALLED), ledger_of(beat_s=3600.0)
@@ -386,7 +388,9 @@ async def test_whoever_takes_over_an_expired_key_pays_for_it_too(ledger_of: Call
     assert accounts(other) == {"run nightly/run-1": (300, 300)} == summed(other)
 
 
-async def test_the_sweep_books_what_nobody_asks_for(ledger_of: Callable[..., Ledger]) -> None:
+async def test_renewing_leases_books_what_other_processes_left_behind(
+    ledger_of: Callable[..., Ledger],
+) -> None:
     killed = ledger_of(**STALLED)
     await killed.open(entry(600))
     await asyncio.sleep(0.3)
@@ -417,7 +421,9 @@ async def test_warnings_are_given_once_at_50_80_and_95_percent(ledger_of: Callab
     assert [warning.percent for warning in heard[3:]] == [50], "of the raised cap"
 
 
-async def test_a_budget_set_anew_counts_what_its_meter_missed_whatever_else_stands(ledger: Ledger) -> None:
+async def test_a_budget_that_is_set_again_counts_what_its_meter_missed_whatever_other_budgets_there_are(
+    ledger: Ledger,
+) -> None:
     nightly = {"name": "nightly", "scope": "dag", "per": "day", "applies_to": "nightly"}
     scope = dataclasses.replace(NIGHTLY, run_budget_micro_usd=None)
     standing(ledger, name="other", scope="dag", per="day", applies_to="other", cap_micro_usd=10)

@@ -23,7 +23,9 @@ def batch_of() -> Iterator[Callable[..., GroupCommit]]:
         batch.close()
 
 
-async def test_what_comes_together_is_done_together_in_order(batch_of: Callable[..., GroupCommit]) -> None:
+async def test_items_that_come_together_are_done_together_and_in_order(
+    batch_of: Callable[..., GroupCommit],
+) -> None:
     seen: list[list[int]] = []
     batch = batch_of(lambda items: seen.append(items) or [item * 2 for item in items], limit=64)
     results = await asyncio.gather(*(batch.submit(i) for i in range(100)))
@@ -33,12 +35,12 @@ async def test_what_comes_together_is_done_together_in_order(batch_of: Callable[
     assert len(seen) <= 20
 
 
-async def test_a_lonely_item_does_not_wait_long(batch_of: Callable[..., GroupCommit]) -> None:
+async def test_a_single_item_does_not_wait_long(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(list, linger_s=30.0)
     assert await asyncio.wait_for(batch.submit(1), 5) == 1
 
 
-async def test_the_shortest_wait_for_company_ends_too(batch_of: Callable[..., GroupCommit]) -> None:
+async def test_the_shortest_wait_for_others_ends_too(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(list, linger_s=1e-6, quiet_s=1e-6)  # a SimpleQueue hung here after some 20,000
 
     async def submit_for(seconds: float) -> None:
@@ -64,7 +66,7 @@ async def test_an_error_reaches_every_submitter_and_not_the_next(
     assert await batch.submit(4) == 4
 
 
-async def test_a_result_short_is_an_error_and_no_silence(batch_of: Callable[..., GroupCommit]) -> None:
+async def test_a_missing_result_is_an_error_for_every_submitter(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(lambda items: items[:-1])
     with pytest.raises(RuntimeError, match="0 results for 1 items"):
         await batch.submit(1)
@@ -134,7 +136,7 @@ async def test_it_ticks_while_idle_while_busy_and_after_a_tick_that_failed(
     assert "tick of the ledger's thread failed" in caplog.text
 
 
-def test_a_forked_child_is_told_instead_of_waiting_for_ever(batch_of: Callable[..., GroupCommit]) -> None:
+def test_a_forked_child_gets_an_error_instead_of_waiting(batch_of: Callable[..., GroupCommit]) -> None:
     batch = batch_of(list)
     child = os.fork()
     if child == 0:

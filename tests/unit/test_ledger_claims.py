@@ -95,10 +95,10 @@ def prompts(ledger: Ledger) -> list[bytes]:
         return [unpack_prompt(prompt) for prompt in kept]
 
 
-# One live attempt a key.
+# One live attempt per key.
 
 
-async def test_a_key_is_held_by_one_attempt_until_it_ends(ledger: Ledger) -> None:
+async def test_one_attempt_holds_a_key_until_it_ends(ledger: Ledger) -> None:
     first = await ledger.open(entry())
     assert isinstance(first, OpenedAttempt)
     assert await ledger.open(entry()) == ClaimHeld(ledger.holder)
@@ -109,7 +109,7 @@ async def test_a_key_is_held_by_one_attempt_until_it_ends(ledger: Ledger) -> Non
     assert states(ledger) == ["settled"]
 
 
-async def test_many_engines_asking_at_once_open_each_key_once(ledger_of: Callable[..., Ledger]) -> None:
+async def test_many_engines_that_ask_at_once_open_each_key_once(ledger_of: Callable[..., Ledger]) -> None:
     ledgers = [ledger_of() for _ in range(4)]
     keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(100)]
     opened = await asyncio.gather(*(ledger.open(entry(key)) for ledger in ledgers for key in keys))
@@ -124,7 +124,7 @@ async def test_a_failed_attempt_frees_its_key_at_once(ledger: Ledger) -> None:
     assert rows(ledger)[0].cost_micro_usd is None
 
 
-async def test_the_next_gets_the_key_when_a_lease_ends_and_the_old_attempt_is_booked_at_its_ceiling(
+async def test_when_a_lease_ends_the_next_caller_gets_the_key_and_the_old_attempt_is_booked_at_its_ceiling(
     ledger_of: Callable[..., Ledger],
 ) -> None:
     stalled, next_one = ledger_of(**STALLED), ledger_of()
@@ -137,7 +137,7 @@ async def test_the_next_gets_the_key_when_a_lease_ends_and_the_old_attempt_is_bo
     assert (new.state, new.cost_micro_usd) == ("open", None)
 
 
-async def test_only_one_gets_the_key_when_a_lease_ends(ledger_of: Callable[..., Ledger]) -> None:
+async def test_only_one_caller_gets_the_key_when_a_lease_ends(ledger_of: Callable[..., Ledger]) -> None:
     stalled = ledger_of(**STALLED)
     ledgers = [ledger_of() for _ in range(4)]
     await stalled.open(entry())
@@ -146,7 +146,7 @@ async def test_only_one_gets_the_key_when_a_lease_ends(ledger_of: Callable[..., 
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ClaimHeld"] * 19 + ["OpenedAttempt"]
 
 
-async def test_a_reply_that_comes_after_its_lease_is_booked_and_serves(
+async def test_a_reply_that_comes_after_its_lease_is_booked_and_reused(
     ledger_of: Callable[..., Ledger],
 ) -> None:
     stalled, next_one = ledger_of(**STALLED), ledger_of()
@@ -160,7 +160,7 @@ async def test_a_reply_that_comes_after_its_lease_is_booked_and_serves(
     assert (await next_one.find_reply(KEY, NIGHTLY, "always")).attempt_id == new.attempt_id
 
 
-async def test_a_late_answer_is_taken_by_who_opens_instead_of_buying_another(
+async def test_a_late_reply_is_taken_instead_of_buying_another(
     ledger_of: Callable[..., Ledger],
 ) -> None:
     stalled, next_one = ledger_of(**STALLED), ledger_of()
@@ -196,7 +196,7 @@ async def test_a_live_holder_keeps_its_key_however_long_the_call_takes(
     assert states(alive) == ["settled"]
 
 
-async def test_what_a_dead_process_left_is_booked_though_nobody_asks_for_it_again(
+async def test_an_attempt_of_a_dead_process_is_booked_even_if_it_is_never_asked_again(
     ledger_of: Callable[..., Ledger],
 ) -> None:
     dead = ledger_of(**STALLED)
@@ -209,10 +209,10 @@ async def test_what_a_dead_process_left_is_booked_though_nobody_asks_for_it_agai
     assert [(row.state, row.cost_micro_usd) for row in rows(dead)] == [("unproven", 900)]
 
 
-# Committed before anyone is told.
+# Committed before the caller hears of it.
 
 
-async def test_a_write_whose_commit_went_unheard_is_not_booked_twice(ledger: Ledger) -> None:
+async def test_a_write_whose_commit_was_not_confirmed_is_not_booked_twice(ledger: Ledger) -> None:
     opened = await ledger.open(entry())
     lost = [True]
 
@@ -238,20 +238,20 @@ async def test_a_write_outlives_the_cancellation_of_its_waiter(ledger: Ledger) -
     assert states(ledger) == ["settled"]
 
 
-async def test_closing_commits_what_was_only_noted(ledger: Ledger) -> None:
+async def test_closing_commits_what_nobody_waited_for(ledger: Ledger) -> None:
     opened = await ledger.open(entry())
     ledger.record_later(failure(opened, billed=True))
     await asyncio.to_thread(ledger.close)
     assert states(ledger) == ["unproven"]
 
 
-async def test_using_a_closed_ledger_is_an_error_and_no_wait(ledger: Ledger) -> None:
+async def test_using_a_closed_ledger_is_an_error_at_once(ledger: Ledger) -> None:
     ledger.close()
     with pytest.raises(RuntimeError, match="closed"):
         await ledger.open(entry())
 
 
-# A row the database won't take.
+# Rows that the database refuses.
 
 
 async def test_nul_and_lone_surrogates_are_stored_as_replacement_characters(ledger: Ledger) -> None:
@@ -273,7 +273,7 @@ async def test_nul_and_lone_surrogates_are_stored_as_replacement_characters(ledg
     assert second.stop_reason == first.error
 
 
-async def test_one_bad_row_does_not_cost_the_batch(ledger: Ledger) -> None:
+async def test_a_row_that_is_refused_does_not_stop_the_others_of_its_group(ledger: Ledger) -> None:
     keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(20)]
     entries = [entry(key, ceiling_micro_usd=2**70 if i == 7 else 1) for i, key in enumerate(keys)]
     outcomes = await asyncio.gather(*(ledger.open(e) for e in entries), return_exceptions=True)
@@ -281,7 +281,7 @@ async def test_one_bad_row_does_not_cost_the_batch(ledger: Ledger) -> None:
     assert all(isinstance(outcome, OpenedAttempt) for outcome in outcomes)
 
 
-async def test_a_prompt_that_can_not_be_written_out_costs_only_itself(
+async def test_a_prompt_that_can_not_be_serialised_fails_alone(
     ledger_of: Callable[..., Ledger],
 ) -> None:
     ledger = ledger_of(payload="full")
@@ -310,7 +310,7 @@ async def test_an_error_of_the_database_shows_nothing_of_what_was_stored(
     assert "patient" not in caplog.text
 
 
-# Who may reuse what.
+# Reuse.
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ async def test_an_error_of_the_database_shows_nothing_of_what_was_stored(
         ("run", "never", {}, False),
     ],
 )
-async def test_an_answer_is_found_as_far_as_its_reuse_reaches(
+async def test_a_reply_is_found_within_the_scope_of_its_reuse(
     ledger: Ledger, bought_with: str, asked_with: str, scope: dict, found: bool
 ) -> None:
     await bought(ledger, reuse=bought_with)
@@ -336,7 +336,7 @@ async def test_an_answer_is_found_as_far_as_its_reuse_reaches(
     assert (answer is not None) == found
 
 
-async def test_the_newest_answer_is_taken(ledger: Ledger) -> None:
+async def test_the_newest_reply_is_taken(ledger: Ledger) -> None:
     await bought(ledger, reuse="run")
     await asyncio.sleep(0.02)
     scope = dataclasses.replace(NIGHTLY, run_id="run-2")
@@ -344,7 +344,7 @@ async def test_the_newest_answer_is_taken(ledger: Ledger) -> None:
     assert (await ledger.find_reply(KEY, NIGHTLY, "always")).attempt_id == newest.attempt_id
 
 
-async def test_a_complaint_stands_beside_an_answer_that_is_still_one(ledger: Ledger) -> None:
+async def test_an_invalid_answer_is_noted_and_stays_a_settled_reply(ledger: Ledger) -> None:
     opened = await bought(ledger)
     for complaint in ("total: Field required", "total: too\0low"):
         await ledger.record(InvalidAnswer(opened.attempt_id, "InvalidOutput", complaint))
@@ -354,7 +354,7 @@ async def test_a_complaint_stands_beside_an_answer_that_is_still_one(ledger: Led
     assert (row.error_class, row.error) == ("InvalidOutput", "total: too\N{REPLACEMENT CHARACTER}low")
 
 
-async def test_a_reopened_answer_is_asked_anew_and_stays_on_the_books(ledger: Ledger) -> None:
+async def test_a_reopened_reply_is_bought_again_and_stays_booked(ledger: Ledger) -> None:
     await bought(ledger)
     later = dataclasses.replace(NIGHTLY, run_id="run-2")
     await ledger.record(Reopening(KEY, later))
@@ -363,7 +363,7 @@ async def test_a_reopened_answer_is_asked_anew_and_stays_on_the_books(ledger: Le
     assert [(row.state, row.cost_micro_usd) for row in rows(ledger)] == [("reopened", 4), ("settled", 4)]
 
 
-async def test_what_this_going_of_the_task_bought_is_not_reopened_by_its_retry(ledger: Ledger) -> None:
+async def test_a_retry_does_not_reopen_what_was_bought_since_the_last_clear(ledger: Ledger) -> None:
     await bought(ledger)
     await ledger.record(Reopening(KEY, dataclasses.replace(NIGHTLY, try_number=2)))
     assert states(ledger) == ["settled"]
@@ -372,7 +372,7 @@ async def test_what_this_going_of_the_task_bought_is_not_reopened_by_its_retry(l
     assert states(ledger) == ["reopened"]
 
 
-async def test_copies_of_a_document_share_what_was_asked_of_one(ledger: Ledger) -> None:
+async def test_copies_of_a_document_share_the_reply(ledger: Ledger) -> None:
     await bought(ledger)
     for copy in ("a" * 64, "b" * 64):
         await ledger.record(Sighting(copy, KEY))
@@ -384,7 +384,7 @@ async def test_copies_of_a_document_share_what_was_asked_of_one(ledger: Ledger) 
     )
 
 
-async def test_a_sighting_remembers_the_latest_question(ledger: Ledger) -> None:
+async def test_a_sighting_leads_to_the_latest_request(ledger: Ledger) -> None:
     await bought(ledger)
     await bought(ledger, "f" * 64)
     await ledger.record(Sighting("a" * 64, KEY))
@@ -392,7 +392,7 @@ async def test_a_sighting_remembers_the_latest_question(ledger: Ledger) -> None:
     assert (await ledger.find_reply_by_sighting("a" * 64, NIGHTLY, "always")).fingerprint == "f" * 64
 
 
-async def test_thousands_are_looked_up_at_once_and_none_is_mistaken_for_another(ledger: Ledger) -> None:
+async def test_thousands_of_lookups_at_once_each_get_their_own_reply(ledger: Ledger) -> None:
     keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(1500)]
     opened = await asyncio.gather(*(ledger.open(entry(key)) for key in keys))
     await asyncio.gather(
@@ -404,7 +404,7 @@ async def test_thousands_are_looked_up_at_once_and_none_is_mistaken_for_another(
         assert [answer.reply for answer in answers] == [key.encode() for key in keys]
 
 
-# What is kept of what was said.
+# Which prompts are kept.
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ async def test_prompts_are_kept_by_policy_and_replies_always(
         assert (await ledger.find_reply(key, NIGHTLY, "always")).reply == REPLY
 
 
-async def test_a_sample_holds_the_same_documents_at_every_run(ledger_of: Callable[..., Ledger]) -> None:
+async def test_a_sample_has_the_same_documents_in_every_run(ledger_of: Callable[..., Ledger]) -> None:
     keys = [hashlib.sha256(b"document %d" % i).hexdigest() for i in range(400)]
 
     async def sampled(run: str) -> set[bytes]:

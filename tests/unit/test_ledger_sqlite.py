@@ -134,7 +134,7 @@ def test_a_folder_that_is_mounted_within_the_deadline_is_waited_for(tmp_path: Pa
     Ledger(url_of(folder / "ledger.db"), deadline_s=20).close()
 
 
-def test_a_file_that_is_no_ledger_is_named_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_named_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.write_bytes(b"not a database " * 1000)
     with pytest.raises(
@@ -144,7 +144,7 @@ def test_a_file_that_is_no_ledger_is_named_and_left_alone(tmp_path: Path) -> Non
     assert path.read_bytes() == b"not a database " * 1000
 
 
-def test_a_folder_is_no_ledger_and_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_ledger_and_is_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(LedgerUnusable, match=r"is not a file.*sqlite:////.*/llm_ledger\.db"):
         Ledger(url_of(tmp_path))
     with pytest.raises(LedgerUnusable, match="is not a file"), Database(url_of(tmp_path)).read():
@@ -152,7 +152,7 @@ def test_a_folder_is_no_ledger_and_is_not_tried_again(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_another_programs_tables_are_named_and_left_alone(path: Path) -> None:
+def test_another_programs_tables_are_named_and_not_changed(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as foreign:
         foreign.executescript("CREATE TABLE call (number TEXT); CREATE TABLE review (stars INT)")
         with pytest.raises(
@@ -352,7 +352,7 @@ async def test_two_ledgers_in_one_process_share_the_file(tmp_path: Path) -> None
     second.close()
 
 
-async def test_what_the_ledger_was_away_for_is_written_when_it_is_back(path: Path) -> None:
+async def test_ends_of_attempts_are_written_once_an_unreachable_database_is_back(path: Path) -> None:
     ledger = Ledger(url_of(path), deadline_s=0.3, lease_s=60, beat_s=0.1)
     paid, free, away = await ledger.open(entry()), entry(), path.with_name("away")
     move(path, away)
@@ -367,7 +367,7 @@ async def test_what_the_ledger_was_away_for_is_written_when_it_is_back(path: Pat
     ledger.close()
 
 
-async def test_who_is_cancelled_twice_while_opening_leaves_nothing_open(ledger: Ledger) -> None:
+async def test_a_caller_that_is_cancelled_twice_while_opening_leaves_nothing_open(ledger: Ledger) -> None:
     with ledger.database.write():  # so that opening has to wait
         opening = asyncio.create_task(ledger.open(entry()))
         for _ in range(2):

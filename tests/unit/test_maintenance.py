@@ -54,7 +54,7 @@ def before(database: Database, days: float) -> int:
     return now(database) - round(days * DAY)
 
 
-def test_old_calls_go_with_what_was_said_and_young_ones_stay(database: Database) -> None:
+def test_old_calls_are_removed_with_their_payloads_and_new_ones_stay(database: Database) -> None:
     old = [aged(database, 100, n, run_id=f"old-{n}") for n in range(250)]
     young = aged(database, 10, run_id="young")
     put(database, *old, young)
@@ -115,7 +115,7 @@ def test_an_open_attempt_stays_whatever_its_age(database: Database) -> None:
     assert left(database) == {held["id"]}
 
 
-def test_a_run_that_wakes_up_meanwhile_keeps_the_rest(database: Database) -> None:
+def test_a_run_that_becomes_active_meanwhile_keeps_the_rest(database: Database) -> None:
     put(database, *(aged(database, 100, n) for n in range(2_500)))  # more than one step, whatever the machine
     woken: list[int] = []
 
@@ -129,7 +129,7 @@ def test_a_run_that_wakes_up_meanwhile_keeps_the_rest(database: Database) -> Non
     assert gone.kept == 2_500 - gone.rows
 
 
-def test_a_dry_run_counts_what_would_go_and_removes_nothing(database: Database) -> None:
+def test_a_dry_run_counts_and_removes_nothing(database: Database) -> None:
     old = [aged(database, 100, n) for n in range(5)]
     put(database, *old)
     put(database, *said(*old[:3]), table=payload)
@@ -154,7 +154,7 @@ def test_with_two_ages_nothing_is_counted_twice(database: Database) -> None:
     assert left(database, payload.c.call_id) == {one["id"] for one in active}
 
 
-def test_only_what_was_said_may_go_and_the_books_keep_their_rows(database: Database) -> None:
+def test_payloads_can_be_removed_while_the_calls_stay(database: Database) -> None:
     states = ("settled", "late", "failed", "reopened")
     old = [aged(database, 40, n, state=state, uncached_tokens=100) for n, state in enumerate(states)]
     put(database, *old)
@@ -169,7 +169,7 @@ def test_only_what_was_said_may_go_and_the_books_keep_their_rows(database: Datab
     assert check(database) == []
 
 
-def test_rows_and_what_was_said_may_have_ages_of_their_own(database: Database) -> None:
+def test_calls_and_payloads_may_have_different_ages(database: Database) -> None:
     old, older = aged(database, 40, run_id="a"), aged(database, 400, run_id="b")
     put(database, old, older)
     put(database, *said(old, older), table=payload)
@@ -178,7 +178,7 @@ def test_rows_and_what_was_said_may_have_ages_of_their_own(database: Database) -
     assert left(database) == {old["id"]}
 
 
-async def test_notes_on_documents_go_with_their_answers(ledger_url: str) -> None:
+async def test_notes_on_documents_are_removed_with_their_replies(ledger_url: str) -> None:
     ledger = Ledger(ledger_url)
     database = ledger.database
     kept, old = aged(database, 1, run_id="young"), aged(database, 100, 1, run_id="old")
@@ -192,7 +192,7 @@ async def test_notes_on_documents_go_with_their_answers(ledger_url: str) -> None
     await asyncio.to_thread(ledger.close)
 
 
-def test_savings_of_old_runs_go_too(database: Database) -> None:
+def test_savings_of_old_runs_are_removed_too(database: Database) -> None:
     one = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 1, "model": "m"}
     one |= {"reused": 1, "reused_micro_usd": 5, "routed_micro_usd": 0}
     old, new = (first_id_of(before(database, days)) for days in (100, 1))  # ids begin with the time
@@ -206,7 +206,7 @@ def test_savings_of_old_runs_go_too(database: Database) -> None:
     assert left(database, saving.c.id) == {new}
 
 
-def test_a_sound_ledger_has_no_findings_and_a_broken_one_says_where(database: Database) -> None:
+def test_a_sound_ledger_has_no_findings_and_a_broken_one_names_its_rows(database: Database) -> None:
     fine = aged(database, 1)
     put(database, fine)
     put(database, *said(fine), table=payload)
@@ -262,7 +262,7 @@ def test_the_size_counts_rows_bytes_and_ages(database: Database) -> None:
     assert round((now(database) - told.oldest_ms) / DAY) == 30
 
 
-def test_an_export_has_every_call_once_and_says_nothing_of_what_was_said(database: Database) -> None:
+def test_an_export_has_every_call_once_and_no_payloads(database: Database) -> None:
     put(database, *(aged(database, 5, n, tags='["a"]') for n in range(2_500)))
     lines = list(export(database))
     assert len({line["id"] for line in lines}) == len(lines) == 2_500

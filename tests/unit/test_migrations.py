@@ -302,7 +302,7 @@ async def test_what_an_upgraded_ledger_does_all_the_time_uses_its_indexes(
 
     bucket = rate_limits.Bucket(connection_id="c", model="m", stated=rate_limits.Limits())
     request = rate_limits.PermitRequest(bucket=bucket, holder="h", dag_id="d", costs=[(1.0, 10.0, 10.0)])
-    await ledger.write(partial(rate_limits.take_permits, want=request))
+    await ledger.write(partial(rate_limits.take_permits, request=request))
     await ledger.write(partial(rate_limits.correct, bucket=bucket, correction=(0.0, 5.0, 5.0)))
     await ledger.write(partial(rate_limits.slow_down, bucket=bucket, quiet_s=0, limited_ago_s=0.0))
     await ledger.read(partial(rate_limits.read_state, bucket=bucket))

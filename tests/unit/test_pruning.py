@@ -13,7 +13,7 @@ from airflow_llm_provider.ledger.maintenance import export, prune
 from airflow_llm_provider.ledger.schema import call, payload
 
 
-async def test_what_lost_its_reply_is_asked_anew_and_not_waited_for(engine: Engine, wire: Wire) -> None:
+async def test_a_call_that_lost_its_reply_is_bought_again_without_a_wait(engine: Engine, wire: Wire) -> None:
     database = engine.ledger.database
     await engine.ask(question(), make_terms(reuse="always"))
     ancient = call.update().values(id="0" * 32, closed_ms=1)

@@ -116,7 +116,7 @@ def test_the_share_of_a_process_that_is_gone_falls_to_the_others(connection: sa.
     assert len(take(connection, at_s=10).waits_s) == 10
 
 
-def test_permits_for_calls_to_come_are_only_taken_where_they_are_there_for_the_taking(
+def test_spare_permits_are_only_taken_if_they_may_be_used_at_once(
     connection: sa.Connection,
 ) -> None:
     assert len(take(connection, 1, spare=5).waits_s) == 6
@@ -133,7 +133,7 @@ def test_a_call_larger_than_a_burst_waits_for_all_of_it_and_leaves_a_debt(connec
     assert times(take(connection, 1, bucket=bucket, tokens=(10.0, 0.0))) == [8.2]
 
 
-def test_every_limit_that_is_known_holds(connection: sa.Connection) -> None:
+def test_every_known_limit_is_kept(connection: sa.Connection) -> None:
     limits = Limits(rpm=6_000, itpm=600_000, otpm=600, burst_s=1)
     bucket = Bucket(connection_id="claude", model=None, stated=limits)
     block = take(connection, 3, bucket=bucket, tokens=(10.0, 5.0))
@@ -150,17 +150,17 @@ def test_what_a_reply_took_beyond_its_permit_is_waited_for_by_the_next(connectio
     assert times(take(connection, 1, bucket=bucket, tokens=(0.0, 5.0))) == [0.5]
 
 
-# What the server said.
+# What the server states.
 
 
-def test_after_a_silence_all_go_on_evenly(connection: sa.Connection) -> None:
+def test_after_a_pause_calls_are_spread_evenly(connection: sa.Connection) -> None:
     notice = rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
     assert notice.quiet_until_ms == NOW + 20_000
     assert times(take(connection, 3)) == [20.1, 20.2, 20.3]
     assert rate_limits.read_state(connection, NOW, TEN_A_SECOND).quiet_until_ms == NOW + 20_000
 
 
-def test_a_shorter_silence_does_not_end_a_longer_one(connection: sa.Connection) -> None:
+def test_a_shorter_pause_does_not_end_a_longer_one(connection: sa.Connection) -> None:
     rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
     notice = rate_limits.slow_down(connection, NOW + 1000, TEN_A_SECOND, quiet_s=1, limited_ago_s=None)
     assert notice.quiet_until_ms == NOW + 20_000
@@ -170,7 +170,7 @@ def interval_s(connection: sa.Connection, at_s: float, bucket: Bucket = TEN_A_SE
     return round(take(connection, 1, at_s=at_s, bucket=bucket).interval_s, 3)
 
 
-def test_a_429_halves_the_pace_once_for_all_that_were_sent_before_it_and_time_restores_it(
+def test_a_429_halves_the_rate_once_for_all_calls_sent_before_it_and_it_recovers(
     connection: sa.Connection,
 ) -> None:
     for ago_s in (0.1, 0.4, 2.0):
@@ -195,7 +195,7 @@ def test_an_unknown_limit_is_cut_to_half_of_what_was_sent_and_forgotten_in_the_e
     assert interval_s(connection, 601, UNKNOWN) == 0
 
 
-def test_learnt_limits_hold_for_ten_minutes_from_when_they_were_last_heard(connection: sa.Connection) -> None:
+def test_learnt_limits_count_for_ten_minutes_after_they_were_last_stated(connection: sa.Connection) -> None:
     notice = rate_limits.store_limits(connection, NOW, UNKNOWN, Limits(rpm=600, itpm=60_000))
     assert (notice.learnt.rpm, notice.learnt.itpm, notice.learnt.otpm) == (600, 60_000, None)
     assert times(take(connection, 2, bucket=UNKNOWN)) == [0.1, 0.2]  # half of them was used: no burst

@@ -163,7 +163,7 @@ def test_caching_saves_what_reads_cost_less_minus_what_writes_cost_more(database
     assert saved.cached_share == 0.9
 
 
-def test_what_caching_cost_for_nothing_is_a_loss(database: Database) -> None:
+def test_caching_that_was_never_read_is_a_loss(database: Database) -> None:
     put(database, row(cache_write_1h_tokens=10_000))
     assert costs(database, "run").total.cached_micro_usd < 0
 

@@ -79,7 +79,7 @@ async def test_a_question_is_kept_as_it_was_first_shown(book: Book) -> None:
     assert again == first
 
 
-async def test_what_was_decided_stands_for_a_retry_and_is_asked_anew_by_a_clear(book: Book) -> None:
+async def test_a_retry_keeps_the_decision_and_a_clear_asks_again(book: Book) -> None:
     await book.keep(asked())
     await book.settle(verdict())
     retried = await book.keep(asked())
@@ -98,9 +98,7 @@ async def test_a_question_counts_as_shown_once_airflow_shows_it_and_a_clear_show
 
 
 @pytest.mark.parametrize("scope", [SCOPE, CLEARED])
-async def test_another_question_never_takes_the_place_of_one_that_was_shown(
-    book: Book, scope: CallScope
-) -> None:
+async def test_another_question_never_replaces_one_that_was_shown(book: Book, scope: CallScope) -> None:
     await book.keep(asked())
     other = await book.keep(asked(b'"another"'), scope)
     assert other.asked.content == b'"a letter"'
@@ -108,14 +106,14 @@ async def test_another_question_never_takes_the_place_of_one_that_was_shown(
     assert (frozen.asked.content, frozen.verdict, frozen.first_try) == (b'"a letter"', None, scope.first_try)
 
 
-async def test_what_passed_gives_way_to_a_question(book: Book) -> None:
+async def test_a_review_that_passed_is_replaced_by_a_question(book: Book) -> None:
     passed = await book.let_pass(asked(is_shown=False))
     assert (passed.verdict.status, passed.verdict.decided_by, passed.asked.shown) == ("passed", None, None)
     shown = await book.keep(asked(b'"another"'), CLEARED)
     assert (shown.asked.content, shown.verdict) == (b'"another"', None)
 
 
-async def test_what_a_person_decided_is_not_let_pass_by_a_retry(book: Book) -> None:
+async def test_a_retry_does_not_replace_what_a_person_decided(book: Book) -> None:
     await book.keep(asked())
     await book.settle(verdict(reviews.REJECTED))
     assert (await book.let_pass(asked(is_shown=False))).verdict.status == "rejected"
@@ -136,7 +134,7 @@ async def test_questions_are_told_apart_by_instance_and_key(book: Book) -> None:
 
 
 @pytest.mark.parametrize("column", ["shown", "content", "decided"])
-async def test_bytes_that_are_not_what_was_written_are_named(book: Book, column: str) -> None:
+async def test_a_review_that_was_changed_in_the_ledger_is_refused(book: Book, column: str) -> None:
     await book.keep(asked())
     await book.settle(verdict())
 
