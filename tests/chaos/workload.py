@@ -34,6 +34,7 @@ from pydantic import BaseModel
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
+from airflow_llm_provider.options import OnInvalid
 from airflow_llm_provider.sensors.approval import ApprovalSensor
 
 NAME = "{{ dag_run.conf['name'] }}"
@@ -55,7 +56,7 @@ def is_double(note: Note):
     return None if note.double == 2 * int(note.note[-4:]) else "double has to be twice the note's number"
 
 
-CHECKED = {"output_type": Note, "validators": [is_double], "max_repairs": %(repairs)d}
+CHECKED = {"output_type": Note, "validators": [is_double], "on_invalid": OnInvalid(max_repairs=%(repairs)d)}
 
 with DAG(
     "%(dag_id)s",
@@ -87,7 +88,7 @@ with DAG(
         asks = ClaudeOperator.partial(
             task_id=f"ask_{stage}",
             output_type=SCHEMA,
-            max_repairs=%(repairs)d,
+            on_invalid=OnInvalid(max_repairs=%(repairs)d),
             deferrable=True,
             claude_conn_id="shared",
         ).expand(prompt=[f"{ASKED} Note {NAME}-ask{stage}{number:03}." for number in range(%(asks)d)])

@@ -18,6 +18,7 @@ DAG = """
 from datetime import timedelta
 from airflow.sdk import DAG, task
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.options import Reading
 
 with DAG("shards", schedule=None, default_args={"retries": 20, "retry_delay": timedelta(seconds=1)}):
 
@@ -28,7 +29,7 @@ with DAG("shards", schedule=None, default_args={"retries": 20, "retry_delay": ti
     ClaudeDocumentsOperator.partial(
         task_id="read",
         prompt="Which number does this note have?",
-        strings="path",
+        reading=Reading(strings="path"),
         output="{output}",
         model="fast",
         max_in_flight=4,
@@ -38,7 +39,7 @@ with DAG("paced", schedule=None):
     ClaudeDocumentsOperator.partial(
         task_id="read",
         prompt="Which day does this note have?",
-        strings="path",
+        reading=Reading(strings="path"),
         output="{output}.paced.jsonl",
         model="fast",
         claude_conn_id="paced",

@@ -11,6 +11,7 @@ from airflow_llm_provider.operators.branch import LLMBranchOperator
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.operators.repair import ValidationRepairOperator
+from airflow_llm_provider.options import Route
 from airflow_llm_provider.sensors.approval import ApprovalSensor
 from airflow_llm_provider.tools import tool
 
@@ -55,10 +56,10 @@ with DAG("planted", schedule=None):
     ClaudeOperator(task_id="worker", prompt="[worker] When?", inputs=letter, output_type=DATE, **ONE)
     ClaudeOperator(task_id="deferred", prompt="[deferred] When?", inputs=letter, deferrable=True, **ONE)
     ClaudeOperator(task_id="tools", prompt="[tools] Who?", inputs=file, tools=[look_up], **ONE)
-    for lane in (False, True):
-        how = {**ONE, "retry": {"server": {"attempts": 1}}, "deferrable": lane}
+    for way in (False, True):
+        how = {**ONE, "route": Route(retry={"server": {"attempts": 1}}), "deferrable": way}
         for fate in ("401", "500", "400"):
-            ClaudeOperator(task_id=f"{fate}_{lane}", prompt=f"[{fate}] When?", inputs=letter, **how)
+            ClaudeOperator(task_id=f"{fate}_{way}", prompt=f"[{fate}] When?", inputs=letter, **how)
 
     @task.claude(inputs=letter, deferrable=True, **ONE)
     def returned():

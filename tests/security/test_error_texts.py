@@ -70,7 +70,7 @@ def chain(error: BaseException | None) -> str:
 async def test_a_server_that_repeats_the_key_is_not_repeated(
     status: int, body: Callable[[bytes], bytes], headers: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # The SDK's transport logs status lines at INFO, which Settings.engine turns off.
+    # The SDK's transport logs status lines at INFO, which Connection.engine turns off.
     caplog.set_level(logging.WARNING)
     async with echoing(status, body, headers) as url:
         client = AnthropicClient(api_key=KEY, base_url=url)
@@ -147,13 +147,13 @@ async def test_a_recorded_exchange_has_no_key_in_it(tmp_path: Path) -> None:
     assert SCRUBBED in recorded
 
 
-def test_a_setting_that_can_not_be_read_is_named_and_not_repeated() -> None:
+def test_a_field_of_a_connection_that_is_not_valid_is_named_and_not_repeated() -> None:
     from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowFailException
 
     from airflow_llm_provider.hooks import connection as connections
 
-    def settings(**fields: Any) -> connections.Connection:
+    def read(**fields: Any) -> connections.Connection:
         extra = {"ledger_url": f"postgresql://x:{WORD}@db/ledger", **fields.pop("extra", {})}
         connection = {"conn_id": "claude_default", "conn_type": "claude", "password": KEY, **fields}
         return connections.Connection.of(Connection(**connection, extra=json.dumps(extra)), "claude_default")
@@ -166,12 +166,12 @@ def test_a_setting_that_can_not_be_read_is_named_and_not_repeated() -> None:
         f"http://someone:{WORD}@proxy:port",
     ):
         with pytest.raises(AirflowFailException, match="its proxy should be") as wrong:
-            settings(extra={"proxy": proxy})
+            read(extra={"proxy": proxy})
         assert WORD not in chain(wrong.value)
     for host in (f"http://someone:{WORD}@gateway.example", f"http://someone:{WORD}@[gateway"):
         with pytest.raises((AirflowFailException, ValueError)) as wrong_host:
-            settings(host=host)
+            read(host=host)
         assert WORD not in chain(wrong_host.value)
-    sound = settings(extra={"proxy": f"http://someone:{WORD}@proxy:3128"})
+    sound = read(extra={"proxy": f"http://someone:{WORD}@proxy:3128"})
     assert WORD not in repr(sound)
     assert KEY not in repr(sound)

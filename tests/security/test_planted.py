@@ -188,7 +188,7 @@ def test_every_task_ended_as_it_should_and_the_secrets_were_in_use(stage: Stage)
     ended = {
         ti["task_id"]: ti["state"] for ti in stage.airflow.task_instances("planted", stage.runs["planted"])
     }
-    failed = {f"{status}_{lane}" for status in (400, 401, 500) for lane in (True, False)}
+    failed = {f"{status}_{way}" for status in (400, 401, 500) for way in (True, False)}
     assert {name for name, state in ended.items() if state == "failed"} == failed
     assert {name for name, state in ended.items() if state == "skipped"} == {"right"}
     heads = b"".join(stage.proxy.heads)
@@ -214,8 +214,8 @@ def test_no_secret_is_on_any_page_and_errors_still_say_why(stage: Stage) -> None
     pages = stage.pages()
     assert {name: found for name, content in pages.items() if (found := has(content, SECRETS))} == {}
     for status, error in ((400, b"BadRequest"), (401, b"AuthenticationFailed"), (500, b"ServerError")):
-        for lane in (True, False):
-            log = pages[f"planted.{status}_{lane} log"]
+        for way in (True, False):
+            log = pages[f"planted.{status}_{way} log"]
             assert error in log
             assert b"You sent x-api-key: ***, and that is wrong." in log
 

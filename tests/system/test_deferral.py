@@ -24,10 +24,10 @@ pytestmark = pytest.mark.system
 
 SHAPES = ("plain", "literal", "xcom", "templated")
 FATES = ("ok", "invalid", "busy", "refusal", "truncation")
-LANES = ("w", "d")
+WAYS = ("w", "d")
 LEASE_S = 6.0
 
-# How each fate ends, in either lane: state, what the log says, and the rows of the ledger.
+# How each fate ends, either way: state, what the log says, and the rows of the ledger.
 ENDS: dict[str, tuple[str, str | None, list[tuple[str, str, str | None]]]] = {
     "ok": ("success", None, [("settled", "answer", None)]),
     "invalid": ("success", None, [("settled", "answer", "InvalidOutput"), ("settled", "repair", None)]),
@@ -35,7 +35,7 @@ ENDS: dict[str, tuple[str, str | None, list[tuple[str, str, str | None]]]] = {
     "refusal": ("failed", "Refused: The model refused to answer", [("settled", "answer", "Refused")]),
     "truncation": ("failed", "Truncated: ", [("settled", "answer", "Truncated")]),
 }
-# Where the lanes differ: an answer that a trigger brings ends its task there, so no worker has a name.
+# Where the two ways differ: an answer that a trigger brings ends its task there, so no worker has a name.
 RAN_IN_WORKER = {
     ("w", "success"): True,
     ("w", "failed"): True,
@@ -92,9 +92,9 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    folder = tmp_path_factory.mktemp("lanes")
+    folder = tmp_path_factory.mktemp("deferral")
     (folder / "dags").mkdir()
-    shutil.copy(Path(__file__).with_name("lanes_dag.py"), folder / "dags" / "lanes.py")
+    shutil.copy(Path(__file__).with_name("deferral_dag.py"), folder / "dags" / "deferral.py")
     (folder / "home" / "config").mkdir(parents=True)
     (folder / "home" / "config" / "airflow_local_settings.py").write_text(PRELOAD)
     with StandIn(validate=True) as server:
@@ -104,7 +104,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
                 folder / "dags",
                 parallelism=6,
                 connections={
-                    "claude_default": {"conn_type": "claude", "password": "sk-lanes", "host": server.url}
+                    "claude_default": {"conn_type": "claude", "password": "sk-deferral", "host": server.url}
                 },
                 config={
                     "AIRFLOW__LLM__LEASE_S": str(LEASE_S),
@@ -135,10 +135,10 @@ def script(stage: Stage) -> None:
     server.fail(kind="wrong_shape", matching=needs_repair)
     server.fail(kind="refusal", matching=" refusal]")
     server.fail(kind="max_tokens", matching=" truncation]")
-    for lane in LANES:
+    for way in WAYS:
         for shape in SHAPES:
-            server.fail(429, retry_after=1.0, matching=f"[{lane} {shape} busy]", times=1)
-        server.fail(429, retry_after=6.0, matching=f"[{lane} later]", times=1)
+            server.fail(429, retry_after=1.0, matching=f"[{way} {shape} busy]", times=1)
+        server.fail(429, retry_after=6.0, matching=f"[{way} later]", times=1)
     server.fail(
         kind="slow",
         duration_s=30.0,
@@ -146,31 +146,31 @@ def script(stage: Stage) -> None:
     )
 
 
-def place(shape: str, fate: str, lane: str) -> tuple[str, int]:
+def place(shape: str, fate: str, way: str) -> tuple[str, int]:
     """Return task id and map index of a case."""
     if shape in ("literal", "xcom"):
-        return f"{shape}_{lane}", FATES.index(fate) if fate in FATES else 0
-    return (f"{shape}_{fate}_{lane}" if fate in FATES else f"{shape}_{lane}"), -1
+        return f"{shape}_{way}", FATES.index(fate) if fate in FATES else 0
+    return (f"{shape}_{fate}_{way}" if fate in FATES else f"{shape}_{way}"), -1
 
 
-def test_both_lanes_come_to_the_same(stage: Stage) -> None:
+def test_a_worker_and_a_trigger_come_to_the_same(stage: Stage) -> None:
     airflow = stage.airflow
-    run = airflow.trigger("lanes")
-    airflow.wait("lanes", run, timeout_s=120)
-    instances, rows = stage.instances("lanes", run), stage.rows(run)
+    run = airflow.trigger("deferral")
+    airflow.wait("deferral", run, timeout_s=120)
+    instances, rows = stage.instances("deferral", run), stage.rows(run)
     wrong: list[str] = []
     for shape in SHAPES:
         for fate in FATES:
             state, cause, ledger = ENDS[fate]
             came: dict[str, Any] = {}
-            for lane in LANES:
-                task_id, map_index = at = place(shape, fate, lane)
-                ti, case = instances[at], f"{shape} {fate} {lane}"
+            for way in WAYS:
+                task_id, map_index = at = place(shape, fate, way)
+                ti, case = instances[at], f"{shape} {fate} {way}"
                 mine = [row for row in rows if (row["task_id"], row["map_index"]) == at]
-                usage = stage.xcom(run, "lanes", *at, "llm_usage")
-                came[lane] = {
-                    "return_value": stage.xcom(run, "lanes", *at, "return_value"),
-                    "llm_checks": stage.xcom(run, "lanes", *at, "llm_checks"),
+                usage = stage.xcom(run, "deferral", *at, "llm_usage")
+                came[way] = {
+                    "return_value": stage.xcom(run, "deferral", *at, "return_value"),
+                    "llm_checks": stage.xcom(run, "deferral", *at, "llm_checks"),
                     "llm_usage": usage and {k: v for k, v in usage.items() if k != "latency_s"},
                     "rows": [{name: row[name] for name in SAME} for row in mine],
                 }
@@ -179,18 +179,18 @@ def test_both_lanes_come_to_the_same(stage: Stage) -> None:
                     "try": ti["try_number"],
                     "rows": [(row["state"], row["purpose"], row["error_class"]) for row in mine],
                     "in a worker": bool(ti["hostname"]),
-                    "answer": came[lane]["return_value"],
+                    "answer": came[way]["return_value"],
                 }
                 expected = {
                     "state": state,
                     "try": 1,  # what no retry can mend is not retried
                     "rows": ledger,
-                    "in a worker": RAN_IN_WORKER[lane, state],
+                    "in a worker": RAN_IN_WORKER[way, state],
                     "answer": {"date": "March 4, 2026"} if state == "success" else None,
                 }
                 if seen != expected:
                     wrong.append(f"{case}: {seen}, not {expected}")
-                if cause and cause not in (log := airflow.log("lanes", run, task_id, 1, map_index)):
+                if cause and cause not in (log := airflow.log("deferral", run, task_id, 1, map_index)):
                     wrong.append(f"{case}: no {cause!r} in\n{log}")
             if came["w"] != came["d"]:
                 wrong.append(f"{shape} {fate}: worker {came['w']}\n  triggerer {came['d']}")
@@ -204,7 +204,7 @@ def test_what_was_settled_is_not_bought_again_when_either_process_is_killed(stag
     stage.is_slow[0] = True
     seen = server.seen
     run = airflow.trigger("killed")
-    # Eight first answers are settled, eight repairs are in flight: one for each shape in each lane.
+    # Eight first answers are settled, eight repairs are in flight: one for each shape, both ways.
     assert wait_until(lambda: server.seen - seen == 16 and server.in_flight == 8, 60), server.summary()
     assert {row["state"] for row in stage.rows(run) if row["purpose"] == "answer"} == {"settled"}
     stage.is_slow[0] = False
@@ -216,13 +216,13 @@ def test_what_was_settled_is_not_bought_again_when_either_process_is_killed(stag
     assert airflow.wait("killed", run, timeout_s=90) == "success"
 
     rows = stage.rows(run)
-    came = {lane: {} for lane in LANES}
+    came = {way: {} for way in WAYS}
     for shape in SHAPES:
-        for lane in LANES:
-            at = place(shape, "killed", lane)
+        for way in WAYS:
+            at = place(shape, "killed", way)
             mine = [row for row in rows if (row["task_id"], row["map_index"]) == at]
             usage = stage.xcom(run, "killed", *at, "llm_usage")
-            came[lane][shape] = {
+            came[way][shape] = {
                 "answer": stage.xcom(run, "killed", *at, "return_value"),
                 "usage": {k: v for k, v in usage.items() if k != "latency_s"},
                 "rows": [(r["state"], r["purpose"], r["output_tokens"], r["cost_micro_usd"]) for r in mine],
@@ -233,9 +233,9 @@ def test_what_was_settled_is_not_bought_again_when_either_process_is_killed(stag
                 ("unproven", "repair"),
                 ("settled", "repair"),
             ]
-            assert came[lane][shape]["answer"] == {"date": "March 4, 2026"}
+            assert came[way][shape]["answer"] == {"date": "March 4, 2026"}
     assert came["w"] == came["d"]
-    # Where the lanes differ: a killed worker costs a try, a killed triggerer none.
+    # Where the two ways differ: a killed worker costs a try, a killed triggerer none.
     tries = {at[0][-1]: ti["try_number"] for at, ti in stage.instances("killed", run).items()}
     assert tries == {"w": 2, "d": 1}
     assert wait_until(lambda: server.in_flight == 0, 40)
@@ -274,11 +274,11 @@ def test_the_next_try_comes_when_the_api_asked_for_it(stage: Stage) -> None:
     airflow = stage.airflow
     run = airflow.trigger("limited")
     assert airflow.wait("limited", run, timeout_s=90) == "success"  # retry_delay alone is five minutes
-    for lane in LANES:
-        failed, settled = [row for row in stage.rows(run) if row["task_id"] == f"busy_{lane}"]
+    for way in WAYS:
+        failed, settled = [row for row in stage.rows(run) if row["task_id"] == f"busy_{way}"]
         assert (failed["state"], failed["try_number"], settled["try_number"]) == ("failed", 1, 2)
         assert 6.0 <= (settled["opened_ms"] - failed["closed_ms"]) / 1000 < 25
-        assert "RateLimited" in airflow.log("limited", run, f"busy_{lane}", 1)
+        assert "RateLimited" in airflow.log("limited", run, f"busy_{way}", 1)
     balance(stage.ledger_url, stage.server.invoice)
 
 
