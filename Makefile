@@ -1,4 +1,4 @@
-# Everything from a bare python3 (>= 3.11) with pip: targets set up .venv by themselves.
+# Needs only python3 (>= 3.11) with pip: the targets set up .venv by themselves.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,7 @@ PYTEST = $(VENV)/bin/python -m pytest -q
 PIP = $(PYTHON) -m pip --python $(VENV)/bin/python --disable-pip-version-check -qq --no-input
 READY = $(VENV)/.installed
 PYTHONS ?= 3.11 3.12 3.13
-# Prints where a Python is. pyenv's python3.12 runs only where that version is chosen, which others don't need.
+# Prints where a Python is. pyenv's python3.12 runs only where that version is chosen; other Pythons ignore the variable.
 find = PYENV_VERSION=$(1) python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null
 RESOLVE = $(VENV)/bin/uv pip compile --quiet --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml
 # What CI runs, the quick ones first. Each has processes of its own: tests/unit must not find Airflow loaded.
@@ -21,7 +21,7 @@ PARALLEL ?= -n 2 --dist loadfile
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
-demo: $(READY) ## Run the license audit in a real Airflow (STAY=1 leaves it up, BASE_URL=… asks another server)
+demo: $(READY) ## Run the license audit in a real Airflow (STAY=1 leaves it running, BASE_URL=… asks another server)
 	@$(VENV)/bin/airflow-llm demo $(if $(STAY),--stay) $(if $(BASE_URL),--base-url $(BASE_URL)) $(ARGS)
 
 test: $(READY) ## Run the tests that CI runs
@@ -29,13 +29,13 @@ test: $(READY) ## Run the tests that CI runs
 	  echo "== $$tests"; $(PYTEST) $$tests $(PARALLEL) -m "not slow" -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
 
-test-slow: $(READY) ## Run what takes too long for CI: shares of the pace, all 200 intents, 32 processes on one budget
+test-slow: $(READY) ## Run what takes too long for CI: shares of a rate limit, all 200 messages, 32 processes with one budget
 	@$(PYTEST) tests/integration -m slow $(ARGS)
 	@INTENTS=200 $(PYTEST) tests/airflow/test_branch.py -k dag_run_runs $(ARGS)
 	@BUDGET_PROCESSES=32 BUDGET_LEASE_S=45 BOOKS_CALLS=10000 $(PYTEST) tests/integration/test_budgets.py -k "dollar or killing or mixed" $(ARGS)
 	@BOOKS_CALLS=10000 $(PYTEST) tests/integration/test_reports_postgres.py -k add_up_by_everything $(ARGS)
 
-check: $(READY) ## Lint, formatting, types, import rules, security
+check: $(READY) ## Check lint, formatting, types, imports, import circles and security
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
@@ -46,41 +46,41 @@ check: $(READY) ## Lint, formatting, types, import rules, security
 house: $(READY) ## Measure how easily the code can be read, and follow two calls (ARGS="--before REV")
 	@$(VENV)/bin/python benchmarks/house.py $(ARGS)
 
-bench: $(READY) ## Measure against the rivals and at scale, write docs/benchmarks.md, long (NAME=… for one part of it)
+bench: $(READY) ## Measure against other packages and at scale, write docs/benchmarks.md; long (NAME=… runs one benchmark)
 	@$(if $(NAME),$(VENV)/bin/python benchmarks/$(NAME).py $(ARGS),\
 	  $(VENV)/bin/python benchmarks/rivals.py && $(VENV)/bin/python benchmarks/scale.py --keep && $(VENV)/bin/python benchmarks/report.py)
 
-test-dags: $(READY) ## Run all of tests/system in real Airflows, the example DAGs with the network off; minutes
+test-dags: $(READY) ## Run tests/system in real Airflows, the example DAGs without a network; minutes
 	@$(PYTEST) tests/system $(ARGS)
 
-test-distributed: $(READY) ## Run docker-compose.yaml's services as processes, kill a worker, hold the books
+test-distributed: $(READY) ## Run docker-compose.yaml's services as processes, kill a worker, compare ledger and invoice
 	@$(PYTEST) tests/distributed $(ARGS)
 
-chaos: $(READY) ## Break a running Airflow everywhere, by SEED, and hold the books, long (SEEDS=50)
+chaos: $(READY) ## Break a running Airflow by SEED, compare ledger and invoice; long (SEEDS=50)
 	@$(PYTEST) tests/chaos $(ARGS)
 
-security: $(READY) ## Look for planted secrets in a real Airflow; hostile files, paths and names; minutes
+security: $(READY) ## Search a real Airflow for planted secrets; try hostile files, paths and names; minutes
 	@$(PYTEST) tests/security $(ARGS)
 	@$(PYTEST) tests/airflow/test_documents_are_data.py tests/airflow/test_hostile_data.py $(ARGS)
 
-package: $(READY) ## Build the wheel twice, look inside, install it beside an Airflow; check the types of the API
+package: $(READY) ## Build the wheel twice, inspect it, install it beside an Airflow, check the types of its API
 	@$(PYTEST) tests/packaging $(ARGS)
 
 lower-bounds: $(READY) ## Run the tests with the oldest versions that pyproject.toml allows; minutes
 	@mkdir -p build && rm -f build/lowest.*
 	@$(RESOLVE) --resolution lowest-direct --output-file build/lowest.txt
 	@$(RESOLVE) --group dev --constraint build/lowest.txt --output-file build/lowest.lock
-	@# A warning is no error here: the oldest Airflow uses what newer releases below it call deprecated.
+	@# Warnings are not errors here: the oldest Airflow uses what newer libraries call deprecated.
 	@$(MAKE) --no-print-directory test PYTHON="$$($(call find,3.11))" VENV=build/lowest LOCK=build/lowest.lock ARGS="-W default $(ARGS)"
 
-pythons: $(READY) ## Run the tests on each supported Python that is on this machine (PYTHONS="3.12 3.13"); long
+pythons: $(READY) ## Run the tests on each supported Python of this machine (PYTHONS="3.12 3.13"); long
 	@failed=; for version in $(PYTHONS); do \
-	  python="$$($(call find,$$version))" || { echo "== Python $$version: skipped, it is not on this machine"; continue; }; \
+	  python="$$($(call find,$$version))" || { echo "== Python $$version: skipped, this machine does not have it"; continue; }; \
 	  echo "== Python $$version"; \
 	  $(MAKE) --no-print-directory test PYTHON="$$python" VENV=build/python$$version || failed="$$failed $$version"; \
 	done; test -z "$$failed" || { echo "Failed on Python$$failed" >&2; exit 1; }
 
-stranger: ## Do what a stranger does: clone, the README's and the tutorial's commands, the wheel, each timed; long
+stranger: ## Do what a new user does: clone, the commands of README and tutorial, the wheel; timed; long
 	@$(PYTHON) tests/stranger/stranger.py $(ARGS)
 
 docs: $(READY) ## Build the documentation into build/docs
@@ -96,7 +96,7 @@ clean: ## Remove .venv, the demo's home and caches
 $(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "This needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 …" >&2; exit 1; }
-	@echo "Setting up $(VENV) from $(LOCK), once; a minute or two …"
+	@echo "Setting up $(VENV) from $(LOCK), once; this takes a minute or two …"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv --without-pip $(VENV)
 	@$(PIP) install -r $(LOCK)
 	@$(PIP) install --no-deps -e .
