@@ -131,7 +131,7 @@ class PriceCheck:
         covered = None if cost is None else round(min(cost.high, 2 * cost.likely))
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.estimate.reasons.most_common(20))
         return {
-            **self.estimate.told(),
+            **self.estimate.as_text(),
             **({"dead letters": reasons} if reasons else {}),
             "estimated": self.estimate.basis,
             _COVERED: usd(covered) or _UNKNOWN,

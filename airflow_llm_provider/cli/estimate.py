@@ -176,12 +176,12 @@ def _show(told: DagEstimate) -> None:
 
     console = Console()
     if told.tasks:
-        table = Table("task", *_total(told).told())
+        table = Table("task", *_total(told).as_text())
         rows = [*told.tasks.items()]
         if len(rows) > 1:
             rows.append(("all", _total(told)))
         for name, one in rows:
-            table.add_row(*(Text(shown(cell), overflow="fold") for cell in (name, *one.told().values())))
+            table.add_row(*(Text(shown(cell), overflow="fold") for cell in (name, *one.as_text().values())))
         console.print(f"{told.dag_id}: {told.runs} run{'s' * (told.runs != 1)}", markup=False)
         console.print(table)
         console.print("Tokens and price: low, likely, high. Nothing was sent.")

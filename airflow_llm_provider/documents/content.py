@@ -83,6 +83,11 @@ class Content:
         texts = [part.data for part in self.parts if part.kind == "text"]
         return "\n".join(texts) if texts else None
 
+    @property
+    def sole_text(self) -> str | None:
+        """Return the text of a document that is one text, which can be cut or read in parts; None for any other."""
+        return self.text if len(self.parts) == 1 else None
+
 
 def encode_base64(data: bytes) -> str:
     """Return `data` as base64 text."""

@@ -117,7 +117,7 @@ class Run:
             retry_dead=self.retry_dead,
         )
         # Where nothing else would be asked, what the ledger holds of a dead letter is final.
-        self._is_final = not (
+        self.is_final = not (
             self.retry_dead or options.on_invalid.max_repairs or options.route.retry or options.models[1:]
         )
         self.cascade: collections.Counter[str] = collections.Counter()
@@ -129,7 +129,7 @@ class Run:
         """
         progress = asyncio.create_task(self._log_progress())
         try:
-            await for_each(self._taken(documents), partial(self._one, sink), limit=self.max_in_flight)
+            await for_each(self.taken(documents), partial(self._one, sink), limit=self.max_in_flight)
         finally:
             progress.cancel()
         saved = Saving(
@@ -150,7 +150,22 @@ class Run:
             )
         return self.counts()
 
-    async def _read(self, document: Document) -> Content:
+    def askable(self, document: Document | Rejected) -> Document:
+        """Return a document that can be asked about; raises Unreadable for any other."""
+        if isinstance(document, Rejected):
+            raise Unreadable(document.reason, document.message)
+        if not _is_text(document.id) or not _is_text(document.uri or ""):
+            raise Unreadable("unreadable", "its name is not UTF-8: rename it")
+        return document
+
+    def terms_about(self, document: Document, content: Content) -> Terms:
+        """Return the terms of the answer about one document."""
+        # A quote cannot be checked unless all of the document is text.
+        source = content.text if all(part.kind == "text" for part in content.parts) else None
+        return dataclasses.replace(self.terms, source=source, item_id=document.id)
+
+    async def read(self, document: Document) -> Content:
+        """Read a document in a thread; raises Unreadable or OSError."""
         reading = self.prompt.reading
         try:
             return await asyncio.to_thread(
@@ -191,7 +206,8 @@ class Run:
             "strong_alone_usd_about": usd(self.cascade["strong_alone_micro_usd"]),
         }
 
-    def _taken(self, documents: Iterable[Document | Rejected]) -> Iterator[tuple[int, Document | Rejected]]:
+    def taken(self, documents: Iterable[Document | Rejected]) -> Iterator[tuple[int, Document | Rejected]]:
+        """Yield the documents up to the limit, numbered from 0; those beyond it are counted as pending."""
         taken = 0
         for document in documents:
             self.found += 1
@@ -205,11 +221,7 @@ class Run:
     async def _one(self, sink: RowWriter, numbered: tuple[int, Document | Rejected]) -> None:
         index, document = numbered
         try:
-            if isinstance(document, Rejected):
-                raise Unreadable(document.reason, document.message)
-            if not _is_text(document.id) or not _is_text(document.uri or ""):
-                raise Unreadable("unreadable", "its name is not UTF-8: rename it")
-            reply = await self._answer(document)
+            reply = await self._answer(self.askable(document))
         except Unreadable as error:
             self._add_dead_letter(sink, index, document, error.reason, error)
         except OSError as error:
@@ -219,7 +231,7 @@ class Run:
             self.outcomes["pending"] += 1
             self.over_budget = self.over_budget or error
         except LLMError as error:
-            self._end_if_fatal(error)
+            self.end_if_fatal(error)
             self._add_dead_letter(sink, index, document, reason_of(error), error)
         else:
             self._failures_in_a_row = 0
@@ -231,25 +243,21 @@ class Run:
     async def _answer(self, document: Document) -> Reply:
         sighting = self.prompt.sighting(document)
         if sighting is not None:
-            known = await self.engine.recall(sighting, self.terms, final=self._is_final)
+            known = await self.engine.recall(sighting, self.terms, final=self.is_final)
             if known is not None:
                 return known
-        content = await self._read(document)
+        content = await self.read(document)
         request = self.prompt.request(content)
         if sighting is not None:
             self.engine.sight(sighting, request)
-        # A quote cannot be checked unless all of the document is text.
-        source = content.text if all(part.kind == "text" for part in content.parts) else None
-        terms = dataclasses.replace(self.terms, source=source, item_id=document.id)
-        # One text can be cut or read in parts; pages and images are sent as they are.
-        text = content.text if len(content.parts) == 1 else None
+        terms, text = self.terms_about(document, content), content.sole_text
         if text is None or surely_fits(request, self.prompt.options.long_input):
             return await self.engine.ask(request, terms)
         return await ask_about(
             self.engine, text, lambda part: self.prompt.request(content.with_text(part)), terms
         )
 
-    def _add_row(self, sink: RowWriter, index: int, document: Document, reply: Reply) -> None:
+    def _add_row(self, sink: RowWriter, index: int, document: Document | Rejected, reply: Reply) -> None:
         outcome = "reused" if reply.reused else "repaired" if reply.repairs else "answered"
         data = self.prompt.output.dump(reply.value)
         row = {"document_id": document.id, "outcome": outcome, "data": data, **reply.usage_record()}
@@ -292,7 +300,7 @@ class Run:
             }
         sink.add_dead_letter(index, letter)
 
-    def _end_if_fatal(self, error: LLMError) -> None:
+    def end_if_fatal(self, error: LLMError) -> None:
         """Raise `error` when the documents that follow would fail alike."""
         if isinstance(error, _FATAL):
             raise error

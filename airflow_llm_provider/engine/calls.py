@@ -168,6 +168,20 @@ class _PrefixGuard:
             self.events[self.key].set()
 
 
+class NotSettled(Exception):
+    """The ledger has no reply to a request, and nothing may be sent.
+
+    It is not an LLMError, so that no fallback or escalation follows from it.
+
+    Attributes:
+        request: what would be sent.
+    """
+
+    def __init__(self, request: Request) -> None:
+        super().__init__("The ledger has no reply to this request, and nothing may be sent.")
+        self.request = request
+
+
 @dataclass(kw_only=True)
 class Calls:
     """Makes calls through an endpoint: each is looked up in the ledger, and sent where it is missing.
@@ -181,6 +195,7 @@ class Calls:
         others: endpoints of other connections, by connection id; see `connect`.
         policies: how often each class of error is retried.
         sleep: waits so many seconds; tests pass a moved clock.
+        is_read_only: send nothing and write nothing; a reply that the ledger lacks raises NotSettled. For estimates.
         tally: what was paid since this object was made.
     """
 
@@ -189,6 +204,7 @@ class Calls:
     others: dict[str, Endpoint] = field(default_factory=dict)
     policies: Policies = field(default_factory=lambda: DEFAULT_POLICIES)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    is_read_only: bool = False
     tally: Tally = field(default_factory=Tally)
     cache_warmup: CacheWarmup = field(default_factory=CacheWarmup, repr=False)
     rate_limiter: RateLimiter = field(init=False, repr=False)
@@ -238,6 +254,8 @@ class Calls:
         """
         if answer := await self.ledger.find_reply(request.fingerprint, scope, reuse):
             return Call.from_ledger(answer, purpose=purpose)
+        if self.is_read_only:
+            raise NotSettled(request)
         endpoint = self.others.get(scope.connection_id, self.endpoint)
         entry = NewAttempt(
             fingerprint=request.fingerprint,
@@ -270,7 +288,7 @@ class Calls:
 
     def keep_complaint(self, bought: Call, error: AnswerError) -> None:
         """Keep what is wrong with an answer beside it, whoever bought it."""
-        if bought.attempt_id:
+        if bought.attempt_id and not self.is_read_only:
             self.ledger.record_later(InvalidAnswer(bought.attempt_id, type(error).__name__, str(error)))
 
     async def close(self) -> None:

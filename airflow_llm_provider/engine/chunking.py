@@ -55,10 +55,26 @@ async def ask_about(
         TooLong: the text cannot be read at once and `too_long` is `fail`; nothing was sent.
         LLMError: as Engine.ask.
     """
-    long_input = terms.options.long_input
+    texts = texts_to_read(text, request, terms.options.long_input)
+    if len(texts) == 1:
+        return await engine.ask(request(texts[0]), dataclasses.replace(terms, source=source(texts[0])))
+    return await _map_reduce(engine, text, texts, request, terms, source)
+
+
+def texts_to_read(text: str, request: Callable[[str], Request], long_input: LongInput) -> list[str]:
+    """Return the texts that are asked about: all of `text` where it fits, else its beginning or its parts.
+
+    Args:
+        text: what is asked about.
+        request: makes the request about a text.
+        long_input: what to do with a text that does not fit.
+
+    Raises:
+        TooLong: the text cannot be read at once and `too_long` is `fail`.
+    """
     room = _room(request(""), long_input)
     if room >= estimate_tokens(text):
-        return await engine.ask(request(text), dataclasses.replace(terms, source=source(text)))
+        return [text]
     if long_input.too_long == "fail" or room <= 0:
         raise TooLong(
             f"The text has about {estimate_tokens(text)} tokens, and {max(room, 0)} can be read at once. "
@@ -66,9 +82,8 @@ async def ask_about(
             "LongInput(max_input_tokens=…) where the model can read more."
         )
     if long_input.too_long == "truncate":
-        beginning = text[: room * _CHARACTERS_A_TOKEN]
-        return await engine.ask(request(beginning), dataclasses.replace(terms, source=source(beginning)))
-    return await _map_reduce(engine, text, split_text(text, room), request, terms, source)
+        return [text[: room * _CHARACTERS_A_TOKEN]]
+    return split_text(text, room)
 
 
 def split_text(text: str, tokens: int) -> list[str]:

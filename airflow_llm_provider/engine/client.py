@@ -19,6 +19,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+import orjson
+
 from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
@@ -56,6 +58,10 @@ _LIBRARY_LOGGERS = (
     "aiohttp.client",
     "aiohttp.internal",
 )
+_COUNTED_FIELDS = frozenset(
+    {"model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "mcp_servers"}
+)
+"""What /v1/messages/count_tokens takes: https://platform.claude.com/docs/en/api/messages/count_tokens."""
 
 
 class Client(Protocol):
@@ -71,6 +77,13 @@ class Client(Protocol):
 
         Raises:
             LLMError: No reply. A RetryableError says in `billed` whether the API may have charged for it.
+        """
+
+    async def count_tokens(self, request: Request, *, timeout_s: float) -> int:
+        """Return the input tokens of `request` as the API counts them, which is free.
+
+        Raises:
+            LLMError: the API cannot be reached, or it does not count tokens.
         """
 
     async def close(self) -> None:
@@ -164,6 +177,34 @@ class AnthropicClient:
         if message.stop_reason is None:
             raise NetworkError("The stream ended before the message was complete.", billed=True)
         return to_json(message.to_dict(mode="json"))
+
+    async def count_tokens(self, request: Request, *, timeout_s: float) -> int:
+        """Return the input tokens of `request` as the API counts them, which is free.
+
+        Args:
+            request: what would be sent.
+            timeout_s: for the whole exchange.
+
+        Raises:
+            LLMError: the API cannot be reached, or it does not count tokens.
+        """
+        sdk, fields = self._sdk, request.fields(self._api_schema(request.schema))
+        body = to_json({name: value for name, value in fields.items() if name in _COUNTED_FIELDS})
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await sdk.post(
+                    "/v1/messages/count_tokens",
+                    cast_to=self._raw,
+                    content=body,
+                    options={"timeout": timeout_s},
+                )
+            return int(orjson.loads(response.content)["input_tokens"])
+        except TimeoutError as error:
+            raise NetworkError(f"Tokens were not counted within {timeout_s:g} s.") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadRequest("The server's count of tokens is not in the form of the API.") from error
+        except Exception as error:  # noqa: BLE001  # each error of the SDK gets its class
+            raise self._translated(error) from None
 
     async def models(self) -> list[Model]:
         """List the models that the key can use; this costs nothing."""

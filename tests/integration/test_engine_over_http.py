@@ -85,6 +85,9 @@ class Garbling:
         odd, self.odd = self.odd, {}
         return orjson.dumps(reply | odd | {"usage": reply["usage"] | odd.get("usage", {})})
 
+    async def count_tokens(self, request: Request, *, timeout_s: float) -> int:
+        return await self.api.count_tokens(request, timeout_s=timeout_s)
+
     async def close(self) -> None:
         await self.api.close()
 

@@ -14,7 +14,7 @@ from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.rate_limiter import RateLimiter
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.terms import Terms
-from airflow_llm_provider.errors import LLMError
+from airflow_llm_provider.errors import BadRequest, LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from tests.support.terms import make_terms as make_terms_in
@@ -50,6 +50,8 @@ class Wire:
         self.sent: list[Request] = []
         self.script: list[bytes | LLMError | Callable[[Request], bytes | LLMError]] = []
         self.usually: bytes | Callable[[Request], bytes | LLMError] = message("Fine.")
+        self.count: Callable[[Request], int] | None = None  # None: a server that does not count tokens
+        self.counted: list[Request] = []
         self.gate: asyncio.Event | None = None
         self.headers: dict[str, str] = {}
         self.closed = False
@@ -65,6 +67,12 @@ class Wire:
         if isinstance(answer, LLMError):
             raise answer
         return answer
+
+    async def count_tokens(self, request: Request, *, timeout_s: float) -> int:
+        if self.count is None:
+            raise BadRequest("HTTP 404: not found")
+        self.counted.append(request)
+        return self.count(request)
 
     async def close(self) -> None:
         self.closed = True
