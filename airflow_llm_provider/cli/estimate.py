@@ -56,9 +56,9 @@ def estimate(
 ) -> None:
     """Say what the documents tasks of a DAG would ask, what it would cost and how long it would take.
 
-    Sends nothing. Renders the tasks' arguments as a run would, calls the functions of @task.claude_documents,
-    and reads the documents that the ledger does not know. Prices are low, likely and high: from what the task's
-    answers took so far, else from its schema and from bounds.
+    Asks nothing. Renders the tasks' arguments as a run would, calls the functions of @task.claude_documents, reads the
+    documents that the ledger does not know, and has the API count the tokens of a few of them, which is free. Prices
+    are low, likely and high: from what the task's answers took so far, else from its schema and from bounds.
     """
     read_airflow()
     with contextlib.redirect_stdout(sys.stderr):  # what DAG files print must not mix with the answer

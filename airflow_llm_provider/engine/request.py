@@ -19,7 +19,7 @@ MessageParam = Mapping[str, Any]
 
 BYTES_PER_TOKEN = 4  # of English text; an estimate that the first replies correct
 # What the API adds around a request (its frame for schemas and tools), in tokens, generously.
-_FRAME_TOKENS = 2_000
+FRAME_TOKENS = 2_000
 # What budgets, prices and the reading of the reply go by, so that `extra` may not say otherwise.
 _OWN_FIELDS = frozenset({"model", "max_tokens", "messages", "stream"})
 
@@ -155,7 +155,7 @@ class Request:
     @cached_property
     def input_ceiling_tokens(self) -> int:
         """Upper bound of the input tokens: a token is at least one byte of text."""
-        return self.text_bytes + self.input_ceiling + _FRAME_TOKENS
+        return self.text_bytes + self.input_ceiling + FRAME_TOKENS
 
     @cached_property
     def text_bytes(self) -> int:

@@ -1,4 +1,3 @@
-# ruff: noqa: F821  # to be moved to the new arguments in the next commit
 """Estimates against invoices: what was foretold, and what the stand-in then charged."""
 
 import random
@@ -10,18 +9,21 @@ from typing import Any, Literal
 
 import pydantic
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from airflow_llm_provider.documents.document import Document
-from airflow_llm_provider.documents.estimate import Estimate, estimate
+from airflow_llm_provider.documents.estimate import SAMPLE_REQUESTS, Estimate, estimate
 from airflow_llm_provider.documents.output import RowWriter
+from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.run import Run
-from airflow_llm_provider.engine.chunking import LongInput
 from airflow_llm_provider.engine.client import AnthropicClient
+from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
-from airflow_llm_provider.options import Route
+from airflow_llm_provider.options import LongInput, OnInvalid, Options, RequestFields, Route
 from airflow_llm_provider.testing.standin import StandIn
 from tests.support.books import balance
 
@@ -67,11 +69,20 @@ class Workload:
     history: list[Document] = field(default_factory=list)
     output: Any = Fact
     prompt: str = "What was agreed?"
-    model: str = "claude-haiku-5-5"
-    fields: dict[str, Any] = field(default_factory=dict)
-    terms: dict[str, Any] = field(default_factory=dict)
+    models: tuple[str, ...] = ("claude-haiku-5-5",)
+    max_repairs: int = 0
     fault: dict[str, Any] | None = None
-    long: LongInput = field(default_factory=LongInput)
+    long_input: LongInput = field(default_factory=LongInput)
+
+    @property
+    def options(self) -> Options:
+        return Options(
+            route=Route(models=self.models),
+            request=RequestFields(max_tokens=1_000),
+            on_invalid=OnInvalid(max_repairs=self.max_repairs),
+            long_input=self.long_input,
+            reuse="always",
+        )
 
 
 GUIDE = "House rules for reading agreements. " + " ".join(
@@ -111,26 +122,26 @@ WORKLOADS = [
         name="repairs, with history",
         documents=texts(150, words=60, seed=14),
         history=texts(150, words=60, seed=15),
-        terms={"max_repairs": 2},
+        max_repairs=2,
         fault={"kind": "wrong_shape", "share": 0.2},
     ),
     Workload(
         name="repairs, without history",
         documents=texts(40, words=60, seed=16),
-        terms={"max_repairs": 2},
+        max_repairs=2,
         fault={"kind": "wrong_shape", "share": 0.2},
     ),
     Workload(
         name="in parts, without history",
         documents=texts(3, words=4_000, seed=17),
         output=list[Fact],
-        long=LongInput(too_long="map_reduce", max_input_tokens=3_000),
+        long_input=LongInput(too_long="map_reduce", max_input_tokens=3_000),
     ),
     Workload(
         name="cascade, with history",
         documents=texts(80, words=60, seed=18),
         history=texts(80, words=60, seed=19),
-        terms={"max_repairs": 0, "route": Route(escalate=["claude-opus-5-5"])},
+        models=("claude-haiku-5-5", "claude-opus-5-5"),
         fault={"kind": "wrong_shape", "matching": is_hard, "model": "claude-haiku-5-5"},
     ),
     Workload(
@@ -148,28 +159,26 @@ class Office:
         self.server, self.url, self.folder = server, f"sqlite:///{folder / 'ledger.db'}", folder
         self.runs = 0
 
-    async def with_run(self, workload: Workload, work: Callable[[Run], Any]) -> Any:
+    async def with_run(
+        self, workload: Workload, work: Callable[[Run], Any], *, base_url: str | None = None
+    ) -> Any:
         self.runs += 1
-        client = AnthropicClient(api_key="sk-ant-any", base_url=self.server.url)
-        engine = Engine(client=client, ledger=Ledger(self.url))
+        client = AnthropicClient(api_key="sk-ant-any", base_url=base_url or self.server.url)
+        engine = Engine(endpoint=Endpoint(client=client, address=self.server.url), ledger=Ledger(self.url))
         try:
             run = Run(
                 engine=engine,
                 scope=CallScope(
                     dag_id="nightly", run_id=f"run-{self.runs}", task_id="read", trace_id="0" * 32
                 ),
-                question=Question(
+                prompt=DocumentPrompt(
                     prompt=workload.prompt,
-                    model=workload.model,
                     output=OutputType(workload.output),
-                    endpoint=self.server.url,
+                    endpoint=engine.endpoint,
+                    options=workload.options,
                     asked_by="nightly.read",
-                    max_tokens=1_000,
-                    **workload.fields,
                 ),
                 max_in_flight=16,
-                long=workload.long,
-                terms=workload.terms,
             )
             return await work(run)
         finally:
@@ -182,8 +191,10 @@ class Office:
 
         return await self.with_run(workload, work)
 
-    async def estimate(self, workload: Workload, documents: list[Document]) -> Estimate:
-        return await self.with_run(workload, lambda run: estimate(run, documents))
+    async def estimate(
+        self, workload: Workload, documents: list[Document], *, base_url: str | None = None
+    ) -> Estimate:
+        return await self.with_run(workload, lambda run: estimate(run, documents), base_url=base_url)
 
 
 @pytest.fixture
@@ -202,7 +213,8 @@ async def test_the_invoice_lies_within_the_estimate(office: Office, workload: Wo
         await office.ask(workload, workload.history)
     before, seen = office.server.invoice.cost_micro_usd, office.server.seen
     told = await office.estimate(workload, workload.documents)
-    assert office.server.seen == seen
+    assert office.server.seen == seen, "something was sent to /v1/messages"
+    assert told.requests_counted == min(told.calls, SAMPLE_REQUESTS)
     manifest = await office.ask(workload, workload.documents)
 
     paid = office.server.invoice.cost_micro_usd - before
@@ -218,3 +230,30 @@ async def test_the_invoice_lies_within_the_estimate(office: Office, workload: Wo
         assert cost.high < 2.5 * paid  # or it would say nothing
     assert told.documents == manifest["documents"]
     assert told.outcomes["reused"] == manifest["outcomes"]["reused"]
+
+
+@pytest.mark.parametrize("answer", [web.Response(status=404), web.Response(body=b"[]")], ids=["404", "odd"])
+async def test_a_compatible_server_that_does_not_count_tokens_leaves_bounds(
+    office: Office, answer: web.Response
+) -> None:
+    asked: list[str] = []
+
+    async def refuse(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=answer.status, body=answer.body)
+
+    workload = WORKLOADS[0]
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    async with TestServer(app) as server:
+        told = await office.estimate(workload, workload.documents, base_url=str(server.make_url("")))
+    assert asked == ["/v1/messages/count_tokens"]
+    assert "the API could not count them" in told.basis
+    manifest = await office.ask(workload, workload.documents)
+    assert told.input_tokens.low <= manifest["input_tokens"] <= told.input_tokens.high
+    assert told.cost_micro_usd.low <= office.server.invoice.cost_micro_usd <= told.cost_micro_usd.high
+
+
+async def test_an_estimate_needs_no_network(office: Office) -> None:
+    told = await office.estimate(WORKLOADS[0], WORKLOADS[0].documents, base_url="http://127.0.0.1:9")
+    assert (told.calls, told.requests_counted) == (len(WORKLOADS[0].documents), 0)
