@@ -184,7 +184,7 @@ def _show(told: DagEstimate) -> None:
             table.add_row(*(Text(shown(cell), overflow="fold") for cell in (name, *one.as_text().values())))
         console.print(f"{told.dag_id}: {told.runs} run{'s' * (told.runs != 1)}", markup=False)
         console.print(table)
-        console.print("Tokens and price: low, likely, high. Nothing was sent.")
+        console.print("Tokens and price: low, likely, high. No model was asked, and nothing was paid.")
     for name, one in told.tasks.items():
         console.print(
             f"{name}: {one.basis}; its pace is set by {one.paced_by}.", markup=False, soft_wrap=True

@@ -97,7 +97,7 @@ def test_the_table_says_what_it_rests_on(deployment: Any, dags: Path) -> None:
     for text in (
         "read",
         "all",
-        "no answers of this task to go by",
+        "without earlier answers of this task",
         "after: not estimated",
         "one: not estimated",
     ):
