@@ -107,7 +107,7 @@ def run_before(task: BaseOperator, hook: Callable[[Context], None]) -> None:
     if task.start_from_trigger:
         task.start_from_trigger = False
     if task.inherits_from_empty_operator:
-        task._is_empty = False
+        task.inherits_from_empty_operator = False  # type: ignore[misc]  # EmptyOperator's own attribute
 
 
 # -- in a worker -------------------------------------------------------------------------------------

@@ -101,10 +101,15 @@ def test_all_tasks_end_in_the_states_that_airflows_own_branching_leaves_them_in(
         with DAG(f"{shape.__name__}_{choose.__name__}", schedule=None) as dag:
             shape(choose)
         ran.append(deployment.run(dag))
-    assert states(ran[0]) == states(ran[1]), ran[0].log
     assert ran[0].state == ran[1].state
-    # In a mapped group Airflow 3.3.2 skips nothing: it looks for the choice at map index -1.
-    assert ("skipped" in states(ran[0]).values()) is (shape is not a_mapped_group)
+    if shape is a_mapped_group:
+        # Airflow's own branches skip nothing in a mapped group: the choice is looked for at map index -1.
+        assert "skipped" not in states(ran[1]).values()
+        for (task_id, _), state in states(ran[0]).items():
+            assert state == ("skipped" if task_id == "each.a" else "success")
+    else:
+        assert states(ran[0]) == states(ran[1]), ran[0].log
+        assert "skipped" in states(ran[0]).values()
     for task_id, index in ran[0].instances:
         assert ran[0].xcom(task_id, map_index=index, key="skipmixin_key") == ran[1].xcom(
             task_id, map_index=index, key="skipmixin_key"
