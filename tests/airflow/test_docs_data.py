@@ -151,3 +151,15 @@ def test_the_files_that_the_design_names_exist() -> None:
     said = set(re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs" / "explanation" / "design.md").read_text()))
     assert len(said) > 25
     assert {name for name in said if not (package / name).exists()} == set()
+
+
+def test_the_tests_that_the_security_page_names_exist() -> None:
+    page = (ROOT / "docs" / "explanation" / "security.md").read_text()
+    files = {file.name: file for file in (ROOT / "tests").rglob("test_*.py")}
+    said = re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)`", page)
+    assert len(said) > 15
+    assert set(said) <= files.keys()
+    code = "".join(files[name].read_text() for name in set(said))
+    names = re.findall(r"`(test_\w+)(…?)`", page)
+    missing = {name for name, more in names if f"def {name}" + ("" if more else "(") not in code}
+    assert missing == set()
