@@ -52,6 +52,10 @@ class ApprovalSensor(BaseOperator, SkipMixin):
     Where a task downstream belongs to several map indexes, such as a task that joins them, the sensor fails instead,
     and a task directly downstream whose trigger rule runs after failures is an error when the DAG is parsed.
 
+    The task returns a dict with status (approved, modified, rejected, timed_out, passed), choice, content,
+    content_hash, feedback, decided_by, decided_at, took_s and why. A second XCom, `content`, is what goes on, as it was
+    shown or typed.
+
     Args:
         content: what is decided on, and goes on: text, or anything JSON can hold, most often another task's `.output`.
             It is shown whole, up to 60,000 bytes; a longer content fails the task.
@@ -76,10 +80,6 @@ class ApprovalSensor(BaseOperator, SkipMixin):
             through retries and clears: `fail`, or `frozen`: what was first shown is decided on and goes on.
         claude_conn_id: the Airflow connection, of type `claude`, whose ledger keeps what was shown and decided. No
             model is asked.
-
-    Returns:
-        A dict with status (approved, modified, rejected, timed_out, passed), choice, content, content_hash, feedback,
-        decided_by, decided_at, took_s and why. A second XCom `content` is what goes on, as it was shown or typed.
 
     Raises:
         AirflowFailException: for what a retry cannot help.
