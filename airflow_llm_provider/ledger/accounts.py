@@ -85,7 +85,7 @@ class ScopeBudgets:
     accounts: tuple[str, ...]
 
     @property
-    def written(self) -> str | None:
+    def account_ids(self) -> str | None:
         """The ids as they stand in the `accounts` column of a call."""
         return " ".join(self.accounts) or None
 
@@ -185,7 +185,7 @@ class Accounts:
         self.raised: Mapping[tuple[str, str], int] = {}
         self.is_short = False
 
-    def bind(
+    def budgets_of(
         self, connection: sa.Connection, now: int, scopes: Iterable[CallScope]
     ) -> dict[int, ScopeBudgets]:
         """Return the budgets of each scope, by the identity of the scope.
@@ -198,7 +198,9 @@ class Accounts:
         distinct = {id(scope): scope for scope in scopes}
         bound = {
             key: [
-                (one, one.meter(scope, now)) for one in (*scope_budgets(scope), *shared) if one.binds(scope)
+                (budget, budget.meter(scope, now))
+                for budget in (*scope_budgets(scope), *shared)
+                if budget.applies_to_scope(scope)
             ]
             for key, scope in distinct.items()
         }
@@ -209,12 +211,12 @@ class Accounts:
         if missing := [needed[name] for name in sorted(needed.keys() - existing)]:
             raise MissingAccounts(missing)
         for pairs in bound.values():
-            for one, meter in pairs:
+            for budget, meter in pairs:
                 if meter is not None:
-                    self._watch(one, meter)
+                    self._watch(budget, meter)
         return {
             key: ScopeBudgets(
-                tuple((self._as_raised(one, meter), meter) for one, meter in pairs),
+                tuple((self._as_raised(budget, meter), meter) for budget, meter in pairs),
                 tuple(sorted({meter.id for _, meter in pairs if meter} | ({runs[key]} & existing))),
             )
             for key, pairs in bound.items()
@@ -303,22 +305,22 @@ class Accounts:
             connection.execute(_MOVED, changed)
         return refusals, warnings
 
-    def _as_raised(self, one: Budget, meter: Meter | None) -> Budget:
-        cap = self.raised and self.raised.get((one.name, meter.label if meter else "a call"))
-        return replace(one, cap_micro_usd=max(cap, one.cap_micro_usd)) if cap else one
+    def _as_raised(self, budget: Budget, meter: Meter | None) -> Budget:
+        cap = self.raised and self.raised.get((budget.name, meter.label if meter else "a call"))
+        return replace(budget, cap_micro_usd=max(cap, budget.cap_micro_usd)) if cap else budget
 
-    def _watch(self, one: Budget, meter: Meter) -> None:
+    def _watch(self, budget: Budget, meter: Meter) -> None:
         if meter.id not in self._watched and len(self._watched) >= _MAX_WATCHED:
             del self._watched[next(iter(self._watched))]
-        self._watched.setdefault(meter.id, {})[one.name] = one
+        self._watched.setdefault(meter.id, {})[budget.name] = budget
 
     def _warnings_of(self, row: Any, settled: int) -> Iterable[BudgetWarning]:
-        for one in self._watched.get(row.id, {}).values():
-            if one.origin == "ledger" and one not in self._stored:
+        for budget in self._watched.get(row.id, {}).values():
+            if budget.origin == "ledger" and budget not in self._stored:
                 continue  # it was changed or removed meanwhile
-            if passed := warnings_due(one, row.warned_micro_usd, settled):
+            if passed := warnings_due(budget, row.warned_micro_usd, settled):
                 yield BudgetWarning(
-                    budget=one, label=row.label, percent=max(passed), settled_micro_usd=settled
+                    budget=budget, label=row.label, percent=max(passed), settled_micro_usd=settled
                 )
 
 
@@ -327,12 +329,12 @@ def _refusal(
 ) -> BudgetRefusal | None:
     """Return why a call may not be made, None when it may; a budget that it will never fit goes first."""
     found: BudgetRefusal | None = None
-    for one, meter in bound.budgets:
+    for budget, meter in bound.budgets:
         spent, held = (settled[meter.id], reserved[meter.id]) if meter else (0, 0)
-        if ceiling is not None and spent + held + ceiling <= one.cap_micro_usd:
+        if ceiling is not None and spent + held + ceiling <= budget.cap_micro_usd:
             continue
         refusal = BudgetRefusal(
-            budget=one,
+            budget=budget,
             meter=meter,
             need_micro_usd=ceiling,
             settled_micro_usd=spent,

@@ -95,7 +95,7 @@ class Budget:
         """Scope, period and time zone in one text, which meters of such budgets share."""
         return f"{self.scope} {self.per} {self.timezone}" if self.per else self.scope
 
-    def binds(self, scope: CallScope) -> bool:
+    def applies_to_scope(self, scope: CallScope) -> bool:
         """Return whether a call of `scope` counts towards it."""
         if self.scope == "connection":
             return self.applies_to in ("", scope.connection_id)

@@ -118,7 +118,7 @@ class Ledger:
         """Return the settled reply to the request that an unchanged document led to earlier."""
         return await self._reader.submit(Lookup(sighting, "sighting", scope, reuse))
 
-    async def open(self, entry: NewAttempt) -> OpenedAttempt | SettledReply | ClaimHeld | BudgetRefusal:
+    async def open(self, attempt: NewAttempt) -> OpenedAttempt | SettledReply | ClaimHeld | BudgetRefusal:
         """Claim the key, reserve the ceiling and open the attempt, in one transaction.
 
         A caller that is cancelled meanwhile gives up its claim and its reservation.
@@ -130,12 +130,12 @@ class Ledger:
             BudgetRefusal: A budget has no room for the ceiling. Nothing was opened.
         """
         opening: asyncio.Future[OpenedAttempt | SettledReply | ClaimHeld | BudgetRefusal] = (
-            self._writer.submit(entry)
+            self._writer.submit(attempt)
         )
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(lambda opened: self._give_up(entry, opened))
+            opening.add_done_callback(lambda opened: self._give_up(attempt, opened))
             await asyncio.wait([opening])  # a second cancellation ends this wait, but not the opening
             raise
 
@@ -169,10 +169,10 @@ class Ledger:
         self._reader.close()
         self.database.close()
 
-    def _give_up(self, entry: NewAttempt, opened: asyncio.Future[Any]) -> None:
+    def _give_up(self, attempt: NewAttempt, opened: asyncio.Future[Any]) -> None:
         """Free the claim and the reservation of a caller that was cancelled."""
         if not opened.cancelled() and not opened.exception() and isinstance(opened.result(), OpenedAttempt):
-            self.record_later(_unsent(entry))
+            self.record_later(_unsent(attempt))
 
     # In the writer's thread.
 
@@ -253,11 +253,11 @@ class Ledger:
             return look_up(connection, batch)
 
 
-def _unsent(entry: NewAttempt) -> Failure:
+def _unsent(attempt: NewAttempt) -> Failure:
     """Return the end of an attempt that was opened and never sent."""
     return Failure(
-        attempt_id=entry.id,
-        fingerprint=entry.fingerprint,
+        attempt_id=attempt.id,
+        fingerprint=attempt.fingerprint,
         billed=False,
         error_class="Cancelled",
         error="Cancelled before it was sent.",

@@ -358,36 +358,36 @@ class Writes:
             connection.execute(self._insert_saving, rows)
 
     def _open(
-        self, connection: sa.Connection, now: int, entries: Sequence[NewAttempt], changes: AccountChanges
+        self, connection: sa.Connection, now: int, attempts: Sequence[NewAttempt], changes: AccountChanges
     ) -> list[OpenedAttempt | SettledReply | ClaimHeld]:
-        if not entries:
+        """Claim the keys of attempts and ask for their reservations; `_move_accounts` may still refuse them."""
+        if not attempts:
             return []
-        if (
-            self._accounts.is_short
-        ):  # a budget needs what killed processes have reserved, once their leases end
+        if self._accounts.is_short:
+            # A budget needs what killed processes have reserved, as soon as their leases have ended.
             self._expire(connection, now, OVERDUE_RESERVED, {"before": now}, changes)
-        bounds = self._accounts.bind(connection, now, (entry.scope for entry in entries))
-        bound = [bounds[id(entry.scope)] for entry in entries]
-        rows = [self._row(entry, now, binds) for entry, binds in zip(entries, bound, strict=True)]
+        by_scope = self._accounts.budgets_of(connection, now, (attempt.scope for attempt in attempts))
+        budgets = [by_scope[id(attempt.scope)] for attempt in attempts]
+        rows = [self._row(attempt, now, its) for attempt, its in zip(attempts, budgets, strict=True)]
         late = self._late_replies(connection, rows)
-        wanted = [row for row in rows if row["claim"] not in late]
-        holders = self._claim(connection, wanted)
-        # A claim whose lease has ended is free: book its attempt as unproven, and try those keys once more.
+        unpaid = [row for row in rows if row["claim"] not in late]
+        holders = self._claim(connection, unpaid)
+        # A claim whose lease has ended is free: book its attempt as unproven, and claim those keys once more.
         if expired := {h.id for h in holders.values() if h.state == OPEN and h.lease_until_ms < now}:
             for chunk in chunks(sorted(expired)):
                 self._expire(connection, now, OVERDUE_OF, {"attempts": chunk, "before": now}, changes)
-            again = [row for row in wanted if (h := holders.get(row["claim"])) and h.id in expired]
+            again = [row for row in unpaid if (h := holders.get(row["claim"])) and h.id in expired]
             holders |= self._claim(connection, again)
-        answers = {
+        replies = {
             row.id: SettledReply(*row[:5])
             for chunk in chunks([h.id for h in holders.values() if h.state == SETTLED])
             for row in connection.execute(BY_ID, {"ids": chunk})
         }
-        outcomes = [_outcome(row, late, holders, answers) for row in rows]
-        for entry, row, binds, outcome in zip(entries, rows, bound, outcomes, strict=True):
+        outcomes = [_outcome(row, late, holders, replies) for row in rows]
+        for attempt, row, its, outcome in zip(attempts, rows, budgets, outcomes, strict=True):
             # If the commit of an earlier try was not confirmed, the attempt was opened then and has its reservation.
             if isinstance(outcome, OpenedAttempt) and holders[row["claim"]].opened_ms == now:
-                changes.reserve(outcome.attempt_id, entry.ceiling_micro_usd, binds)
+                changes.reserve(outcome.attempt_id, attempt.ceiling_micro_usd, its)
         return outcomes
 
     def _late_replies(
@@ -413,18 +413,18 @@ class Writes:
             for holder in connection.execute(HOLDERS, {"claims": chunk})
         }
 
-    def _row(self, entry: NewAttempt, now: int, bound: ScopeBudgets) -> dict[str, Any]:
-        scope = entry.scope
+    def _row(self, attempt: NewAttempt, now: int, budgets: ScopeBudgets) -> dict[str, Any]:
+        scope = attempt.scope
         return {
-            "id": entry.id,
-            "fingerprint": entry.fingerprint,
-            "claim": scope.claim(entry.fingerprint, entry.reuse),
+            "id": attempt.id,
+            "fingerprint": attempt.fingerprint,
+            "claim": scope.claim(attempt.fingerprint, attempt.reuse),
             "state": OPEN,
             "holder": self._holder,
             "lease_until_ms": now + self._lease_ms,
-            "purpose": entry.purpose,
-            "parent": entry.parent,
-            "item_id": storable(entry.item_id),
+            "purpose": attempt.purpose,
+            "parent": attempt.parent,
+            "item_id": storable(attempt.item_id),
             "connection_id": storable(scope.connection_id),
             "dag_id": storable(scope.dag_id),
             "run_id": storable(scope.run_id),
@@ -434,13 +434,13 @@ class Writes:
             "owner": storable(scope.owner),
             "tags": storable(scope.tags),
             "trace_id": scope.trace_id,
-            "model": storable(entry.model),
-            "version": storable(entry.version) or None,
-            "family": entry.family or None,
-            "ceiling_tokens": entry.ceiling_tokens,
-            "ceiling_micro_usd": entry.ceiling_micro_usd,
+            "model": storable(attempt.model),
+            "version": storable(attempt.version) or None,
+            "family": attempt.family or None,
+            "ceiling_tokens": attempt.ceiling_tokens,
+            "ceiling_micro_usd": attempt.ceiling_micro_usd,
             "opened_ms": now,
-            "accounts": bound.written,
+            "accounts": budgets.account_ids,
         }
 
 
@@ -448,16 +448,17 @@ def _outcome(
     row: dict[str, Any],
     late: dict[str, SettledReply],
     holders: dict[str, Any],
-    answers: dict[str, SettledReply],
+    replies: dict[str, SettledReply],
 ) -> OpenedAttempt | SettledReply | ClaimHeld:
-    if answer := late.get(row["claim"]):
-        return answer
+    """Return what became of one attempt: opened, paid already, or held by another."""
+    if reply := late.get(row["claim"]):
+        return reply
     holder = holders.get(row["claim"])
     if holder is None:  # it ended between the insert and the select
         return ClaimHeld("")
     if holder.id == row["id"]:
         return OpenedAttempt(row["id"])
-    return answers.get(holder.id) or ClaimHeld(holder.holder)
+    return replies.get(holder.id) or ClaimHeld(holder.holder)
 
 
 def _saving_row(one: Saving, now: int) -> dict[str, Any]:
