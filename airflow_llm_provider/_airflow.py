@@ -242,7 +242,7 @@ def imagined_run(
     data_interval: tuple[dt.datetime, dt.datetime],
     is_backfill: bool,
 ) -> DagRun:
-    """Return a DAG run as a worker would be told of it; it is in no database."""
+    """Return a DAG run as Airflow would describe it to a worker; it is in no database."""
     from airflow.sdk.api.datamodels._generated import DagRun, DagRunState, DagRunType
 
     start, end = data_interval

@@ -185,7 +185,7 @@ _OPTIONS = {
         "/data/inbox,s3://documents/",
     ),
     "retention_days": _option(
-        "Days that calls are kept by `airflow-llm ledger prune`. Empty: for ever. An answer that is gone is asked "
+        "Days that calls are kept by `airflow-llm ledger prune`. Empty: without limit. A pruned answer is asked "
         "and paid anew when a run needs it.",
         "",
         "400",

@@ -123,9 +123,10 @@ class Run:
         self.cascade: collections.Counter[str] = collections.Counter()
 
     async def run(self, documents: Iterable[Document | Rejected], sink: RowWriter) -> dict[str, Any]:
-        """Ask about every document, hand rows and dead letters to the sink, and return the counts.
+        """Ask about every document, write rows and dead letters, and return the counts.
 
-        Raises when what went wrong would go wrong for every document; what was paid stays in the ledger.
+        Raises:
+            LLMError: it would fail every document alike. What was paid stays in the ledger.
         """
         progress = asyncio.create_task(self._log_progress())
         try:
@@ -174,10 +175,10 @@ class Run:
         except (Unreadable, OSError):
             raise
         except Exception as error:  # a parser's own failure is this document's, not the run's
-            raise Unreadable("unreadable", f"it can't be parsed: {type(error).__name__}: {error}") from error
+            raise Unreadable("unreadable", f"it cannot be parsed: {type(error).__name__}: {error}") from error
 
     def counts(self) -> dict[str, Any]:
-        """Return what became of the documents, and what was paid for it in this run."""
+        """Return the outcomes of the documents, and what this run paid."""
         tally = self.engine.tally
         return {
             "documents": self.found,
@@ -227,7 +228,7 @@ class Run:
         except OSError as error:
             self._add_dead_letter(sink, index, document, "unreadable", error)
         except (BudgetExceeded, BudgetWaits) as error:
-            # The others go on: what is paid is landed, and a smaller one may fit still.
+            # The other documents go on: what is paid is written, and a smaller one may still fit.
             self.outcomes["pending"] += 1
             self.over_budget = self.over_budget or error
         except LLMError as error:
@@ -334,7 +335,7 @@ def _is_text(name: str) -> bool:
 
 
 def _as_text(name: str) -> str:
-    """Return a name with what is not UTF-8 in it spelled out."""
+    """Return a name with each character that is not UTF-8 as an escape."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

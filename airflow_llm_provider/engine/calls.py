@@ -35,10 +35,13 @@ from airflow_llm_provider.pricing import Prices, Usage
 
 @dataclass(kw_only=True, slots=True)
 class Tally:
-    """What an engine has bought since it was made.
+    """What an engine has paid for since it was made.
 
-    paid_micro_usd counts what has a known price; `unpriced` how many calls have none.
-    unproven: calls that may have been billed without a reply.
+    Attributes:
+        requests: calls with a reply.
+        paid_micro_usd: the sum of the known prices.
+        unpriced: how many calls have no known price.
+        unproven: calls that may have been billed without a reply.
     """
 
     requests: int = 0
@@ -63,11 +66,17 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """A settled reply and how it was come by.
+    """A settled reply, and where it came from.
 
-    purpose: `answer`, `repair` (asked again, otherwise), `escalation` (of a cheaper model's answer), `tool_turn`,
-        `judge` (of an answer), or `given` (an answer that was there before, and cost nothing here).
-    complaint: what was wrong with it.
+    Attributes:
+        purpose: `answer`, `repair`, `escalation` (to a stronger model), `tool_turn`, `judge` (a verdict on an answer),
+            or `given` (an answer that existed before and cost nothing here).
+        message: the reply.
+        attempt_id: the row in the ledger; empty for a given answer.
+        cost_micro_usd: what it cost when it was paid for; None without a known price.
+        latency_s: seconds the API took.
+        sends: how often it was sent just now; 0: the reply came from the ledger.
+        complaint: what was wrong with the answer.
     """
 
     purpose: str
@@ -75,12 +84,12 @@ class Call:
     attempt_id: str
     cost_micro_usd: int | None
     latency_s: float
-    sends: int  # 0: it came from the ledger
+    sends: int
     complaint: str | None = None
 
     @classmethod
     def from_ledger(cls, answer: SettledReply, *, purpose: str) -> Self:
-        """Take what was bought before."""
+        """Return a call that was paid for before."""
         return cls(
             purpose=purpose,
             message=Message.parse(answer.reply),
@@ -92,24 +101,24 @@ class Call:
 
     @classmethod
     def given(cls, text: str) -> Self:
-        """Take an answer that comes from elsewhere."""
+        """Return a call for an answer that comes from elsewhere."""
         message = Message(model="", stop_reason="end_turn", text=text, content=[], usage=Usage())
         return cls(purpose="given", message=message, attempt_id="", cost_micro_usd=0, latency_s=0.0, sends=0)
 
     def saying(self, text: str) -> Self:
-        """Return it with the whole answer in the place of the part that was asked for."""
+        """Return the call with the whole answer in place of the part that was asked for."""
         return dataclasses.replace(self, message=dataclasses.replace(self.message, text=text))
 
 
 def last_answer(chain: Sequence[Call]) -> Call | None:
-    """Return the last of a chain that is no verdict on another."""
+    """Return the last call of a chain that is not a verdict on another."""
     return next((purchase for purchase in reversed(chain) if purchase.purpose != "judge"), None)
 
 
 def add_up(value: Any, chain: Sequence[Call], *, trace_id: str) -> Reply:
     """Add up a chain of calls: the first answer and its repairs."""
     last = last_answer(chain)
-    assert last is not None, "nothing is added up before something was bought"
+    assert last is not None, "a chain is added up after its first answer"
     usages = [purchase.message.usage for purchase in chain]
     costs = [purchase.cost_micro_usd for purchase in chain]
     known = [cost for cost in costs if cost is not None]
@@ -281,15 +290,15 @@ class Calls:
                     return await self._send(request, entry, endpoint, sends)
         raise AssertionError("the last attempt returns or raises")
 
-    def keep_prompt(self, request: Request, bought: Call) -> None:
-        """Keep the prompt of an answer that turned out to be none, where the payload policy has it."""
-        if bought.sends:
-            self.ledger.record_later(PromptToKeep(bought.attempt_id, request.fingerprint, _prompt(request)))
+    def keep_prompt(self, request: Request, call: Call) -> None:
+        """Keep the prompt of an answer that is not valid, where the payload policy says so."""
+        if call.sends:
+            self.ledger.record_later(PromptToKeep(call.attempt_id, request.fingerprint, _prompt(request)))
 
-    def keep_complaint(self, bought: Call, error: AnswerError) -> None:
-        """Keep what is wrong with an answer beside it, whoever bought it."""
-        if bought.attempt_id and not self.is_read_only:
-            self.ledger.record_later(InvalidAnswer(bought.attempt_id, type(error).__name__, str(error)))
+    def keep_complaint(self, call: Call, error: AnswerError) -> None:
+        """Keep the complaint beside the answer, whichever task paid for it."""
+        if call.attempt_id and not self.is_read_only:
+            self.ledger.record_later(InvalidAnswer(call.attempt_id, type(error).__name__, str(error)))
 
     async def close(self) -> None:
         """Commit what is pending and close the connections."""
@@ -327,7 +336,7 @@ class Calls:
             self.tally.unproven += _may_be_billed(error)
             await self.ledger.record(_failure(request, entry, error))
             raise
-        except BaseException as error:  # cancelled, or a fault of ours: neither key nor money stays held
+        except BaseException as error:  # cancelled, or an error of ours: free the claim and the reservation
             self.tally.unproven += 1
             why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
             self.ledger.record_later(_failure(request, entry, NetworkError(why, billed=True)))
@@ -359,7 +368,7 @@ class Calls:
         return self.others.get(scope.connection_id, self.endpoint).prices
 
     async def _open(self, request: Request, entry: NewAttempt, permit: Permit) -> NewAttempt | SettledReply:
-        """Claim the request's key and reserve its ceiling, waiting while somebody else holds the key or the money."""
+        """Claim the request's key and reserve its ceiling; wait while another call holds the key or the money."""
         patience_s = self.endpoint.deadline_s
         while True:
             entry = dataclasses.replace(entry, id=new_attempt_id())
@@ -370,8 +379,8 @@ class Calls:
                 return entry
             if isinstance(opened, BudgetRefusal) and not opened.may_fit:
                 raise budget_error(opened, request.model, entry.scope.connection_id)
-            # Somebody else is asking the same, or holds what this call could cost. The answer, what is then left
-            # of the money, or the end of the lease, is worth waiting for.
+            # Another call asks the same, or has reserved the money. Its answer, the money that is left when it settles,
+            # or the end of its lease is worth waiting for.
             wait_s = 0.2 + random.random() * 0.3
             patience_s -= wait_s
             if patience_s < 0 and isinstance(opened, BudgetRefusal):
@@ -387,7 +396,7 @@ class Calls:
 
 @dataclass(slots=True)
 class _Sends:
-    """How often a request was sent, and the permit for the first time."""
+    """How often a request was sent, and the permit for the first attempt."""
 
     permit: Permit | None
     count: int = 0

@@ -360,7 +360,7 @@ def other_connections(route: Route, endpoint: Endpoint) -> list[str]:
 
 
 class _Unjudged(Exception):
-    """A judge could not be had: no reason to ask another model for the answer."""
+    """A judge could not be reached, which is not a reason to ask another model for the answer."""
 
     def __init__(self, error: LLMError) -> None:
         super().__init__(str(error))
@@ -384,7 +384,7 @@ def _sent_to(request: Request, model: str, endpoint: str) -> Request:
 
 
 def _asked_otherwise(request: Request, error: AnswerError) -> Request | None:
-    """Return the request that may get what this one did not; None where there is none."""
+    """Return another request that may get an answer; None where there is none."""
     match error.kind:
         case "tool_limit":
             return None
@@ -414,11 +414,11 @@ def _accepted(message: Message, terms: Terms) -> Any:
 
 
 def _complain(chain: list[Call], error: AnswerError, item_id: str | None) -> Call:
-    """Say in the log, and in the chain, what is wrong with its last answer; return that."""
+    """Log the complaint, and put it into the chain's last answer; return that call."""
     at = max(number for number, purchase in enumerate(chain) if purchase.purpose != "judge")
     chain[at] = dataclasses.replace(chain[at], complaint=str(error))
-    told = " ".join(str(error).split())
-    short = told if len(told) <= _LONGEST_LOGGED else f"{told[:_LONGEST_LOGGED]}…"
+    line = " ".join(str(error).split())
+    short = line if len(line) <= _LONGEST_LOGGED else f"{line[:_LONGEST_LOGGED]}…"
     log.info("%s%s (%s): %s", _about(item_id), error.kind, chain[at].attempt_id or chain[at].purpose, short)
     return chain[at]
 

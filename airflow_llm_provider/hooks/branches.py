@@ -40,7 +40,7 @@ class Branch:
 def found_downstream(task: Operator) -> dict[str, str]:
     """Return the tasks and groups directly downstream of `task`, in the DAG's order, with what their docs say.
 
-    A group that was set downstream as a group is one branch, as `@task.branch` takes its id for its roots.
+    A task group that was set downstream as a group is one branch: `@task.branch` takes its id for its roots, too.
     """
     dag = _dag(task)
     groups = [group for group in dag.task_group_dict.values() if task.task_id in group.upstream_task_ids]
@@ -56,8 +56,12 @@ def found_downstream(task: Operator) -> dict[str, str]:
 def offered(task: Operator, described: Mapping[str, str | Branch] | None) -> dict[str, Branch]:
     """Return the branches to choose among, every one with a description.
 
-    described: by id, as the author gave them; None: all that are downstream. Raises ValueError for one that
-    is not downstream of `task`, and where there is none.
+    Args:
+        task: the task that branches.
+        described: branches by id, as the author gave them; None: all that are directly downstream.
+
+    Raises:
+        ValueError: a branch is not directly downstream, or there is none.
     """
     if described is None:
         branches = {name: Branch(text) for name, text in found_downstream(task).items()}

@@ -45,14 +45,17 @@ _ADDED_UP = (
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What the model says, and how sure that is.
+    """What the model proposes, and how sure it is.
 
-    branches: their ids, in alphabetical order.
-    confidence: 0 to 1; confidence_is: what sort of number it is.
-    stated_confidence: what the model stated; with votes, the mean of those that agree.
-    votes: what each said, where there was more than one.
-    usage: what it took, all votes added up.
-    replies: the answers.
+    Attributes:
+        branches: ids, in alphabetical order.
+        reason: why, in the model's words.
+        confidence: 0 to 1.
+        confidence_is: how the confidence was measured.
+        stated_confidence: what the model stated; with votes, the mean of those that agree.
+        votes: what each vote said, where there was more than one.
+        usage: what asking took, all votes added up.
+        replies: the valid answers.
     """
 
     branches: tuple[str, ...]
@@ -80,8 +83,11 @@ class Proposal:
 class Decision:
     """Which branches are taken, and why.
 
-    outcome: `chosen` as the model proposed, `default`, `ask`: a person is asked, `reviewed`: a person chose,
-        or `failed`.
+    Attributes:
+        outcome: `chosen` as the model proposed, `default`, `ask`: a person is asked, `reviewed`: a person chose, or
+            `failed`.
+        why: the reason, in words.
+        taken: ids of the branches.
     """
 
     outcome: Literal["chosen", "default", "ask", "reviewed", "failed"]
@@ -95,12 +101,14 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What is done with a proposal.
+    """How a proposal is decided on.
 
-    min_confidence: the bar; bars: those of single branches, by id, instead of it. The highest of what is
-        proposed counts.
-    default: the branches taken when the model can't be had, and where `on_unsure` says so; None: there are none.
-    on_unsure: what becomes of a proposal below its bar, and of an answer that is none.
+    Attributes:
+        min_confidence: the confidence that a proposal needs.
+        bars: the confidence that single branches need instead, by id. The highest of the proposed branches counts.
+        default: the branches taken when the model cannot be reached, and where `on_unsure` says so; None: there are
+            none.
+        on_unsure: what happens with a proposal below its confidence, and with an answer that is not valid.
     """
 
     min_confidence: float | None
@@ -109,7 +117,7 @@ class Rules:
     on_unsure: OnUnsure
 
     def decide(self, proposed: Proposal | LLMError) -> Decision:
-        """Return what is done about a proposal, or about there being none."""
+        """Return the decision on a proposal, or on the error in its place."""
         if isinstance(proposed, LLMError):
             why = f"{type(proposed).__name__}: {proposed}"
             if not isinstance(proposed, _UNREACHABLE):
@@ -210,7 +218,7 @@ def _choice_among(names: list[str], *, multiple: bool) -> Any:
 
 
 def _read(outcome: Reply | AnswerError) -> tuple[tuple[str, ...], float] | None:
-    """Return what was chosen and how sure that is; None where nothing was."""
+    """Return the chosen branches and the stated confidence; None for a vote without a valid answer."""
     if isinstance(outcome, AnswerError):
         return None
     choice = outcome.value.choice
@@ -229,7 +237,7 @@ def _usage(outcome: Reply | AnswerError) -> Mapping[str, Any]:
 
 
 def _added_up(usages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Add up usage records: of all votes, also of those that came to nothing."""
+    """Add up the usage records of all votes, also of those without a valid answer."""
     first, *others = [usage for usage in usages if usage] or [{}]
     if not others:
         return first

@@ -215,7 +215,7 @@ class ClaudeHook(BaseHook):
                 raise outcome.error
         finally:
             is_wanted.clear()
-            while thread.is_alive():  # make room, so that the thread can see that nobody waits
+            while thread.is_alive():  # make room, so that the thread sees that no one waits
                 try:
                     outcomes.get(timeout=0.05)
                 except queue.Empty:

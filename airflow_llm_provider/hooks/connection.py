@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_CONNECTION = "claude_default"
 TIERS = {"fast": "claude-haiku-5-5", "balanced": "claude-sonnet-5-5", "strong": "claude-opus-5-5"}
 
-# Others hold the key and the address of something else; a type may be missing in the environment's JSON.
+# Connections of other types hold the key of another service. The type may be missing in the environment's JSON.
 _TYPES = ("claude", "anthropic", "http", "https", "generic", "", None)
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """The fields of a connection; every reading raises AirflowFailException naming the one that is wrong."""
+    """The fields of a connection; reading one raises AirflowFailException that names the field if it is wrong."""
 
     conn_id: str
     connection: Any = field(repr=False)
@@ -43,7 +43,7 @@ class Fields:
             raise _wrong(conn_id, f"it is of type {connection.conn_type!r}, and should be of type 'claude'")
         try:
             extra = json.loads(connection.extra) if connection.extra else {}
-        except ValueError:  # Airflow logs it, and goes on as if nothing had been said
+        except ValueError:  # Airflow logs it and ignores the extra
             extra = None
         if not isinstance(extra, dict):
             raise _wrong(conn_id, 'its extra should be a JSON object, such as {"rpm": 600}')
@@ -66,14 +66,14 @@ class Fields:
         return value
 
     def text(self, name: str) -> str:
-        """Return a text, empty where the field is."""
+        """Return a text; empty when the field is."""
         given = self.extra.get(name) or ""
         if not isinstance(given, str):
             raise self.wrong(f"{name} in its extra should be a text")
         return given
 
     def names(self, name: str) -> tuple[str, ...]:
-        """Return the names in a list, or in a text with commas between them."""
+        """Return the names in a list, or in a text that separates them by commas."""
         given = self.extra.get(name) or ()
         names = given.split(",") if isinstance(given, str) else given
         if not isinstance(names, (list, tuple)) or not all(isinstance(each, str) for each in names):
@@ -81,7 +81,7 @@ class Fields:
         return tuple(each.strip() for each in names if each.strip())
 
     def key(self) -> str:
-        """Return the API key, empty where there is none."""
+        """Return the API key; empty when the connection has none."""
         key: str = (self.connection.password or "").strip()
         if not (key.isascii() and key.isprintable()):
             raise self.wrong(
@@ -90,7 +90,7 @@ class Fields:
         return key
 
     def base_url(self) -> str | None:
-        """Return the URL in the host field, which may be a bare host with schema and port beside it."""
+        """Return the base URL of the host field, which may be a bare host beside a schema and a port."""
         host = (self.connection.host or "").strip()
         if not host:
             return None
@@ -204,11 +204,11 @@ def missing(conn_id: str) -> str:
 
 
 def _parts(url: str) -> SplitResult | None:
-    """Split a URL; None unless it is one of HTTP, with a host."""
+    """Split a URL; None unless it is an HTTP URL with a host."""
     try:
         parts = urlsplit(url)
         is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # brackets that don't close, a port that is no number
+    except ValueError:  # an unclosed bracket, a port that is not a number
         return None
     return parts if is_http and not any(map(str.isspace, url)) else None
 

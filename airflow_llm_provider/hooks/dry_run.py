@@ -32,7 +32,7 @@ def imagined_run(
     data_interval: tuple[dt.datetime, dt.datetime] | None = None,
     is_backfill: bool = False,
 ) -> DagRun:
-    """Return a run of `dag` as a task would be told of it; it is in no database.
+    """Return a run of `dag` as Airflow would describe it to a task; it is in no database.
 
     Args:
         dag: the DAG.

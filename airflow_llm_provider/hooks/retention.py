@@ -12,9 +12,10 @@ _DAY_MS = 86_400_000
 
 
 def retention_ms() -> tuple[int | None, int | None]:
-    """Return [llm] retention_days and payload_retention_days in milliseconds; None for ever.
+    """Return [llm] retention_days and payload_retention_days in milliseconds; None: without limit.
 
-    Raises AirflowFailException for what is no number above 0.
+    Raises:
+        AirflowFailException: an option is not a number above 0.
     """
     from airflow.sdk.configuration import conf
 

@@ -114,7 +114,7 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
             downstream.keep_skipped_after_clear(self)
 
     def execute(self, context: Context) -> Any:
-        """Ask, decide, write down why, and skip what was not chosen."""
+        """Ask, decide, keep the reason, and skip the branches that were not chosen."""
         branches = self._offered()
         proposed = self._proposed(branches, context)
         decision = self._rules(branches).decide(proposed)
@@ -141,7 +141,7 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
         return self._take(asked.decided(answer), record, context)
 
     def _take(self, decision: Decision, record: Mapping[str, Any], context: Context) -> Any:
-        """Write down what was decided, and skip the rest."""
+        """Keep what was decided, and skip the other branches."""
         level = logging.WARNING if decision.outcome == "default" else logging.INFO
         taken = list(decision.taken)
         said = f"{decision.outcome.capitalize()}: {', '.join(taken) or 'none'}"
@@ -246,7 +246,7 @@ def _record(proposed: Proposal | LLMError) -> dict[str, Any]:
 
 
 def _usage(proposed: Proposal | LLMError) -> dict[str, Any]:
-    """Return what asking took; nothing is known of it where the model can't be had."""
+    """Return what asking took; empty where the model could not be reached."""
     return dict(getattr(proposed, "usage", {}))
 
 

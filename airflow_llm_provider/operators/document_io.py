@@ -45,7 +45,7 @@ class Rows(Sequence[Any]):
 
 
 class Misplaced(ValueError):
-    """Rows can't be written there."""
+    """Rows cannot be written to this output."""
 
 
 def is_literal(documents: Any) -> bool:

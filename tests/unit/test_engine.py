@@ -262,7 +262,9 @@ async def test_the_first_call_warms_the_shared_prefix_before_the_others_go(
     asking = asyncio.create_task(
         engine.map((about(f"{i}") for i in range(10)), lambda *_: None, make_terms(), max_in_flight=10)
     )
-    await asyncio.sleep(0.2)
+    while not wire.sent:  # noqa: ASYNC110 - the wire is scripted, and has no event to wait for
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)  # the others have their chance to go
     assert len(wire.sent) == 1
     wire.gate.set()
     await asking
