@@ -1,34 +1,36 @@
-"""Errors, sorted by whether trying again would help.
+"""Errors, sorted by whether a retry can help.
 
+```text
 LLMError
-├── RetryableError            it may work later, as it is
-│   ├── NetworkError          no answer, or half of one
+├── RetryableError            the same request may succeed later
+│   ├── NetworkError          no reply, or an incomplete one
 │   ├── RateLimited           429
 │   ├── Overloaded            529
 │   ├── ServerError           5xx
-│   ├── KeyBusy               somebody else is asking the same
-│   ├── BudgetWaits           ours: until its next day or month
+│   ├── KeyBusy               another task is asking the same
+│   ├── BudgetWaits           our budget: until its next day or month
 │   └── LedgerUnavailable     nothing was sent
-└── TerminalError             it will not, until somebody changes something
+└── TerminalError             it fails again until something is changed
     ├── BadRequest            400, 422
     │   └── UnknownModel      404
     ├── AuthenticationFailed  401, 403
     ├── SpendLimitReached     the account's own limit
-    ├── BudgetExceeded        ours
-    │   ├── BudgetSkips       and the task is to be skipped
-    │   └── BudgetAsks        and a person is to be asked
-    ├── UnknownPrice          a budget can't hold what has no price
+    ├── BudgetExceeded        our budget
+    │   ├── BudgetSkips       and the task is skipped
+    │   └── BudgetAsks        and a person is asked
+    ├── UnknownPrice          a budget cannot count a call without a price
     ├── LedgerUnusable        wrong address, damaged, or of a newer version
-    ├── TooLong               more than the model can read
-    ├── Rejected              a person said no
+    ├── TooLong               more than the model can read at once
+    ├── Rejected              a person rejected it
     ├── ChangedSinceShown     not what a person decided on
-    ├── EffectUnknown         something irreversible may or may not have happened
-    └── AnswerError           paid, but no answer
-        ├── Refused
-        ├── Truncated
-        ├── ToolLimit             still calling tools when its turns, time or money were spent
-        ├── InvalidOutput
-        └── BusinessError         a validator's word
+    ├── EffectUnknown         an irreversible effect may or may not have happened
+    └── AnswerError           paid, but not a valid answer
+        ├── Refused           the model declined
+        ├── Truncated         it stopped at a limit
+        ├── ToolLimit         its turns, time or money were used up by tool calls
+        ├── InvalidOutput     of another shape than asked for
+        └── BusinessError     a validator rejected it for good
+```
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from typing import Any, ClassVar
 
 
 class LLMError(Exception):
-    """Something went wrong with a call to the model; `kind` is its name in retry policies."""
+    """A call to the model failed; `kind` is the name of the class in retry policies."""
 
     kind: ClassVar[str] = "error"
 
@@ -46,8 +48,10 @@ class LLMError(Exception):
 class RetryableError(LLMError):
     """The same request may succeed later.
 
-    retry_after_s: how long the server asked to be left alone; None when it did not say.
-    billed: whether the API may have charged for it: it was sent, and no proof came back that it was not.
+    Args:
+        message: what happened, and what to do.
+        retry_after_s: how long the server asked to wait, in seconds; None when it did not say.
+        billed: whether the API may have charged for the request: it was sent, and nothing proves that it was not.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, billed: bool = False) -> None:
@@ -63,7 +67,7 @@ class NetworkError(RetryableError):
 
 
 class RateLimited(RetryableError):
-    """The account's requests or tokens a minute are used up for now."""
+    """The account's requests or tokens per minute are used up for now."""
 
     kind = "rate_limit"
 
@@ -81,7 +85,7 @@ class ServerError(RetryableError):
 
 
 class KeyBusy(RetryableError):
-    """Somebody else has been asking the same for longer than the deadline; nothing was sent."""
+    """Another task has been asking the same for longer than the deadline; nothing was sent."""
 
     kind = "busy"
 
@@ -93,13 +97,13 @@ class BudgetWaits(RetryableError):
 
 
 class LedgerUnavailable(RetryableError):
-    """The ledger can't be reached, so nothing was sent and nothing paid."""
+    """The ledger cannot be reached, so nothing was sent or paid."""
 
     kind = "ledger"
 
 
 class TerminalError(LLMError):
-    """The same request will fail again: something has to be changed first."""
+    """The same request fails again until something is changed."""
 
 
 class BadRequest(TerminalError):
@@ -109,7 +113,7 @@ class BadRequest(TerminalError):
 
 
 class UnknownModel(BadRequest):
-    """The API knows no such model, or not for this key."""
+    """The API does not have this model, or not for this key."""
 
     kind = "unknown_model"
 
@@ -133,14 +137,18 @@ class BudgetExceeded(TerminalError):
 
 
 class BudgetSkips(BudgetExceeded):
-    """The call was not sent, and its budget says that the task is then skipped."""
+    """The call was not sent, and its budget says to skip the task."""
 
 
 class BudgetAsks(BudgetExceeded):
-    """The call was not sent, and its budget says that a person is then asked to raise it.
+    """The call was not sent, and its budget says to ask a person to raise it.
 
-    budget, label: its name, and whose calls it adds up. booked_micro_usd: what is paid or reserved of it already;
-    need_micro_usd: the most this call could cost. calls: how many are in need of the same.
+    Args:
+        message: what happened, and what to do.
+        budget: the name of the budget.
+        label: whose calls the budget adds up.
+        booked_micro_usd: what is already paid or reserved of the budget.
+        need_micro_usd: the most that this call could cost.
     """
 
     def __init__(
@@ -161,13 +169,13 @@ class BudgetAsks(BudgetExceeded):
 
 
 class UnknownPrice(TerminalError):
-    """The call was not sent: its model has no known price, so no budget could hold it."""
+    """The call was not sent: its model has no known price, so a budget cannot count it."""
 
     kind = "unpriced"
 
 
 class LedgerUnusable(TerminalError):
-    """The ledger can't be used as it is: its address is wrong, its file damaged, or its version too new."""
+    """The ledger cannot be used: its address is wrong, its file is damaged, or its version is too new."""
 
     kind = "ledger"
 
@@ -179,29 +187,35 @@ class TooLong(TerminalError):
 
 
 class Rejected(TerminalError):
-    """A person said no, and that is final."""
+    """A person rejected it, and that is final."""
 
     kind = "rejected"
 
 
 class ChangedSinceShown(TerminalError):
-    """What would go on is not what a person was shown, so nobody has approved it."""
+    """What would go on is not what a person was shown, so it is not approved."""
 
     kind = "changed"
 
 
 class EffectUnknown(TerminalError):
-    """Something that may happen once was begun, and its process ended before it could say how it went."""
+    """An irreversible tool was started, and its process ended before the result was recorded."""
 
     kind = "effect"
 
 
 class AnswerError(TerminalError):
-    """The call was paid, but what came back is not an answer.
+    """The call was paid, but the reply is not a valid answer.
 
-    reply_text: what did come, with what repairs put into it.
-    fingerprints: of the requests that led here, repairs included; reused: none of them was sent just now.
-    complaints: what was found wrong, in order; usage: what the calls took, as a reply's usage record.
+    Args:
+        message: what happened, and what to do.
+        reply_text: the reply, with the fields that repairs replaced.
+
+    Attributes:
+        fingerprints: of the requests that led here, repairs included.
+        reused: none of these requests was sent now.
+        complaints: what was wrong, in order.
+        usage: what the calls took, as in the XCom `llm_usage`.
     """
 
     def __init__(self, message: str, *, reply_text: str = "") -> None:
@@ -220,22 +234,25 @@ class Refused(AnswerError):
 
 
 class Truncated(AnswerError):
-    """The answer stopped in the middle: `max_tokens`, or the context window, was reached."""
+    """The answer is incomplete: `max_tokens` or the context window was reached."""
 
     kind = "truncation"
 
 
 class ToolLimit(AnswerError):
-    """The model was still calling tools when the turns, the time or the money for it were spent."""
+    """The model was still calling tools when its turns, time or money were used up."""
 
     kind = "tool_limit"
 
 
 class InvalidOutput(AnswerError):
-    """The answer is not of the shape that was asked for; the message is the complaint.
+    """The answer does not have the shape that was asked for; the message is the complaint.
 
-    fields: the places at fault, such as `items.3.amount`; none: the answer as a whole.
-    needs_source: whether what was asked about has to be read again to put it right.
+    Args:
+        message: the complaint, which is sent to the model.
+        reply_text: the reply, with the fields that repairs replaced.
+        fields: the wrong places, such as `items.3.amount`; empty: the whole answer.
+        needs_source: whether a repair needs the text that was asked about.
     """
 
     kind = "invalid_output"
@@ -249,7 +266,7 @@ class InvalidOutput(AnswerError):
 
 
 class BusinessError(AnswerError):
-    """The answer is of the right shape, and a validator says that it must not be used."""
+    """The answer has the right shape, but a validator says that it must not be used."""
 
     kind = "business"
 
@@ -262,7 +279,7 @@ def _by_kind(error: type[LLMError]) -> dict[str, type[LLMError]]:
 
 
 BY_KIND = _by_kind(LLMError)
-"""All classes of error by their names, as retry policies use them."""
+"""All classes of error, by the names that retry policies use."""
 
 
 def require_kinds(argument: str, kinds: Iterable[str]) -> None:
@@ -280,8 +297,8 @@ def record_of(error: LLMError) -> dict[str, Any]:
 
 
 def error_of(record: Mapping[str, Any]) -> LLMError:
-    """Return the error that `record_of` wrote down."""
-    # A class that this process has not loaded is one of those that only come up where nothing can be mended.
+    """Return the error that `record_of` recorded."""
+    # A class that this process has not loaded is one of those that no retry can solve.
     cls = {cls.__name__: cls for cls in _all(LLMError)}.get(record["error"], TerminalError)
     if issubclass(cls, RetryableError):
         return cls(record["message"], retry_after_s=record["retry_after_s"])

@@ -15,15 +15,17 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # what the Messages API takes
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """A function that a model may call, with what the model is told of it.
+    """A function that a model may call, and what the model is told about it.
 
-    function: every parameter has a type that pydantic knows, and can be given by name; it is awaited where it is
-        async, and run in a thread of its own otherwise. The docstring, in any of the usual styles, describes it
-        and its parameters to the model.
-    irreversible: run it at most once a task instance, over all its attempts and clears.
-    needs_approval: park the task before each call until a person has seen the arguments and said yes.
+    Attributes:
+        function: every parameter has a type that pydantic knows, and can be given by name. An async function is
+            awaited; any other runs in a thread of its own. Its docstring (Google, NumPy or Sphinx style) describes it
+            and its parameters to the model.
+        irreversible: run it at most once per task instance, over all its attempts and clears.
+        needs_approval: park the task before each call until a person has seen the arguments and approved them.
 
-    Raises TypeError for a function that the model could not be told how to call.
+    Raises:
+        TypeError: the function cannot be described to the model.
     """
 
     function: Callable[..., Any]
@@ -33,15 +35,15 @@ class Tool:
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"A tool is a function, and {self.function!r} is none.")
-        _ = self.definition  # what is wrong with a function is said when the DAG is parsed
+        _ = self.definition  # a function that cannot be a tool is an error when the DAG is parsed
 
     @classmethod
     def of(cls, function: Callable[..., Any] | Self) -> Self:
-        """Return the tool that a plain function makes; a tool stays what it is."""
+        """Return a tool made from a plain function, or the tool itself."""
         return function if isinstance(function, cls) else cls(function=function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function, as if it were no tool."""
+        """Call the plain function."""
         return self.function(*args, **kwargs)
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -70,7 +72,11 @@ class Tool:
         return {"name": self.name, **description, "input_schema": schema}
 
     def arguments(self, given: bytes) -> dict[str, Any]:
-        """Return the function's arguments from the JSON a model gave; raises ValueError with its complaint."""
+        """Return the function's arguments from the JSON that a model gave.
+
+        Raises:
+            ValueError: the complaint, for the model.
+        """
         from pydantic import ValidationError
 
         try:
@@ -92,7 +98,7 @@ class Tool:
 
     @cached_property
     def _adapter(self) -> Any:
-        """What pydantic makes of the signature: an object with a field a parameter, and no others."""
+        """The signature as a pydantic type: an object with one field per parameter, and no others."""
         from pydantic import ConfigDict, TypeAdapter, with_config
         from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
@@ -148,7 +154,13 @@ def tool(
     irreversible: bool = False,
     needs_approval: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
-    """Make a function a tool, bare or with arguments: those of Tool."""
+    """Make a function a tool: `@tool`, or `@tool(irreversible=True)`.
+
+    Args:
+        function: as for Tool.
+        irreversible: run it at most once per task instance, over all its attempts and clears.
+        needs_approval: park the task before each call until a person has approved it.
+    """
 
     def made(function: Callable[..., Any]) -> Tool:
         return Tool(function=function, irreversible=irreversible, needs_approval=needs_approval)
@@ -157,7 +169,12 @@ def tool(
 
 
 def by_name(tools: Iterable[Callable[..., Any] | Tool]) -> dict[str, Tool]:
-    """Return tools and plain functions as tools by their names; raises TypeError, ValueError for two of one name."""
+    """Return tools and plain functions as tools, by their names.
+
+    Raises:
+        TypeError: a function cannot be described to the model.
+        ValueError: two have the same name.
+    """
     named: dict[str, Tool] = {}
     for one in map(Tool.of, tools):
         if one.name in named:

@@ -35,11 +35,16 @@ def retention_ms() -> tuple[int | None, int | None]:
 
 
 def prune_ledger(claude_conn_id: str | None = DEFAULT_CONNECTION) -> dict[str, int]:
-    """Remove from a connection's ledger what [llm] retention_days and payload_retention_days no longer keep.
+    """Remove from a connection's ledger what is older than [llm] retention_days and payload_retention_days.
 
-    claude_conn_id: whose ledger; None: that of [llm] ledger_url. Returns how many rows, payloads and notes on
-    documents went, and how many old rows stayed because their run is still active; nothing is removed where
-    neither option is set.
+    Nothing is removed where neither option is set.
+
+    Args:
+        claude_conn_id: the connection whose ledger is pruned; None: the ledger of [llm] ledger_url.
+
+    Returns:
+        How many `rows`, `payloads` and records of `documents` were removed, and how many old rows were `kept` because
+            their run is still active.
     """
     from airflow_llm_provider.ledger.database import Database
     from airflow_llm_provider.ledger.maintenance import prune
