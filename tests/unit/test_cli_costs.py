@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from airflow_llm_provider.pricing import Usage, rate_card, usd
 
 
 @pytest.fixture
-def database(ledger_url: str) -> Iterator[Database]:
+def database(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.setattr(
+        time, "sleep", lambda _: None
+    )  # the pauses of pruning are for others who write: nobody does
     database = Database(ledger_url)
     database.migrate()
     put(

@@ -7,6 +7,7 @@ import pydantic
 import pytest
 import sqlalchemy as sa
 from conftest import SCOPE, Clock, Wire, make_terms, message, question
+from waiting import until
 
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
@@ -205,8 +206,7 @@ async def test_a_fallback_answers_when_the_model_is_down(engine: Engine, wire: W
 async def test_cancelling_books_what_is_in_flight_and_frees_the_key(engine: Engine, wire: Wire) -> None:
     wire.gate = asyncio.Event()
     task = asyncio.create_task(engine.ask(question(), make_terms()))
-    while not wire.sent:  # noqa: ASYNC110 - the wire is scripted, and has no event to wait for
-        await asyncio.sleep(0.01)
+    await until(lambda: bool(wire.sent))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -262,8 +262,7 @@ async def test_the_first_call_warms_the_shared_prefix_before_the_others_go(
     asking = asyncio.create_task(
         engine.map((about(f"{i}") for i in range(10)), lambda *_: None, make_terms(), max_in_flight=10)
     )
-    while not wire.sent:  # noqa: ASYNC110 - the wire is scripted, and has no event to wait for
-        await asyncio.sleep(0.001)
+    await until(lambda: bool(wire.sent))
     await asyncio.sleep(0.05)  # the others have their chance to go
     assert len(wire.sent) == 1
     wire.gate.set()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from waiting import until
 
 from airflow_llm_provider.ledger.group_commit import GroupCommit
 
@@ -124,15 +125,12 @@ async def test_it_ticks_while_idle_while_busy_and_after_a_tick_that_failed(
         ticks.append(asyncio.run(asyncio.sleep(0, 1.0)))
         raise ValueError("no beat")
 
-    batch = batch_of(list, tick=tick, tick_s=0.05)
-    await asyncio.sleep(0.3)
+    batch = batch_of(list, tick=tick, tick_s=0.02)
+    await until(lambda: len(ticks) >= 2)
     idle = len(ticks)
-    assert idle >= 2
-    loop = asyncio.get_running_loop()
-    until = loop.time() + 0.3
-    while loop.time() < until:
-        await batch.submit(1)
-    assert len(ticks) > idle
+    async with asyncio.timeout(30):
+        while len(ticks) <= idle + 1:
+            await batch.submit(1)
     assert "tick of the ledger's thread failed" in caplog.text
 
 

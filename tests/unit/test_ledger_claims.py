@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import sqlalchemy as sa
+from waiting import until
 
 from airflow_llm_provider.errors import LedgerUnusable
 from airflow_llm_provider.ledger.ledger import Ledger
@@ -32,8 +33,7 @@ from airflow_llm_provider.pricing import Usage
 NIGHTLY = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 KEY = hashlib.sha256(b"How are you?").hexdigest()
 REPLY = b'{"content":[{"type":"text","text":"Fine."}]}'
-# A lease so short that a test can wait for its end, and a beat so rare that nothing renews it.
-STALLED = {"lease_s": 0.2, "beat_s": 3600.0}
+STALLED = {"beat_s": 3600.0}  # so rare that no lease is renewed
 
 
 @pytest.fixture
@@ -89,6 +89,13 @@ def states(ledger: Ledger) -> list[str]:
     return [row.state for row in rows(ledger)]
 
 
+def let_pass(ledger: Ledger, seconds: float) -> None:
+    """Let so much time pass for the leases: instead of the database's clock, their ends move."""
+    with ledger.database.write() as connection:
+        ends = call.c.lease_until_ms - round(seconds * 1000)
+        connection.execute(sa.update(call).where(call.c.state == "open").values(lease_until_ms=ends))
+
+
 def prompts(ledger: Ledger) -> list[bytes]:
     with ledger.database.read() as connection:
         kept = connection.scalars(sa.select(payload.c.prompt).where(payload.c.prompt.is_not(None)))
@@ -130,7 +137,7 @@ async def test_when_a_lease_ends_the_next_caller_gets_the_key_and_the_old_attemp
     stalled, next_one = ledger_of(**STALLED), ledger_of()
     await stalled.open(entry())
     assert isinstance(await next_one.open(entry()), ClaimHeld)
-    await asyncio.sleep(0.3)
+    let_pass(stalled, 60)
     assert isinstance(await next_one.open(entry()), OpenedAttempt)
     old, new = rows(next_one)
     assert (old.state, old.cost_micro_usd, old.error_class) == ("unproven", 900, "LeaseExpired")
@@ -141,7 +148,7 @@ async def test_only_one_caller_gets_the_key_when_a_lease_ends(ledger_of: Callabl
     stalled = ledger_of(**STALLED)
     ledgers = [ledger_of() for _ in range(4)]
     await stalled.open(entry())
-    await asyncio.sleep(0.3)
+    let_pass(stalled, 60)
     outcomes = await asyncio.gather(*(ledger.open(entry()) for ledger in ledgers for _ in range(5)))
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ClaimHeld"] * 19 + ["OpenedAttempt"]
 
@@ -151,7 +158,7 @@ async def test_a_reply_that_comes_after_its_lease_is_booked_and_reused(
 ) -> None:
     stalled, next_one = ledger_of(**STALLED), ledger_of()
     old = await stalled.open(entry())
-    await asyncio.sleep(0.3)
+    let_pass(stalled, 60)
     new = await next_one.open(entry())
     await stalled.record(settlement(old))
     assert (await next_one.find_reply(KEY, NIGHTLY, "always")).attempt_id == old.attempt_id
@@ -165,7 +172,7 @@ async def test_a_late_reply_is_taken_instead_of_buying_another(
 ) -> None:
     stalled, next_one = ledger_of(**STALLED), ledger_of()
     old = await stalled.open(entry())
-    await asyncio.sleep(0.3)
+    let_pass(stalled, 60)
     await next_one.record(failure(await next_one.open(entry())))
     await stalled.record(settlement(old))
     # A waiter that looked the answer up before it came only opens, again and again.
@@ -179,7 +186,7 @@ async def test_proof_that_comes_late_corrects_what_was_booked_at_the_ceiling(
 ) -> None:
     stalled, next_one = ledger_of(**STALLED), ledger_of()
     old = await stalled.open(entry())
-    await asyncio.sleep(0.3)
+    let_pass(stalled, 60)
     await next_one.open(entry())
     await stalled.record(failure(old, billed=False))
     assert [(row.state, row.cost_micro_usd) for row in rows(next_one)] == [("failed", None), ("open", None)]
@@ -188,9 +195,12 @@ async def test_proof_that_comes_late_corrects_what_was_booked_at_the_ceiling(
 async def test_a_live_holder_keeps_its_key_however_long_the_call_takes(
     ledger_of: Callable[..., Ledger],
 ) -> None:
-    alive, other = ledger_of(lease_s=0.4, beat_s=0.05), ledger_of()
+    alive, other = ledger_of(lease_s=45, beat_s=0.02), ledger_of()
     opened = await alive.open(entry())
-    await asyncio.sleep(0.9)
+    for _ in range(3):
+        until_ms = rows(other)[0].lease_until_ms
+        let_pass(other, 30)
+        await until(lambda: rows(other)[0].lease_until_ms >= until_ms)  # noqa: B023
     assert isinstance(await other.open(entry()), ClaimHeld)
     await alive.record(settlement(opened))
     assert states(alive) == ["settled"]
@@ -201,11 +211,9 @@ async def test_an_attempt_of_a_dead_process_is_booked_even_if_it_is_never_asked_
 ) -> None:
     dead = ledger_of(**STALLED)
     await dead.open(entry())
-    ledger_of(lease_s=0.2, beat_s=0.05)
-    for _ in range(40):
-        if states(dead) == ["unproven"]:
-            break
-        await asyncio.sleep(0.05)
+    let_pass(dead, 120)
+    ledger_of(beat_s=0.02)
+    await until(lambda: states(dead) == ["unproven"])
     assert [(row.state, row.cost_micro_usd) for row in rows(dead)] == [("unproven", 900)]
 
 

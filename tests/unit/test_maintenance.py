@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ DAY = 86_400_000
 
 
 @pytest.fixture
-def database(ledger_url: str) -> Iterator[Database]:
+def database(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    monkeypatch.setattr(
+        time, "sleep", lambda _: None
+    )  # the pauses of pruning are for others who write: nobody does
     database = Database(ledger_url)
     database.migrate()
     yield database
@@ -36,7 +40,7 @@ def now(database: Database) -> int:
 
 def aged(database: Database, days: float, number: int = 0, **fields: Any) -> dict[str, Any]:
     """Return a call that was opened so many days ago, with an id of that time."""
-    opened = now(database) - round(days * DAY)
+    opened = round(time.time() * 1000) - round(days * DAY)  # without a question to the database for each
     made = {"id": f"{opened * 1000 + number:014x}{number:018x}", "opened_ms": opened, "closed_ms": opened + 1}
     return row(**{**made, **fields})
 

@@ -12,7 +12,7 @@ import pydantic
 import pytest
 import sqlalchemy as sa
 from conftest import SCOPE, Wire, make_terms, message, question
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.engine import json_repair
@@ -269,7 +269,6 @@ def test_a_cut_off_answer_is_never_completed(data: dict, draw: st.DataObject) ->
     assert json_repair.find_objects(cut) == []
 
 
-@settings(max_examples=40)
 @given(objects, objects)
 def test_a_repaired_part_leaves_everything_else_byte_for_byte(data: dict, part: dict) -> None:
     text = json.dumps(data, indent=1)

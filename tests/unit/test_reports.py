@@ -95,7 +95,10 @@ ROWS = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(rows=st.lists(ROWS, min_size=1, max_size=40))
 def test_the_groups_add_up_to_the_total_whatever_they_are(
     database: Database, rows: list[dict[str, Any]]

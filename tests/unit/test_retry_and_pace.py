@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -74,10 +74,15 @@ def quick(attempts: int) -> RetryPolicy:
 
 
 @pytest.fixture
-async def ledger(ledger_url: str) -> AsyncIterator[Ledger]:
+async def ledger(simulated_time: Callable[[], float], ledger_url: str) -> AsyncIterator[Ledger]:
     ledger = Ledger(ledger_url)
     yield ledger
     ledger.close()
+
+
+def limiter_of(ledger: Ledger, limits: Limits | None = None) -> RateLimiter:
+    """Return the rate limiter of one process, on the clock of the test's event loop."""
+    return RateLimiter(ledger, limits, now=asyncio.get_running_loop().time)
 
 
 def headers(limit: int, remaining: int) -> dict[str, str]:
@@ -119,14 +124,14 @@ async def test_a_pause_longer_than_the_deadline_is_an_error_that_says_how_long(
     told = RateLimiter(ledger, limits, now=clock.now, sleep=clock.sleep)
     (await told.acquire(question(), SCOPE)).record_error(RateLimited("no", retry_after_s=86_400))
     await told.close()
-    for pace in (told, RateLimiter(ledger, limits)):
+    for pace in (told, limiter_of(ledger, limits)):
         with pytest.raises(RateLimited, match=r"wait.*Nothing was sent") as refused:
             await asyncio.wait_for(pace.acquire(question(), SCOPE), timeout=5)
         assert refused.value.retry_after_s == pytest.approx(86_400, rel=0.01)
 
 
 async def test_who_has_looked_already_hears_within_a_second(ledger: Ledger) -> None:
-    other, told = RateLimiter(ledger), RateLimiter(ledger)
+    other, told = limiter_of(ledger), limiter_of(ledger)
     for pace in (other, told):
         permit = await pace.acquire(question(), SCOPE)
     permit.record_error(RateLimited("no", retry_after_s=2))
@@ -140,19 +145,19 @@ async def test_no_more_requests_a_minute_than_the_account_allows_over_all_proces
     given = await asyncio.gather(
         *(
             permitted(pace, 5, within_s=0.6)
-            for pace in (RateLimiter(ledger, limits), RateLimiter(ledger, limits))
+            for pace in (limiter_of(ledger, limits), limiter_of(ledger, limits))
         )
     )
     assert sum(map(len, given)) == 3
 
 
 async def test_a_request_larger_than_a_minutes_tokens_still_goes(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger, Limits(itpm=100, otpm=10))
+    pace = limiter_of(ledger, Limits(itpm=100, otpm=10))
     await asyncio.wait_for(pace.acquire(question("long " * 1000), SCOPE), timeout=1)
 
 
 async def test_waiting_calls_go_one_interval_apart(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger, Limits(rpm=1200, burst_s=0.05))
+    pace = limiter_of(ledger, Limits(rpm=1200, burst_s=0.05))
     given = sorted(permit.at_s for permit in await permitted(pace, 30, within_s=1.5))
     assert 20 <= len(given) <= 30
     busiest = max(sum(start <= at < start + 0.5 for at in given) for start in given)
@@ -160,7 +165,7 @@ async def test_waiting_calls_go_one_interval_apart(ledger: Ledger) -> None:
 
 
 async def test_a_permit_that_was_not_used_goes_to_the_next_at_once(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger, Limits(rpm=1, burst_s=60))
+    pace = limiter_of(ledger, Limits(rpm=1, burst_s=60))
     permit = await pace.acquire(question(), SCOPE)
     waiting = asyncio.create_task(pace.acquire(question(), SCOPE))
     await asyncio.sleep(0.1)
@@ -171,21 +176,21 @@ async def test_a_permit_that_was_not_used_goes_to_the_next_at_once(ledger: Ledge
 
 async def test_what_is_left_is_given_back_in_the_end(ledger: Ledger) -> None:
     limits = Limits(rpm=60, burst_s=3)
-    pace = RateLimiter(ledger, limits)
+    pace = limiter_of(ledger, limits)
     for permit in await permitted(pace, 3, within_s=1):
         permit.release()
     await pace.close()
-    assert len(await permitted(RateLimiter(ledger, limits), 5, within_s=0.5)) == 3
+    assert len(await permitted(limiter_of(ledger, limits), 5, within_s=0.5)) == 3
 
 
 async def test_who_stops_waiting_takes_nothing_from_the_others(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger, Limits(rpm=600, burst_s=0.1))
+    pace = limiter_of(ledger, Limits(rpm=600, burst_s=0.1))
     assert len(await permitted(pace, 5, within_s=0.05)) <= 2
     assert len(await permitted(pace, 5, within_s=1.5)) == 5
 
 
 async def test_the_reply_corrects_what_was_expected_of_a_call(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger, Limits(otpm=60_000, burst_s=1))  # a thousand a second
+    pace = limiter_of(ledger, Limits(otpm=60_000, burst_s=1))  # a thousand a second
     permit = await pace.acquire(question(), SCOPE)
     permit.record_usage(Usage(uncached_tokens=10, output_tokens=5_000))
     assert await permitted(pace, 1, within_s=1) == []
@@ -194,14 +199,14 @@ async def test_the_reply_corrects_what_was_expected_of_a_call(ledger: Ledger) ->
 async def test_without_a_known_limit_the_ledger_is_not_asked_call_by_call(
     ledger: Ledger, tmp_path: Path
 ) -> None:
-    pace = RateLimiter(ledger)
+    pace = limiter_of(ledger)
     (await pace.acquire(question(), SCOPE)).read_headers({})
     (tmp_path / "ledger.db").rename(tmp_path / "away.db")
     assert len(await permitted(pace, 500, within_s=0.4)) == 500
 
 
 async def test_a_server_that_has_said_nothing_yet_is_sent_a_few_calls_only(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger)
+    pace = limiter_of(ledger)
     waiting = [asyncio.create_task(pace.acquire(question(), SCOPE)) for _ in range(200)]
     await asyncio.sleep(0.3)
     gone = [task.result() for task in waiting if task.done()]
@@ -216,7 +221,7 @@ async def test_a_server_that_has_said_nothing_yet_is_sent_a_few_calls_only(ledge
 
 @pytest.mark.parametrize("said", [{}, headers(6_000_000, 6_000_000)], ids=["no limit", "a large one"])
 async def test_at_its_first_word_that_there_is_room_all_go(ledger: Ledger, said: dict[str, str]) -> None:
-    pace = RateLimiter(ledger)
+    pace = limiter_of(ledger)
     waiting = [asyncio.create_task(pace.acquire(question(), SCOPE)) for _ in range(200)]
     await asyncio.sleep(0.2)
     next(task for task in waiting if task.done()).result().read_headers(said)
@@ -225,7 +230,7 @@ async def test_at_its_first_word_that_there_is_room_all_go(ledger: Ledger, said:
 
 
 async def test_a_slow_first_answer_holds_nobody_up_for_long(ledger: Ledger) -> None:
-    assert len(await permitted(RateLimiter(ledger), 200, within_s=3.5)) == 200
+    assert len(await permitted(limiter_of(ledger), 200, within_s=3.5)) == 200
 
 
 async def test_on_a_machine_that_is_slower_than_what_it_hears_holds_all_go_nevertheless(
@@ -244,7 +249,7 @@ async def test_on_a_machine_that_is_slower_than_what_it_hears_holds_all_go_never
 
 
 async def test_a_limit_that_was_raised_holds_at_once(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger)
+    pace = limiter_of(ledger)
     permit = await pace.acquire(question(), SCOPE)
     permit.read_headers(headers(60, 1))
     await pace.close()
@@ -255,16 +260,16 @@ async def test_a_limit_that_was_raised_holds_at_once(ledger: Ledger) -> None:
 
 
 async def test_nobody_is_permitted_to_send_while_the_ledger_is_away(ledger_url: str, tmp_path: Path) -> None:
-    ledger = Ledger(ledger_url, deadline_s=0.1)
+    ledger = Ledger(ledger_url, deadline_s=0.02)
     (tmp_path / "ledger.db").rename(tmp_path / "away.db")
     for limits in (None, Limits(rpm=600)):
         with pytest.raises(LedgerUnavailable):
-            await RateLimiter(ledger, limits).acquire(question(), SCOPE)
+            await limiter_of(ledger, limits).acquire(question(), SCOPE)
     ledger.close()
 
 
 async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledger: Ledger) -> None:
-    pace, other = RateLimiter(ledger), RateLimiter(ledger)
+    pace, other = limiter_of(ledger), limiter_of(ledger)
     permit = await pace.acquire(question(), SCOPE)
     permit.read_headers(headers(60, 31))
     await pace.close()
@@ -280,7 +285,7 @@ async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledge
 async def test_a_limit_that_can_be_none_is_not_heeded(
     ledger: Ledger, limit: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pace = RateLimiter(ledger)
+    pace = limiter_of(ledger)
     (await pace.acquire(question(), SCOPE)).read_headers(headers(limit, 1))
     await pace.close()
     assert len(await permitted(pace, 20, within_s=2)) == 20
@@ -289,7 +294,7 @@ async def test_a_limit_that_can_be_none_is_not_heeded(
 
 
 async def test_a_429_sets_a_pace_where_none_is_known(ledger: Ledger) -> None:
-    pace = RateLimiter(ledger)
+    pace = limiter_of(ledger)
     for permit in await permitted(pace, 50, within_s=2):
         permit.record_error(RateLimited("no"))
     await pace.close()

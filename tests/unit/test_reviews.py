@@ -68,7 +68,7 @@ async def test_two_processes_of_a_task_instance_keep_one_question(book: Book) ->
     with book.ledger.database.write() as connection:
         first = reviews.store_question(connection, SCOPE, "", asked())
         second = asyncio.create_task(book.keep(asked()))
-        await asyncio.sleep(0.3)  # so that it has looked, and waits for the first
+        await asyncio.sleep(0.08)  # so that it has looked, and waits for the first
     assert await second == first
 
 

@@ -192,7 +192,7 @@ def test_any_sort_of_schema_is_fitted(schema: dict[str, Any], text: str) -> None
     answer(schema, text)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(text=st.text(max_size=600))
 def test_no_text_breaks_the_rules_and_every_quote_is_literal(text: str) -> None:
     found = answer(

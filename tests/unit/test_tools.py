@@ -14,10 +14,11 @@ import orjson
 import pydantic
 import pytest
 import sqlalchemy as sa
-from conftest import SCOPE, Wire, make_terms, message, question
+from conftest import SCOPE, Clock, Wire, make_terms, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
+from waiting import until
 
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.engine.endpoint import Endpoint
@@ -586,12 +587,12 @@ async def test_one_that_may_have_happened_is_not_run_and_says_so(
 
 
 async def test_one_that_another_process_is_running_is_waited_for(
-    engine: Engine, wire: Wire, bank: Bank
+    engine: Engine, wire: Wire, bank: Bank, clock: Clock
 ) -> None:
     left = await begun_and_killed(engine, lease_ms=45_000)  # that is: not killed yet
     wire.script = [calling(("pay", {"amount": 1}))]
     asking = asyncio.ensure_future(ask(engine, bank.once))
-    await asyncio.sleep(0.2)
+    await until(lambda: len(clock.slept) >= 3)
     assert not asking.done()
     outcome = effects.Outcome(content="paid by the other")
     await engine.ledger.write(lambda connection, now_ms: effects.end(connection, now_ms, left.id, outcome))
@@ -690,7 +691,7 @@ async def test_what_is_being_made_cannot_be_settled(engine: Engine) -> None:
     left = await begun_and_killed(engine, lease_ms=45_000)
     refused = airflow_llm(engine, "settle", left.id, "--did-not-happen")
     assert refused.exit_code == 1
-    assert "is being made" in refused.output
+    assert "is running" in refused.output
 
 
 # -- what a person decides ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 from conftest import Wire, make_terms, message, question
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until
 
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
@@ -33,8 +34,7 @@ async def test_every_vote_is_a_request_of_its_own_and_all_are_in_flight_at_once(
 ) -> None:
     wire.gate = asyncio.Event()
     asking = asyncio.create_task(poll(engine, 5))
-    while len(wire.sent) < 5:  # noqa: ASYNC110 - the wire is scripted, and has no event to wait for
-        await asyncio.sleep(0.001)
+    await until(lambda: len(wire.sent) == 5)
     wire.gate.set()
     outcomes = await asking
     assert [outcome.text for outcome in outcomes] == ["Fine."] * 5
@@ -81,8 +81,7 @@ async def test_the_gravest_error_is_raised_once_all_have_ended(engine: Engine, w
 async def test_a_cancelled_poll_cancels_its_votes(engine: Engine, wire: Wire) -> None:
     wire.gate = asyncio.Event()
     asking = asyncio.create_task(poll(engine, 3))
-    while len(wire.sent) < 3:  # noqa: ASYNC110 - the wire is scripted, and has no event to wait for
-        await asyncio.sleep(0.001)
+    await until(lambda: len(wire.sent) == 3)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
