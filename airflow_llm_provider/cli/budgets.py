@@ -51,6 +51,7 @@ def set_one(
     ] = None,
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Set a budget, or change the given options of the budget with this name.
 
@@ -65,6 +66,9 @@ def set_one(
         known = next((one for one in stored_budgets(connection) if one.name == name), None)
         new = _changed(known, name, dollars, scope, per, timezone, on_exceeded)
         set_budget(connection, new)
+    if as_json:
+        echo_json(_as_dict(new))
+        return
     typer.echo(f"{shown(name)}: {_in_words(new)}")
 
 
@@ -78,7 +82,7 @@ def list_all(
     with reading(find_ledger(ledger_url, conn_id)) as database, database.read() as connection:
         found = [(one, meter_readings(connection, one)) for one in stored_budgets(connection)]
     if as_json:
-        echo_json([_as_dict(one, latest) for one, latest in found])
+        echo_json([_as_dict(one) | {"latest": list(map(_reading_as_dict, latest))} for one, latest in found])
         return
     from rich.console import Console
     from rich.table import Table
@@ -94,13 +98,21 @@ def list_all(
 
 
 @app.command("remove")
-def remove(name: Name, ledger_url: LedgerOption = None, conn_id: ConnectionOption = None) -> None:
+def remove(
+    name: Name,
+    ledger_url: LedgerOption = None,
+    conn_id: ConnectionOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Remove a budget: it no longer limits any call."""
     from airflow_llm_provider.ledger.budgets import remove_budget
 
     with reading(find_ledger(ledger_url, conn_id)) as database, database.write() as connection:
         if not remove_budget(connection, name):
             fail(f"There is no budget {shown(name)}; `airflow-llm budgets list` shows all.")
+    if as_json:
+        echo_json({"removed": name})
+        return
     typer.echo(f"{shown(name)}: removed")
 
 
@@ -194,7 +206,7 @@ def _cells(one: Budget, count: MeterReading | None) -> list[str]:
     return [shown(count.label), *(f"${usd(amount)}" for amount in amounts)]
 
 
-def _as_dict(one: Budget, latest: Any) -> dict[str, Any]:
+def _as_dict(one: Budget) -> dict[str, Any]:
     return {
         "name": one.name,
         "cap_usd": usd(one.cap_micro_usd),
@@ -203,12 +215,12 @@ def _as_dict(one: Budget, latest: Any) -> dict[str, Any]:
         "per": one.per,
         "timezone": one.timezone,
         "on_exceeded": one.on_exceeded,
-        "latest": [
-            {
-                "of": count.label,
-                "spent_usd": usd(count.settled_micro_usd),
-                "in_flight_usd": usd(count.reserved_micro_usd),
-            }
-            for count in latest
-        ],
+    }
+
+
+def _reading_as_dict(count: MeterReading) -> dict[str, Any]:
+    return {
+        "of": count.label,
+        "spent_usd": usd(count.settled_micro_usd),
+        "in_flight_usd": usd(count.reserved_micro_usd),
     }

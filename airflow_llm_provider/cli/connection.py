@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from airflow_llm_provider.cli.output import fail
+from airflow_llm_provider.cli.output import JsonOption, echo_json, fail
 
 if TYPE_CHECKING:
     from airflow_llm_provider.hooks.claude import ClaudeHook
@@ -29,6 +29,7 @@ def check_connection(
     conn_id: Annotated[
         str, typer.Argument(help="Id of an Airflow connection of type claude.")
     ] = "claude_default",
+    as_json: JsonOption = False,
 ) -> None:
     """Show which model tiers a connection's key can use, and which model retires soon. Costs nothing.
 
@@ -37,10 +38,12 @@ def check_connection(
     """
     hook = claude_hook(conn_id)
     usable, message = hook.test_connection()
-    for line in message.split("; ") if usable else ():
-        typer.echo(line)
+    if as_json:
+        echo_json({"connection": conn_id, "usable": usable, "message": message})
+        raise typer.Exit(0 if usable else 1)
     if not usable:
         fail(message)
+    typer.echo("\n".join(message.split("; ")))
 
 
 def claude_hook(conn_id: str) -> ClaudeHook:

@@ -91,6 +91,7 @@ def reopen_letters(
     ] = None,
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Let the next run ask again, and pay again, for documents whose paid answers were not valid.
 
@@ -108,17 +109,28 @@ def reopen_letters(
         letters = [letter for letter in letters if letter["document_id"] in document_ids]
     paid = [letter for letter in letters if letter.get("fingerprints")]
     unpaid = Counter(letter["reason"] for letter in letters if not letter.get("fingerprints"))
+    calls: set[str] = set()
     if paid:
-        url = find_ledger(ledger_url, conn_id)
         wanted = {fingerprint for letter in paid for fingerprint in letter["fingerprints"]}
-        reopened = asyncio.run(_reopen(url, wanted))
-        there = sum(not reopened.isdisjoint(letter["fingerprints"]) for letter in paid)
-        typer.echo(f"{there} reopened ({len(reopened)} calls): the next run asks and pays for them again.")
-        if there < len(paid):
-            typer.echo(
-                f"{len(paid) - there} not reopened: this ledger holds no answer to them. They were reopened before, "
-                "or were asked with another ledger (--ledger-url, --conn-id)."
-            )
+        calls = asyncio.run(_reopen(find_ledger(ledger_url, conn_id), wanted))
+    reopened = sum(not calls.isdisjoint(letter["fingerprints"]) for letter in paid)
+    if as_json:
+        echo_json(
+            {
+                "reopened": reopened,
+                "calls": len(calls),
+                "not_reopened": len(paid) - reopened,
+                "need_no_reopening": dict(unpaid.most_common()),
+            }
+        )
+        return
+    if paid:
+        typer.echo(f"{reopened} reopened ({len(calls)} calls): the next run asks and pays for them again.")
+    if reopened < len(paid):
+        typer.echo(
+            f"{len(paid) - reopened} not reopened: this ledger holds no answer to them. They were reopened before, "
+            "or were asked with another ledger (--ledger-url, --conn-id)."
+        )
     if unpaid:
         counted = ", ".join(f"{shown(reason)} {count}" for reason, count in unpaid.most_common())
         typer.echo(

@@ -73,6 +73,7 @@ def settle_effect(
     ] = False,
     ledger_url: LedgerOption = None,
     conn_id: ConnectionOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Record whether an irreversible tool call happened whose process was killed. Clear its task afterwards."""
     from airflow_llm_provider.ledger import effects
@@ -91,6 +92,9 @@ def settle_effect(
             effects.forget(connection, effect.id)
         else:
             effects.end(connection, now_ms, effect.id, effects.Outcome(content=output))
+    if as_json:
+        echo_json({"settled": effect.id, "dag": effect.dag_id, "run": effect.run_id, "task": effect.task_id})
+        return
     typer.echo(
         f"Settled. Clear {effect.dag_id}.{effect.task_id} of the run {shown(effect.run_id)}; paid answers are kept."
     )

@@ -210,6 +210,8 @@ async def test_the_command_line_sets_changes_shows_and_removes_budgets(ledger_ur
     assert shown["latest"][0]["of"].startswith("dag nightly, 20")
     assert shown["latest"][0]["spent_usd"] == "0.000004"
     assert "$7.499996" in command(ledger_url, "list").output
+    told = json.loads(command(ledger_url, "set", "nights", "--usd", "8", "--json").output)
+    assert (told["cap_usd"], told["scope"], told["applies_to"]) == ("8.000000", "dag", "nightly")
     assert command(ledger_url, "remove", "nights").output == "nights: removed\n"
     assert command(ledger_url, "remove", "nights").exit_code == 1
     await engine.close()

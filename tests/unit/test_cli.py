@@ -80,6 +80,14 @@ def test_every_command_says_what_it_does(command: list[str]) -> None:
     assert "Usage:" in result.output
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_can_write_json(command: list[str]) -> None:
+    """The demo ends with a JSON line, `ledger export` writes JSON lines, and the stand-in is a server."""
+    help_text = run(*command, "--help").output
+    assert ("--json" in help_text) == (command not in (["demo"], ["stand-in"], ["ledger", "export"]))
+    assert "--format" not in help_text
+
+
 def test_help_costs_neither_airflow_nor_the_sdk() -> None:
     code = (
         "import sys; import airflow_llm_provider.cli; "
@@ -202,6 +210,12 @@ async def test_a_reopened_letter_is_asked_and_paid_anew(
     again = await asyncio.to_thread(run, *reopen)
     assert "0 reopened" in again.stdout
     assert "holds no answer to them" in again.stdout
+    assert json.loads((await asyncio.to_thread(run, *reopen, "--json")).stdout) == {
+        "reopened": 0,
+        "calls": 0,
+        "not_reopened": 1,
+        "need_no_reopening": {"unreadable": 1},
+    }
 
     wire.usually = message('{"value": 7}')
     assert (await engine.ask(question(), make_terms(**asking))).value == 7
