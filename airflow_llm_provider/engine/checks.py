@@ -29,9 +29,8 @@ _VERDICT = OutputType(
                     "type": "object",
                     "properties": {
                         "criterion": {"type": "integer"},
-                        "why": {
-                            "type": "string"
-                        },  # before the verdict, so that it is given before it is known
+                        # Before the verdict: a model writes the fields in order, and the reason should come first.
+                        "why": {"type": "string"},
                         "is_met": {"type": "boolean"},
                     },
                     "required": ["criterion", "why", "is_met"],
@@ -48,10 +47,14 @@ _VERDICT = OutputType(
 def judge_request(
     judge: Judge, answer: str, source: str | None, *, framing: Framing, family: str = ""
 ) -> Request:
-    """Return the request that asks for a verdict on an answer.
+    """Return the request that asks a judge for its verdict on an answer.
 
-    source: the text it is about; None only where the judge does not read it.
-    family: of the request that it answers.
+    Args:
+        judge: The model and its criteria.
+        answer: The text of the answer.
+        source: The text that the answer is about; None only if the judge does not read it.
+        framing: How text is put into the request as data.
+        family: The family of the request that was answered.
     """
     criteria = "\n".join(f"{number}. {text}" for number, text in enumerate(judge.criteria, start=1))
     and_source = " and in the document" if judge.reads_source else ""
@@ -71,20 +74,22 @@ def judge_request(
 
 
 def require_criteria_met(judge: Judge, message: Message) -> None:
-    """Raise InvalidOutput with the judge's reasons unless it finds every criterion met.
+    """Return if the judge finds every criterion met.
 
-    Raises another AnswerError where its reply is no verdict.
+    Raises:
+        InvalidOutput: A criterion is not met; the message is the judge's reasons.
+        AnswerError: The reply is not a verdict.
     """
     require_complete(message)
     try:
         findings = _VERDICT.parse(message.text)["findings"]
     except InvalidOutput as error:
-        raise AnswerError(f"It is no verdict: {error}") from error
+        raise AnswerError(f"The reply is not a verdict: {error}") from error
     reasons: list[str] = []
     judged = {found["criterion"] for found in findings}
     for number, criterion in enumerate(judge.criteria, start=1):
         if number not in judged:
-            raise AnswerError(f"It says nothing of criterion {number}.")
+            raise AnswerError(f"The reply has no finding for criterion {number}.")
         unmet = [found["why"] for found in findings if found["criterion"] == number and not found["is_met"]]
         reasons += [why.strip() or f"Not met: {criterion}" for why in unmet]
     if reasons:
@@ -94,13 +99,14 @@ def require_criteria_met(judge: Judge, message: Message) -> None:
 def reads_source(validator: Validator | Judge) -> bool:
     """Tell whether a validator compares the answer with the text that was asked about.
 
-    Raises TerminalError for what is no validator, since this is asked before anything is paid.
+    Raises:
+        TerminalError: It is neither a function nor a Judge. This is checked before anything is paid.
     """
     if isinstance(validator, Judge):
         return validator.reads_source
     if not callable(validator):
         raise TerminalError(
-            f"{validator!r} among the validators is neither a function nor a Judge. Nothing was sent."
+            f"validators= has {validator!r}, which is neither a function nor a Judge. Nothing was sent."
         )
     try:
         return "source" in inspect.signature(validator).parameters
@@ -109,7 +115,16 @@ def reads_source(validator: Validator | Judge) -> bool:
 
 
 def run_validator(validator: Validator, value: Any, source: str | None) -> Complaint | None:
-    """Call a validator; what it raises is about this answer, and must not end a run of others."""
+    """Return a validator's complaint about an answer, or None.
+
+    Args:
+        validator: A function of the answer, and of `source` if it has a parameter of that name.
+        value: The validated answer.
+        source: The text that the answer is about.
+
+    Raises:
+        BusinessError: The validator raised or returned something else. Other answers are not affected.
+    """
     name = getattr(validator, "__name__", repr(validator))
     try:
         complaint = validator(value, source=source) if reads_source(validator) else validator(value)
@@ -118,13 +133,16 @@ def run_validator(validator: Validator, value: Any, source: str | None) -> Compl
     except Exception as error:
         raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
     if isinstance(complaint, str):
-        return Complaint(complaint) if complaint.strip() else None  # such as "; ".join(of no problems)
+        return (
+            Complaint(complaint) if complaint.strip() else None
+        )  # such as "; ".join(problems) without problems
     if callable(complaint):
         raise BusinessError(
-            f"{name} makes a validator and is none itself: call it, as in validators=[{name}(…)]."
+            f"{name} makes a validator and is not one itself. Call it: validators=[{name}(…)]."
         )
     if complaint is not None and not isinstance(complaint, Complaint):
         raise BusinessError(
-            f"The validator {name} returned {complaint!r}: return None, a text, or a Complaint."
+            f"The validator {name} returned a value of type {type(complaint).__name__}. "
+            "Return None, a text or a Complaint."
         )
     return complaint

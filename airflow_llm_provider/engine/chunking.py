@@ -1,4 +1,4 @@
-"""Long inputs: what is done with a text that is longer than a model should read at once."""
+"""Long texts: read whole, their beginning only, or in parts whose answers are merged."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalErro
 from airflow_llm_provider.options import LongInput, OnInvalid
 from airflow_llm_provider.pricing import context_window
 
-_CHARACTERS_A_TOKEN = 3  # of English it is four; tables and other languages need more tokens
-_USUAL_WINDOW = 200_000  # of a model that genai-prices does not know
+_CHARACTERS_PER_TOKEN = 3  # four for English; tables and other languages need more tokens
+_USUAL_WINDOW = 200_000  # tokens; for a model that genai-prices does not know
 
 _REDUCE = """The document was too long to be read at once, so it was read in parts. What stands above are the answers
 about its parts, in order. Merge them into one answer about the whole document. Leave out what is said twice."""
 
 
 def surely_fits(request: Request, long_input: LongInput) -> bool:
-    """Tell whether a request can be read at once even if every byte were a token."""
+    """Tell whether a request can be read at once even if each byte is a token."""
     window = context_window(request.model) or _USUAL_WINDOW
     limit = min(window - request.max_tokens, long_input.max_input_tokens or window)
     return request.input_ceiling_tokens < limit
@@ -82,12 +82,12 @@ def texts_to_read(text: str, request: Callable[[str], Request], long_input: Long
             "LongInput(max_input_tokens=…) where the model can read more."
         )
     if long_input.too_long == "truncate":
-        return [text[: room * _CHARACTERS_A_TOKEN]]
+        return [text[: room * _CHARACTERS_PER_TOKEN]]
     return split_text(text, room)
 
 
 def split_text(text: str, tokens: int) -> list[str]:
-    """Split a text into parts of at most so many tokens, at its sections, paragraphs and sentences."""
+    """Split a text into parts of at most `tokens` tokens, at its sections, paragraphs and sentences."""
     import semchunk
 
     parts = semchunk.chunk(text, tokens, estimate_tokens, memoize=False)  # type: ignore[attr-defined]  # not in its __all__
@@ -97,7 +97,7 @@ def split_text(text: str, tokens: int) -> list[str]:
 
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of a text, rather too many than too few."""
-    return -(-len(text) // _CHARACTERS_A_TOKEN)
+    return -(-len(text) // _CHARACTERS_PER_TOKEN)
 
 
 async def _map_reduce(
@@ -147,14 +147,14 @@ def _checking(terms: Terms, answer: str, source: str | None) -> Terms:
 
 
 def _of_whole(error: BaseException) -> BaseException:
-    """Return a part's error as one about the whole: what it says of the part is no answer about all of it."""
+    """Return the error of a part without its answer, which is not an answer about the whole text."""
     if isinstance(error, AnswerError):
         error.reply_text = ""
     return error
 
 
 def _joined(answers: Sequence[Any]) -> Any:
-    """Join the answers where they are lists, or objects of nothing but lists; None where it takes judgement."""
+    """Join answers that are lists, or objects of lists; return None for others, which the model must merge."""
     if all(isinstance(answer, list) for answer in answers):
         return _without_repeats(item for answer in answers for item in answer)
     if all(
@@ -176,4 +176,4 @@ def _room(empty: Request, long_input: LongInput) -> int:
     """Return how many tokens of text fit beside the rest of a request."""
     window = context_window(empty.model) or _USUAL_WINDOW
     limit = min(window - empty.max_tokens, long_input.max_input_tokens or window)
-    return limit - -(-empty.text_bytes // _CHARACTERS_A_TOKEN)  # base64 is no text
+    return limit - -(-empty.text_bytes // _CHARACTERS_PER_TOKEN)  # base64 is not text

@@ -1,4 +1,4 @@
-"""A JSON schema as its author types it: one that no answer can be held against is refused before any is paid."""
+"""JSON schemas: check an author's own, follow references, and take a part."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ _REFERENCES = frozenset({"$ref", "$dynamicRef"})
 
 
 def require_checkable(schema: Mapping[str, Any]) -> None:
-    """Raise TerminalError for what is no schema by draft 2020-12, and for references that lead nowhere.
+    """Return if answers can be validated against the schema.
 
-    References may only lead within the schema: what stands elsewhere would be fetched while an answer waits.
+    References may only point within the schema, because anything else would have to be fetched.
+
+    Raises:
+        TerminalError: It is not a schema of draft 2020-12, or a reference points to nothing.
     """
     from referencing import Registry
     from referencing.exceptions import Unresolvable
@@ -30,15 +33,15 @@ def require_checkable(schema: Mapping[str, Any]) -> None:
             try:
                 found = resolver.lookup(part[keyword])
             except (Unresolvable, ValueError):
-                raise _no_schema(f"nothing in it is what {keyword} {part[keyword]!r} leads to") from None
+                raise _no_schema(f"{keyword} {part[keyword]!r} points to nothing in it") from None
             if id(found.contents) not in seen:
                 seen.add(id(found.contents))
-                _require_schema(found.contents, f" of {part[keyword]!r}")  # it may lie under any key
+                _require_schema(found.contents, f" of {part[keyword]!r}")
                 left.append((DRAFT202012.create_resource(found.contents), found.resolver))
         try:
             left += [(each, resolver.in_subresource(each)) for each in resource.subresources()]
         except ValueError as error:
-            raise _no_schema(f"an $id in it is no URI: {error}") from None
+            raise _no_schema(f"an $id in it is not a URI: {error}") from None
 
 
 def _require_schema(schema: Any, where: str) -> None:
@@ -53,7 +56,7 @@ def _require_schema(schema: Any, where: str) -> None:
 
 def _no_schema(why: str) -> TerminalError:
     short = why if len(why) <= 300 else f"{why[:300]}…"
-    return TerminalError(f"output_type= is no JSON schema of draft 2020-12: {short}. Nothing was sent.")
+    return TerminalError(f"output_type= is not a JSON schema of draft 2020-12: {short}. Nothing was sent.")
 
 
 # https://platform.claude.com/docs/en/build-with-claude/structured-outputs, "Schema complexity limits".
@@ -82,10 +85,10 @@ def fields_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def part_of(schema: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any] | None:
-    """Return the schema of some of an object's fields, each of which may be left out.
+    """Return the schema of some of an object's fields, each of them optional, with the definitions they use.
 
-    None where the API would not take it, since it bounds how many fields may be optional, and where a reference
-    leads to what the part does not have.
+    None if the API would reject it, because it limits the number of optional fields, or if a reference points
+    outside of the part.
     """
     fields = fields_of(schema)
     part: dict[str, Any] = {
@@ -121,7 +124,7 @@ def _walk(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _used(schema: Any, definitions: Mapping[str, Any]) -> set[str]:
-    """Return the names of the definitions that a schema refers to, and those refer to; other references whole."""
+    """Return the names of all definitions that a schema uses, directly or not; other references as they are."""
     used: set[str] = set()
     left = [schema]
     while left:

@@ -1,4 +1,4 @@
-"""Output types: the schema the model is given, and the check that its answer must pass."""
+"""Output types: the JSON schema for the model, and the validation of its answer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from airflow_llm_provider.engine.json_schema import fields_of, names_in, part_of
 from airflow_llm_provider.errors import InvalidOutput, TerminalError
 from airflow_llm_provider.validators import Complaint
 
-# The API wants an object at the top; anything else travels in one field of this name.
+# The API wants an object at the top level. Anything else is put into one field of this name.
 _LIST_FIELD, _VALUE_FIELD = "items", "value"
 
-# Faults that can be put right without reading the document again: pydantic's, beside all of wrong types and of
-# texts that can't be parsed, and those of JSON schemas.
+# Faults of form, which can be repaired without reading the document again: kinds of pydantic errors (besides wrong
+# types and failed parsing), and keywords of JSON schemas.
 _FORM_KINDS = frozenset(
     {
         *("enum", "literal_error", "extra_forbidden", "json_invalid", "int_from_float"),
@@ -33,7 +33,7 @@ _FORM_KINDS = frozenset(
 _FORM_KEYWORDS = frozenset(
     {"type", "enum", "const", "format", "pattern", "additionalProperties", "maxLength"}
 )
-# What Airflow can't serialize by itself; as fields of a pydantic model it can.
+# Types that Airflow serializes as fields of a pydantic model, but not by themselves.
 _NOT_IN_XCOMS = (enum.Enum, bytes, bytearray, complex, dt.time, PurePath, re.Pattern)
 _MODULES_NOT_IN_XCOMS = frozenset({"ipaddress", "pydantic.networks"})
 
@@ -41,13 +41,16 @@ _MODULES_NOT_IN_XCOMS = frozenset({"ipaddress", "pydantic.networks"})
 class OutputType:
     """What an answer must be.
 
-    output_type: None or `str` for free text; a pydantic model; any type pydantic knows (list, enum, union,
-        TypedDict …); or a JSON schema of draft 2020-12 as a dict.
-
-    Its schemas raise TerminalError, before anything is sent, for what is no type and no schema.
+    Its schemas raise TerminalError, before anything is sent, if `output_type` is neither a type nor a schema.
     """
 
     def __init__(self, output_type: Any = None) -> None:
+        """Make an output type.
+
+        Args:
+            output_type: None or `str` for free text; a pydantic model; any type that pydantic knows (list, enum,
+                union, TypedDict …); or a JSON schema of draft 2020-12 as a dict.
+        """
         self.output_type = output_type
         self.is_text = output_type is None or output_type is str
         self.is_list = get_origin(output_type) is list
@@ -70,7 +73,7 @@ class OutputType:
 
     @cached_property
     def item_schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema of one row's data: of one item, where the type is a list."""
+        """The JSON schema of one row's data: of one item, if the type is a list."""
         inner = self._inner_schema
         if not self.is_list or inner is None:
             return inner
@@ -78,14 +81,17 @@ class OutputType:
         return {**inner["items"], **definitions}
 
     def parse(self, text: str) -> Any:
-        """Return the validated value of an answer; raises InvalidOutput with a complaint a model can act on."""
+        """Return the validated value of an answer; raises InvalidOutput with a complaint that a model can act on."""
         return self.read(text)[0]
 
     def read(self, text: str) -> tuple[Any, str]:
-        """Return the validated value of an answer, and what was done to read it; raises InvalidOutput.
+        """Return the validated value of an answer, and what was done to read it.
 
-        Where the text is no JSON, it is looked for among other text and in fences, and its punctuation is mended:
-        that is free, and adds nothing.
+        If the text is not JSON, an object is looked for in prose and code fences, and its punctuation is repaired.
+        That costs nothing and invents nothing.
+
+        Raises:
+            InvalidOutput: With a complaint that a model can act on.
         """
         if self.is_text:
             if not text.strip():
@@ -98,30 +104,32 @@ class OutputType:
                 read.append((self._validated(candidate), how))
             except InvalidOutput as error:
                 faults.append(error)
-        # Equal and written alike: 1 is not true, and a field may be kept out of repr().
+        # Both are compared: 1 == True, and repr() may leave out a field.
         if read and all((repr(value), value) == (repr(read[0][0]), read[0][0]) for value, _ in read):
             return read[0]
-        # Of one object in other text, its own faults are told.
+        # If there is one object among other text, the complaint is about that object.
         fault = faults[-1] if len(faults) <= 2 else faults[0]
         if read:
-            fault = InvalidOutput("The answer has several objects that differ: give one.", needs_source=False)
+            fault = InvalidOutput(
+                "The answer has several JSON objects that differ. Give one.", needs_source=False
+            )
         fault.reply_text = text
         raise fault
 
     def structure(self, text: str) -> str | None:
-        """Return the text of the one JSON object that an answer is, or has in it; None where there is none."""
+        """Return the text of the one JSON object in an answer; None if there is none, or several."""
         candidates = [candidate for candidate, _ in objects_in(text, self._names)]
         if not candidates and is_json(text):
             candidates = [text] if isinstance(json.loads(text), dict) else []
         return candidates[0] if len(candidates) == 1 else None
 
     def answer_text(self, given: Any) -> str:
-        """Return an answer that comes from elsewhere, text or data, as the text that a model would have given."""
+        """Return a given answer, text or data, as the text in which a model would have given it."""
         if isinstance(given, str):
             structure = None if self._field is None else self.structure(given)
             if self._field is None or (structure and self._field in member_spans(structure)):
                 return given
-            # The text "1" may be a number, or what it is.
+            # The text "1" may be a number or a string.
             written = [f'{{"{self._field}": {text}}}' for text in (given, json.dumps(given)) if is_json(text)]
             return next(filter(self._takes, written), written[0])
         from pydantic_core import to_json
@@ -130,7 +138,7 @@ class OutputType:
         return f'{{"{self._field}": {whole}}}' if self._field else whole
 
     def read_loosely(self, text: str) -> Any:
-        """Return what an invalid answer says as plain data, or the text as it is where it is no JSON."""
+        """Return an invalid answer as plain data, or its text if it is not JSON."""
         structure = None if self.is_text else self.structure(text)
         if structure is None:
             return text
@@ -143,15 +151,15 @@ class OutputType:
         return list(fields_of(self.schema or {}))
 
     def top_level(self, places: Iterable[str]) -> list[str]:
-        """Return the fields of the whole answer in which these places of its value lie.
+        """Return the top-level fields of the answer for places in its value, such as `items.3.amount`.
 
-        None of them where one lies in no field that the schema has.
+        Returns an empty list if one of the places is not in a field of the schema.
         """
         tops = list(dict.fromkeys(self._field or place.partition(".")[0] for place in places))
         return tops if set(tops) <= set(self.fields) else []
 
     def part(self, names: Iterable[str]) -> Mapping[str, Any] | None:
-        """Return the schema of some top-level fields, the same object each time; None where the API takes none."""
+        """Return the schema of some top-level fields, always the same object; None if the API would reject it."""
         wanted = tuple(names)
         if wanted not in self._parts:
             self._parts[wanted] = part_of(self.schema or {}, wanted)
@@ -159,7 +167,7 @@ class OutputType:
 
     @cached_property
     def is_importable(self) -> bool:
-        """Whether the values are plain, or of classes that another process can import by name and XComs know."""
+        """Whether the values are plain, or of classes that another process can import and Airflow can serialize."""
         return all(
             is_importable(cls)
             and not issubclass(cls, _NOT_IN_XCOMS)
@@ -168,7 +176,7 @@ class OutputType:
         )
 
     def wrap(self, data: Any) -> Any:
-        """Return plain data as an answer carries it: in its field, where it is no object itself."""
+        """Return plain data as the whole answer: in its field, if it is not an object itself."""
         return data if self._field is None else {self._field: data}
 
     def dump(self, value: Any) -> Any:
@@ -176,9 +184,11 @@ class OutputType:
         if self._adapter is None:
             return value
         try:
-            return self._adapter.dump_python(value, mode="json", by_alias=True)  # as its schema says
-        except Exception as error:  # an author's own serializer, or bytes that are no text
-            raise InvalidOutput(f"The answer can't be written: {type(error).__name__}: {error}") from error
+            return self._adapter.dump_python(value, mode="json", by_alias=True)  # the names of its schema
+        except Exception as error:  # a serializer of the author, or bytes that are not text
+            raise InvalidOutput(
+                f"The answer can't be written as JSON: {type(error).__name__}: {error}"
+            ) from error
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -189,7 +199,7 @@ class OutputType:
             return self._validate(text)
         except InvalidOutput:
             raise
-        except Exception as error:  # an author's own validator, or an answer nested to break its reader
+        except Exception as error:  # a validator of the author, or an answer that is nested too deep
             raise InvalidOutput(
                 f"The answer could not be checked: {type(error).__name__}: {error}"
             ) from error
@@ -202,7 +212,7 @@ class OutputType:
         return True
 
     def _validate(self, text: str) -> Any:
-        """Validate the text itself: parsed and written again, long numbers would change."""
+        """Validate the text itself, because long numbers would change if it was parsed and written again."""
         if self._adapter is None:
             return self._validate_by_schema(text)
         from pydantic import ValidationError
@@ -231,14 +241,14 @@ class OutputType:
         errors = sorted(Draft202012Validator(self.output_type).iter_errors(data), key=lambda e: e.json_path)
         if errors:
             raise _invalid(
-                ((".".join(map(str, e.absolute_path)), _told(e)) for e in errors),
+                ((".".join(map(str, e.absolute_path)), _describe(e)) for e in errors),
                 is_of_form=all(e.validator in _FORM_KEYWORDS and e.instance is not None for e in errors),
             )
         return data
 
     @cached_property
     def _wrapped(self) -> Any:
-        """The adapter of the object a value travels in; None where the value is the object itself."""
+        """The pydantic adapter of the object around a value; None if the value is an object itself."""
         if self._field is None:
             return None
         from pydantic import TypeAdapter, create_model
@@ -264,23 +274,23 @@ class OutputType:
             return None, self.output_type
         if isinstance(self.output_type, str):
             raise TerminalError(
-                f"output_type={self.output_type!r} is a text: give the type itself. Nothing was sent."
+                f"output_type={self.output_type!r} is a text. Give the type itself. Nothing was sent."
             )
         from pydantic import PydanticUserError, TypeAdapter
 
         try:
             adapter = TypeAdapter(self.output_type)
             return adapter, adapter.json_schema(mode="validation")
-        except PydanticUserError as error:  # it comes with pages of advice on pydantic's own settings
+        except PydanticUserError as error:  # the rest of the message is about pydantic's settings
             what = error.message.splitlines()[0]
             raise TerminalError(f"output_type={self.output_type!r}: {what} Nothing was sent.") from error
-        except Exception as error:  # a pattern that is none, or an author's own schema
+        except Exception as error:  # a wrong pattern, or a schema of the author
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise TerminalError(f"output_type={self.output_type!r}: {what}. Nothing was sent.") from error
 
     @cached_property
     def _field(self) -> str | None:
-        """The field a value travels in that is not an object itself."""
+        """The field for a value that is not an object itself."""
         inner = self._inner_schema or {}
         if self.is_text or inner.get("type") == "object" or "$ref" in inner:
             return None
@@ -290,19 +300,19 @@ class OutputType:
 def _finite(written: str) -> float:
     number = float(written)
     if not math.isfinite(number):
-        raise ValueError(f"{written} is no number")
+        raise ValueError(f"{written} is not a finite number")
     return number
 
 
 def _classes(annotation: Any) -> list[type]:
-    """List the classes a type annotation is made of."""
+    """Return the classes that a type annotation is made of."""
     if arguments := get_args(annotation):
         return [found for argument in arguments for found in _classes(argument)]
     return [annotation] if isinstance(annotation, type) and annotation is not type(None) else []
 
 
 def is_importable(cls: type) -> bool:
-    """Tell whether a class is found under its own name; a DAG file's module has a name of its own making."""
+    """Tell whether a class can be imported by its name. Airflow gives a DAG file's module another name."""
     found: Any = sys.modules.get(cls.__module__) if cls.__module__ != "__main__" else None
     if cls.__module__.startswith("unusual_prefix_"):
         return False
@@ -312,19 +322,19 @@ def is_importable(cls: type) -> bool:
 
 
 def _invalid(problems: Iterable[tuple[str, str]], *, is_of_form: bool) -> InvalidOutput:
-    """Return the error that says what is wrong, one line a field, for the model as much as for the log."""
+    """Return the error with one line per field, for the model and for the log."""
     complaint = Complaint.about(problems, needs_source=not is_of_form)
-    assert complaint is not None, "what is not valid has a reason"
+    assert complaint is not None, "an invalid answer has at least one problem"
     return InvalidOutput(complaint.message, fields=complaint.fields, needs_source=complaint.needs_source)
 
 
 def _is_of_form(kind: str) -> bool:
-    """Tell whether an error of pydantic's is about how something is written, rather than what."""
+    """Tell whether a pydantic error is about the form of a value and not about its content."""
     return kind.endswith(("_type", "_parsing")) or kind in _FORM_KINDS
 
 
-def _told(error: Any) -> str:
-    """Return what is wrong by a JSON schema, without the words of the answer."""
+def _describe(error: Any) -> str:
+    """Return what is wrong by a JSON schema, without quoting the answer."""
     if error.validator in ("required", "additionalProperties"):
         return str(error.message)
     rule = json.dumps(error.validator_value, ensure_ascii=False, default=str)
@@ -346,11 +356,11 @@ def type_to_name(output_type: Any) -> Any:
         return output_type.__name__
     if isinstance(output_type, type) and is_importable(output_type):
         return f"{output_type.__module__}:{output_type.__qualname__}"
-    raise ValueError(f"{output_type!r} can't be imported by name; define it in a module beside the DAG file")
+    raise ValueError(f"{output_type!r} can't be imported by name. Define it in a module beside the DAG file.")
 
 
 def type_from_name(name: Any) -> Any:
-    """Return the output type of a name."""
+    """Return the output type that `type_to_name` described."""
     match name:
         case str() if name in _PLAIN:
             return _PLAIN[name]

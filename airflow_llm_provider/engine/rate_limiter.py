@@ -35,13 +35,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOOK_S = 0.5  # how long what the ledger said is taken to hold
+_FRESH_S = 0.5  # the state read from the ledger is taken as current for this long
 _FIRST_GUESS_OUTPUT_TOKENS = 300.0
-_LEARNING = 0.1  # the least weight of the latest reply in what is expected of the next
-_NOTED_AGAIN_S = 60.0
-_NO_LIMIT = 10**12  # a minute: what says so much says nothing
-_UNHEARD = 32  # calls that go to a server that has not yet said a word of its limits
-_FIRST_WORD_S = 2.0  # how long the others wait for it
+_MIN_WEIGHT = 0.1  # the least weight of the latest reply in the estimate for the next call
+_STORE_AGAIN_S = 60.0  # unchanged limits are stored again after this long
+_NO_LIMIT = 10**12  # per minute; a server that states so much has no limit
+_MAX_CALLS_BEFORE_LIMITS = 32  # calls sent before the first reply, when no limit is known yet
+_WAIT_FOR_LIMITS_S = 2.0  # how long the other calls wait for that reply
+_EXPIRES_S = 0.1  # an unused permit is dropped after this long; it caps the rate at 110 % in any second
+_SPARE_EXPIRES_S = 2.0  # the same for a permit that was available at once, and whose rate is booked already
+_MIN_SLEEP_S = 0.04  # permits due within it are given together, because waking up costs more than a permit
+_SPARE_S = 0.5  # permits are leased in advance for the calls expected in this time
 _HEADERS = [
     (f"anthropic-ratelimit-{kind}-limit", f"anthropic-ratelimit-{kind}-remaining")
     for kind in ("requests", "input-tokens", "output-tokens")
@@ -49,62 +53,70 @@ _HEADERS = [
 
 
 class _BucketState:
-    """One bucket as one process sees it; times here are by the loop's clock.
+    """One bucket of limits as this process knows it. Times are of the process's monotonic clock.
 
-    max_pause_s: the longest silence that is waited for.
-    paused_until_s: when the silence that somebody was asked for ends.
+    Attributes:
+        max_pause_s: The longest pause that is waited for, in seconds.
+        paused_until_s: When the pause ends that the API asked for.
     """
 
     def __init__(self, bucket: Bucket, ledger: Ledger, now: Callable[[], float], max_pause_s: float) -> None:
         self.bucket, self.ledger, self.now, self.max_pause_s = bucket, ledger, now, max_pause_s
         self.paused_until_s = float("-inf")
-        self._looked_s = self._paced_until_s = self._cut_s = self._noted_s = float("-inf")
-        self._heard_ms = 0.0
-        self._learnt = self._in_force = Limits()
-        self._gone, self._heard = 0, asyncio.Event()
+        self._read_at_s = self._limited_until_s = self._slowed_at_s = self._stored_at_s = float("-inf")
+        self._known_pause_ms = 0.0
+        self._stored_limits = self._current_limits = Limits()
+        self._unlimited_calls, self._first_limits = 0, asyncio.Event()
         self._correction = NO_AMOUNTS
-        self._tokens_a_byte = 1 / BYTES_PER_TOKEN
-        self._usual_output = _FIRST_GUESS_OUTPUT_TOKENS
+        self._tokens_per_byte = 1 / BYTES_PER_TOKEN
+        self._expected_output = _FIRST_GUESS_OUTPUT_TOKENS
         self._replies = 0
-        self._looking: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._publishing: set[asyncio.Task[None]] = set()
 
-    # -- what holds now ------------------------------------------------------------------------------
+    # -- the current state ---------------------------------------------------------------------------
 
     @property
     def is_fresh(self) -> bool:
-        """Tell whether what is known is recent enough to send by."""
-        return self.now() - self._looked_s < LOOK_S
+        """Whether the state was read recently enough to send a request."""
+        return self.now() - self._read_at_s < _FRESH_S
 
     @property
-    def is_paced(self) -> bool:
-        """Tell whether a limit is known: without one, calls go as they come."""
-        return bool(self.bucket.stated) or self.now() < self._paced_until_s
+    def is_limited(self) -> bool:
+        """Whether a limit is known. Without one, calls need no permits."""
+        return bool(self.bucket.stated) or self.now() < self._limited_until_s
 
-    def admits(self) -> bool:
-        """Count a call that goes without a permit; False while too many have gone for the little that is known."""
-        self._gone += 1
-        return self._heard.is_set() or self._gone <= _UNHEARD
+    def try_unlimited(self) -> bool:
+        """Count a call without a permit; return False if it has to wait for what the first reply says of limits."""
+        self._unlimited_calls += 1
+        return self._first_limits.is_set() or self._unlimited_calls <= _MAX_CALLS_BEFORE_LIMITS
 
     async def wait_for_first_limits(self) -> None:
-        """Wait for what the first replies say of the limits; not for long, as slow answers are no refusals."""
+        """Wait a short time for the limits in the headers of the first reply."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), _FIRST_WORD_S)
-        self._heard.set()
+            await asyncio.wait_for(self._first_limits.wait(), _WAIT_FOR_LIMITS_S)
+        self._first_limits.set()
 
-    async def look(self) -> None:
-        """Read what the other processes were told; one reads for all who ask meanwhile."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
-            self._looking.add_done_callback(_ignore_exception)
-        await asyncio.shield(self._looking)
+    async def refresh(self) -> None:
+        """Read the state that all processes share; concurrent callers share one read."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read_state())
+            self._reading.add_done_callback(_ignore_exception)
+        await asyncio.shield(self._reading)
 
-    async def take(
+    async def lease_block(
         self, holder: str, dag_id: str, costs: list[Amounts], spare: int
     ) -> tuple[PermitBlock, float]:
-        """Take a block of permits, and book what the last calls took more or less than expected.
+        """Lease a block of permits, and correct the bucket by what earlier calls used more or less than expected.
 
-        Returns it with the time that its waits are counted from.
+        Args:
+            holder: The process that leases.
+            dag_id: The DAG; DAGs share a bucket fairly.
+            costs: What each waiting call is expected to use.
+            spare: How many more permits to lease if they are available at once.
+
+        Returns:
+            The block, and the time from which its waits count.
         """
         want = rate_limits.PermitRequest(
             bucket=self.bucket,
@@ -121,51 +133,53 @@ class _BucketState:
                 self._timed(lambda connection, now_ms: rate_limits.take_permits(connection, now_ms, want))
             )
         except LLMError:
-            self.owe(want.correction)
+            self.add_correction(want.correction)
             raise
-        self._apply_notice(block.state, at_s)
+        self._apply_state(block.state, at_s)
         return block, at_s
 
-    # -- what calls take -----------------------------------------------------------------------------
+    # -- what calls use ------------------------------------------------------------------------------
 
     def cost(self, request: Request) -> Amounts:
-        """Return what a call is expected to take."""
-        output = min(self._usual_output, request.max_tokens)
-        return (1.0, request.input_ceiling_tokens * self._tokens_a_byte, output)
+        """Return what a call is expected to use: requests, input tokens, output tokens."""
+        output = min(self._expected_output, request.max_tokens)
+        return (1.0, request.input_ceiling_tokens * self._tokens_per_byte, output)
 
     def learn(self, expected: Amounts, took: Amounts, ceiling_tokens: int) -> None:
-        """Correct what was expected of a call by what it took, for it and for the next."""
+        """Correct the bucket and the estimates for later calls by what a call used."""
         self._replies += 1
-        weight = max(_LEARNING, 1 / (self._replies + 1))  # the first guess is worth one reply
-        self._tokens_a_byte += (took[1] / ceiling_tokens - self._tokens_a_byte) * weight
-        self._usual_output += (took[2] - self._usual_output) * weight
-        self.owe((took[0] - expected[0], took[1] - expected[1], took[2] - expected[2]))
+        weight = max(_MIN_WEIGHT, 1 / (self._replies + 1))  # the first guess is worth one reply
+        self._tokens_per_byte += (took[1] / ceiling_tokens - self._tokens_per_byte) * weight
+        self._expected_output += (took[2] - self._expected_output) * weight
+        self.add_correction((took[0] - expected[0], took[1] - expected[1], took[2] - expected[2]))
 
-    def owe(self, more: Amounts) -> None:
-        """Book that more was taken than permitted, with the next block; negative amounts are given back."""
-        if not self.is_paced:
+    def add_correction(self, more: Amounts) -> None:
+        """Add to the correction that goes with the next block; negative amounts are given back."""
+        if not self.is_limited:
             return
         owed = self._correction
         self._correction = (owed[0] + more[0], owed[1] + more[1], owed[2] + more[2])
 
-    def take_back(self, unused: Amounts) -> None:
-        """Give back what was permitted and not taken, with the next block."""
-        self.owe((-unused[0], -unused[1], -unused[2]))
+    def give_back(self, unused: Amounts) -> None:
+        """Give back what was leased and not used, with the next block."""
+        self.add_correction((-unused[0], -unused[1], -unused[2]))
 
     # -- what the server says ------------------------------------------------------------------------
 
     def pause(self, quiet_s: float, *, limited_at_s: float | None) -> None:
-        """Be silent for so long, and tell the others.
+        """Send nothing for a while, in all processes.
 
-        limited_at_s: when the call was permitted that was refused as one too many; its pace is cut by half.
+        Args:
+            quiet_s: Seconds to pause.
+            limited_at_s: When the call got its permit that the API refused with a 429; the rate is then halved.
         """
         until_s = self.now() + quiet_s
-        is_cut = limited_at_s is not None and limited_at_s > self._cut_s
-        if not is_cut and until_s < self.paused_until_s + 0.1:
-            return  # others of the same wave have said so
+        is_slower = limited_at_s is not None and limited_at_s > self._slowed_at_s
+        if not is_slower and until_s < self.paused_until_s + 0.1:
+            return  # an earlier reply of the same moment has said so already
         self.paused_until_s = max(self.paused_until_s, until_s)
-        if is_cut:
-            self._cut_s = self.now()
+        if is_slower:
+            self._slowed_at_s = self.now()
         self._publish(
             lambda connection, now_ms: rate_limits.slow_down(
                 connection,
@@ -177,29 +191,30 @@ class _BucketState:
         )
 
     def read_headers(self, headers: Mapping[str, str]) -> None:
-        """Learn the limits from a response, once more than half of one is used: till then nothing need wait.
+        """Learn the limits from a response.
 
-        Those that hold already are replaced as soon as the server states others.
+        They are stored once more than half of one is used, because until then no call has to wait; limits that are
+        stored already are replaced as soon as the server states others.
         """
         if self.bucket.stated:
             return
-        limits, is_tight = _limits_in(headers)
-        is_new = limits != self._learnt or self.now() - self._noted_s > _NOTED_AGAIN_S
-        has_changed = self.is_paced and bool(self._in_force) and limits != self._in_force
-        if limits and ((is_tight and is_new) or has_changed):
-            self._learnt = self._in_force = limits
-            self._noted_s = self.now()
+        limits, is_half_used = _limits_in(headers)
+        is_new = limits != self._stored_limits or self.now() - self._stored_at_s > _STORE_AGAIN_S
+        has_changed = self.is_limited and bool(self._current_limits) and limits != self._current_limits
+        if limits and ((is_half_used and is_new) or has_changed):
+            self._stored_limits = self._current_limits = limits
+            self._stored_at_s = self.now()
             self._publish(
                 lambda connection, now_ms: rate_limits.store_limits(connection, now_ms, self.bucket, limits)
             )
-        elif not is_tight:
-            self._heard.set()
+        elif not is_half_used:
+            self._first_limits.set()
 
     async def close(self) -> None:
-        """Finish what is being told, and give back what is left."""
+        """Finish storing, and give back what was leased and not used."""
         if self._publishing:
             await asyncio.wait(self._publishing)
-        if self.is_paced and self._correction != NO_AMOUNTS:
+        if self.is_limited and self._correction != NO_AMOUNTS:
             correction, self._correction = self._correction, NO_AMOUNTS
             try:
                 await self.ledger.write(
@@ -208,12 +223,15 @@ class _BucketState:
                     )
                 )
             except LLMError as error:
-                log.warning("Permits that were not used could not be given back; they pass. %s", error)
+                log.warning(
+                    "Unused permits of the rate limit could not be given back; they expire by themselves. %s",
+                    error,
+                )
 
     def _timed(
         self, work: Callable[[sa.Connection, int], T]
     ) -> Callable[[sa.Connection, int], tuple[T, float]]:
-        """Note the loop's time beside the database's: what comes after, a commit or a wake-up, takes its time."""
+        """Take this process's time in the transaction itself, because committing and waking up take time."""
 
         def timed(connection: sa.Connection, now_ms: int) -> tuple[T, float]:
             at_s = self.now()
@@ -221,97 +239,95 @@ class _BucketState:
 
         return timed
 
-    async def _look(self) -> None:
+    async def _read_state(self) -> None:
         read = self._timed(lambda connection, now_ms: rate_limits.read_state(connection, now_ms, self.bucket))
-        self._apply_notice(*await self.ledger.read(read))
+        self._apply_state(*await self.ledger.read(read))
 
-    def _apply_notice(self, notice: LimiterState, at_s: float) -> None:
-        self._looked_s = max(self._looked_s, at_s)
-        if notice.quiet_until_ms > self._heard_ms:  # news
-            self._heard_ms = notice.quiet_until_ms
+    def _apply_state(self, shared: LimiterState, at_s: float) -> None:
+        self._read_at_s = max(self._read_at_s, at_s)
+        if shared.quiet_until_ms > self._known_pause_ms:  # a new pause
+            self._known_pause_ms = shared.quiet_until_ms
             self.paused_until_s = max(
-                self.paused_until_s, at_s + (notice.quiet_until_ms - notice.now_ms) / 1000
+                self.paused_until_s, at_s + (shared.quiet_until_ms - shared.now_ms) / 1000
             )
-        self._paced_until_s = at_s + (notice.paced_until_ms - notice.now_ms) / 1000
-        self._in_force = notice.learnt
+        self._limited_until_s = at_s + (shared.paced_until_ms - shared.now_ms) / 1000
+        self._current_limits = shared.learnt
 
     def _publish(self, work: Callable[[sa.Connection, int], LimiterState]) -> None:
-        """Write what was said into the ledger at once, while the call goes on."""
+        """Store what the API said in the ledger at once, while the call goes on."""
 
-        async def tell() -> None:
+        async def store() -> None:
             try:
-                self._apply_notice(*await self.ledger.write(self._timed(work)))
+                self._apply_state(*await self.ledger.write(self._timed(work)))
             except LLMError as error:
                 log.warning(
-                    "The other processes could not be told what the API says of its limits. %s", error
+                    "What the API said of its rate limits could not be stored for the other processes. %s",
+                    error,
                 )
-            self._heard.set()
+            self._first_limits.set()
 
-        task = asyncio.create_task(tell())
+        task = asyncio.create_task(store())
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
 
 def _ignore_exception(task: asyncio.Task[None]) -> None:
-    """Let a task fail without a warning."""
+    """Keep asyncio from warning of an exception that was not retrieved."""
     if not task.cancelled():
-        task.exception()  # whoever waits for it gets it; perhaps nobody does any more
+        task.exception()  # raised where the task is awaited, if it still is
 
 
 def _limits_in(headers: Mapping[str, str]) -> tuple[Limits, bool]:
-    """Return the limits that headers state, and whether more than half of one is used."""
+    """Return the limits that headers state, and whether more than half of one of them is used."""
     found: list[int | None] = []
-    is_tight = False
-    for of_limit, of_rest in _HEADERS:
+    is_half_used = False
+    for of_limit, of_remaining in _HEADERS:
         try:
-            limit, remaining = int(headers[of_limit]), int(headers[of_rest])
+            limit, remaining = int(headers[of_limit]), int(headers[of_remaining])
         except (KeyError, ValueError):
             limit = 0
         if not 0 < limit < _NO_LIMIT:
             found.append(None)
             continue
         found.append(limit)
-        is_tight = is_tight or remaining < limit / 2
-    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]), is_tight
-
-
-_LAPSES_S = 0.1  # so late a permit is void: 110 % in a second, 102 % in five, is the most that comes of it
-_TICK_S = 0.04  # permits that are due within it are given together: a wake-up costs more than a permit
-_SPARE_S = 0.5  # permits are taken ahead for the calls expected so soon
-_KEPT_S = 2.0
+        is_half_used = is_half_used or remaining < limit / 2
+    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]), is_half_used
 
 
 @dataclass(frozen=True, slots=True)
-class _HeldPermit:
-    """A permit at hand: when it may be used, and until when.
+class _LeasedPermit:
+    """A permit that this process has leased and not used yet.
 
-    block: number of the block it came with; 0 for one that was put back.
-    is_kept: it was there for the taking, so it goes back when it is not used; its time on the timeline is not
-        its own.
+    Attributes:
+        at_s: When it may be used.
+        until_s: When it expires.
+        cost: What it was leased for.
+        block: The number of its block; 0 for a permit that was put back.
+        is_unreserved: It was available at once and has no time of its own, so it is given back when it expires.
     """
 
     at_s: float
     until_s: float
     cost: Amounts
     block: int
-    is_kept: bool
+    is_unreserved: bool
 
 
 class _PermitQueue:
-    """Calls of one DAG in one process, which share a bucket with all others that wait for it."""
+    """The calls of one DAG in this process that wait for permits of a bucket, in order."""
 
     def __init__(self, state: _BucketState, dag_id: str, sleep: Callable[[float], Awaitable[None]]) -> None:
         self.state = state
         self._dag_id, self._sleep = dag_id, sleep
         self._waiting: deque[tuple[asyncio.Future[None], Amounts]] = deque()
-        self._held: deque[_HeldPermit] = deque()
+        self._leased: deque[_LeasedPermit] = deque()
         self._serving: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[None] | None = None
-        self._blocks, self._handed, self._leased_s = 0, 0, state.now()
+        self._blocks, self._admitted, self._leased_at_s = 0, 0, state.now()
 
     async def acquire(self, cost: Amounts) -> None:
-        """Wait for a permit."""
-        if not self._waiting and self._try_now(cost):
+        """Wait for a permit; raises what reading or leasing raised."""
+        if not self._waiting and self._try_at_once(cost):
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append((waiter, cost))
@@ -325,11 +341,11 @@ class _PermitQueue:
             raise
 
     async def wait_out_pause(self) -> None:
-        """Wait while the server wants silence; raises RateLimited where that is longer than anybody waits."""
+        """Wait until the pause ends; raises RateLimited if that takes longer than `max_pause_s`."""
         state = self.state
         while True:
             if not state.is_fresh:
-                await state.look()
+                await state.refresh()
             if (wait_s := state.paused_until_s - state.now()) <= 0:
                 return
             if wait_s > state.max_pause_s:
@@ -338,63 +354,63 @@ class _PermitQueue:
                     f"{wait_s:.0f} s. Nothing was sent, and paid answers are kept. Retry the task after that time.",
                     retry_after_s=wait_s,
                 )
-            # Unpaced calls are spread, so that those who waited together do not come back together.
-            await self._sleep(wait_s + (0.0 if state.is_paced else random.random()))
+            # Without permits, the calls that waited together are spread over a second.
+            await self._sleep(wait_s + (0.0 if state.is_limited else random.random()))
 
     def put_back(self, cost: Amounts) -> None:
-        """Leave a permit that was not used to the next who waits."""
-        if not self.state.is_paced:
+        """Give an unused permit to the next waiting call."""
+        if not self.state.is_limited:
             return
         now = self.state.now()
-        self._held.appendleft(_HeldPermit(now, now + _LAPSES_S, cost, block=0, is_kept=True))
+        self._leased.appendleft(_LeasedPermit(now, now + _EXPIRES_S, cost, block=0, is_unreserved=True))
         if self._anyone_waits():
             self._admit()
 
     def close(self) -> None:
-        """End, and leave what is at hand to be given back."""
+        """Stop, and mark unused permits to be given back."""
         for task in (self._serving, self._fetching):
             if task:
                 task.cancel()
-        for place in self._held:
-            self.state.take_back(place.cost)
-        self._held.clear()
+        for permit in self._leased:
+            self.state.give_back(permit.cost)
+        self._leased.clear()
 
-    def _try_now(self, cost: Amounts) -> bool:
-        """Let a call go where it need not wait."""
+    def _try_at_once(self, cost: Amounts) -> bool:
+        """Let a call go if it does not have to wait."""
         state = self.state
         now = state.now()
         if not state.is_fresh or now < state.paused_until_s:
             return False
-        if not state.is_paced:
-            return state.admits()
-        place = self._next()
-        if place is None or place.at_s > now:
+        if not state.is_limited:
+            return state.try_unlimited()
+        permit = self._next()
+        if permit is None or permit.at_s > now:
             return False
-        self._hand_out(cost)
+        self._use_permit(cost)
         return True
 
     async def _serve(self) -> None:
-        """Let those who wait go, each in its turn, until nobody waits."""
+        """Let the waiting calls go in order, until there are none."""
         state = self.state
         try:
             while self._anyone_waits():
                 if state.now() < state.paused_until_s:
-                    self._held.clear()  # all take new ones, from the end of the silence
+                    self._leased.clear()  # they are leased anew, to count from the end of the pause
                 if not state.is_fresh or state.now() < state.paused_until_s:
                     await self.wait_out_pause()
                     if not self._anyone_waits():
                         break
-                # What was heard just now holds, however long the machine took to hear it.
-                if not state.is_paced:
-                    if not self._admit_unpaced():
+                # The state was read just now: it counts, however long reading it took.
+                if not state.is_limited:
+                    if not self._admit_unlimited():
                         await state.wait_for_first_limits()
-                elif (place := self._next()) is None:
+                elif (permit := self._next()) is None:
                     await asyncio.shield(self._start_fetching())
-                elif (wait_s := place.at_s - state.now()) > 0:
-                    await self._sleep(min(max(wait_s, _TICK_S), LOOK_S))
+                elif (wait_s := permit.at_s - state.now()) > 0:
+                    await self._sleep(min(max(wait_s, _MIN_SLEEP_S), _FRESH_S))
                 else:
                     self._admit()
-        except Exception as error:  # noqa: BLE001  # whatever it is, everybody who waits must hear of it
+        except Exception as error:  # noqa: BLE001  # raised in every call that waits
             for waiter, _ in self._waiting:
                 if not waiter.done():
                     waiter.set_exception(error)
@@ -403,59 +419,59 @@ class _PermitQueue:
             self._serving = None
 
     def _anyone_waits(self) -> bool:
-        """Tell whether anybody waits, those who gave up passed over."""
+        """Tell whether a call waits; drop those that were cancelled."""
         while self._waiting and self._waiting[0][0].done():
             self._waiting.popleft()
         return bool(self._waiting)
 
     def _admit(self) -> None:
-        """Give the next permit, which is due, to the next who waits."""
+        """Give the next permit, which is due, to the next waiting call."""
         waiter, cost = self._waiting.popleft()
         waiter.set_result(None)
-        self._hand_out(cost)
+        self._use_permit(cost)
 
-    def _admit_unpaced(self) -> bool:
-        """Let those go who need no permit; return whether that is all who wait."""
-        while self._anyone_waits() and self.state.admits():
+    def _admit_unlimited(self) -> bool:
+        """Let calls go without permits; return whether none is left."""
+        while self._anyone_waits() and self.state.try_unlimited():
             self._waiting.popleft()[0].set_result(None)
         return not self._waiting
 
-    def _next(self) -> _HeldPermit | None:
-        """Return the next permit at hand, void ones passed over."""
+    def _next(self) -> _LeasedPermit | None:
+        """Return the next leased permit; drop expired ones."""
         now = self.state.now()
-        while self._held and self._held[0].until_s < now:
-            if (place := self._held.popleft()).is_kept:
-                self.state.take_back(place.cost)
-        return self._held[0] if self._held else None
+        while self._leased and self._leased[0].until_s < now:
+            if (permit := self._leased.popleft()).is_unreserved:
+                self.state.give_back(permit.cost)
+        return self._leased[0] if self._leased else None
 
-    def _hand_out(self, cost: Amounts) -> None:
-        place = self._held.popleft()
-        self._handed += 1
-        self.state.owe((0.0, cost[1] - place.cost[1], cost[2] - place.cost[2]))
-        # The next block is asked for when this one begins: all who wait come round in the same time, whatever
-        # the length of their blocks.
-        is_last_block = not self._held or self._held[-1].block == place.block
-        if is_last_block and len(self._waiting) > len(self._held):
+    def _use_permit(self, cost: Amounts) -> None:
+        permit = self._leased.popleft()
+        self._admitted += 1
+        self.state.add_correction((0.0, cost[1] - permit.cost[1], cost[2] - permit.cost[2]))
+        # The next block is leased when the last one begins, so that all DAGs get their next block after the same
+        # time, whatever the length of their blocks.
+        is_last_block = not self._leased or self._leased[-1].block == permit.block
+        if is_last_block and len(self._waiting) > len(self._leased):
             self._start_fetching()
 
     def _start_fetching(self) -> asyncio.Task[None]:
-        """Take a block, unless one is being taken."""
+        """Lease a block, unless that is under way."""
         if self._fetching is None or self._fetching.done():
             self._fetching = asyncio.create_task(self._fetch_block())
             self._fetching.add_done_callback(_ignore_exception)
         return self._fetching
 
     async def _fetch_block(self) -> None:
-        """Take a block for those who wait and have no permit at hand yet."""
-        have = len(self._held)
+        """Lease a block for the waiting calls for which no permit is leased yet."""
+        have = len(self._leased)
         waiting = (cost for waiter, cost in self._waiting if not waiter.done())
         costs = list(islice(waiting, have, have + MAX_PERMITS_AT_ONCE))
         if not costs:
             return
-        elapsed_s = max(self.state.now() - self._leased_s, _SPARE_S / 2)
-        expected = int(self._handed / elapsed_s * _SPARE_S)
-        self._handed, self._leased_s = 0, self.state.now()
-        block, from_s = await self.state.take(
+        elapsed_s = max(self.state.now() - self._leased_at_s, _SPARE_S / 2)
+        expected = int(self._admitted / elapsed_s * _SPARE_S)
+        self._admitted, self._leased_at_s = 0, self.state.now()
+        block, from_s = await self.state.lease_block(
             self.state.ledger.holder, self._dag_id, costs, max(0, expected - len(costs))
         )
         self._blocks += 1
@@ -463,21 +479,20 @@ class _PermitQueue:
         for number, wait_s in enumerate(block.waits_s):
             cost = costs[number] if number < len(costs) else mean
             at_s = from_s + wait_s
-            lapses_s = max(_LAPSES_S, block.interval_s) if wait_s else _KEPT_S
-            self._held.append(
-                _HeldPermit(at_s, at_s + lapses_s, cost, block=self._blocks, is_kept=not wait_s)
+            lapses_s = max(_EXPIRES_S, block.interval_s) if wait_s else _SPARE_EXPIRES_S
+            self._leased.append(
+                _LeasedPermit(at_s, at_s + lapses_s, cost, block=self._blocks, is_unreserved=not wait_s)
             )
 
 
 class RateLimiter:
-    """The pace of all processes that share a ledger, as one of them sees it.
+    """Keeps all processes that share a ledger within the account's rate limits.
 
-    limits: what the connection states; where it states none, they are learnt, a model at a time, from the
-        API's headers and its 429s. Until then nothing is paced, but that 32 calls go before the first reply;
-        and the ledger is asked twice a second whether the others were told to be silent.
-    max_pause_s: the longest silence that is waited for: what asks for more is an error with its `retry_after_s`.
+    Limits that a connection states hold for the connection. Where it states none, they are learned per model from
+    the API's headers and its 429s. Until a limit is known, calls need no permits; only 32 are sent before the first
+    reply, and the ledger is read twice a second for pauses that the API asked other processes for.
 
-    Belongs to one event loop.
+    An instance belongs to one event loop.
     """
 
     def __init__(
@@ -489,6 +504,16 @@ class RateLimiter:
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """Make a rate limiter.
+
+        Args:
+            ledger: Where the limits and the leased permits are stored.
+            limits: What the connection states.
+            max_pause_s: The longest pause that is waited for. A longer one raises RateLimited with its
+                `retry_after_s`.
+            now: A monotonic clock.
+            sleep: How to wait.
+        """
         self._ledger, self._now, self._sleep = ledger, now, sleep
         self._limits, self._max_pause_s = limits or Limits(), max_pause_s
         self._others: dict[str, Limits] = {}
@@ -496,13 +521,18 @@ class RateLimiter:
         self._queues: dict[tuple[str, str | None, str], _PermitQueue] = {}
 
     def set_limits(self, connection_id: str, limits: Limits) -> None:
-        """State the limits of another connection, one that fallbacks use."""
+        """State the limits of another connection, to which fallbacks go."""
         self._others[connection_id] = limits
 
     async def acquire(self, request: Request, scope: CallScope) -> Permit:
-        """Wait until `request` may be sent; raises LedgerUnavailable, and RateLimited for too long a silence."""
+        """Wait until a request may be sent.
+
+        Raises:
+            RateLimited: The API asked for a pause that is longer than `max_pause_s`.
+            LedgerUnavailable: The shared state can't be read.
+        """
         stated = self._others.get(scope.connection_id, self._limits)
-        # Stated limits bound the connection; those the API tells of are a model's.
+        # Stated limits hold for the connection; the API's headers are about one model.
         model = None if stated else request.model
         queue = self._queues.get((scope.connection_id, model, scope.dag_id))
         if queue is None:
@@ -516,7 +546,7 @@ class RateLimiter:
         return Permit(queue=queue, cost=cost, ceiling_tokens=request.input_ceiling_tokens, at_s=self._now())
 
     async def close(self) -> None:
-        """Give back what was leased and not used."""
+        """Give back the permits that were leased and not used."""
         for queue in self._queues.values():
             queue.close()
         for state in self._buckets.values():
@@ -525,9 +555,13 @@ class RateLimiter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Permit:
-    """Leave to send one request now; whoever has it says how that went.
+    """Permission to send one request now. Its holder reports how that went.
 
-    cost: what the call is expected to take. ceiling_tokens: the most its input can have.
+    Attributes:
+        queue: Where it came from.
+        cost: What the call is expected to use.
+        ceiling_tokens: The most input tokens that the call can have.
+        at_s: When it was given.
     """
 
     queue: _PermitQueue
@@ -536,7 +570,7 @@ class Permit:
     at_s: float
 
     async def wait_out_pause(self) -> None:
-        """Wait while there is silence: some time has passed since the permit was given."""
+        """Wait until the pause ends, if one began since the permit was given."""
         await self.queue.wait_out_pause()
 
     def read_headers(self, headers: Mapping[str, str]) -> None:
@@ -544,22 +578,22 @@ class Permit:
         self.queue.state.read_headers(headers)
 
     def record_usage(self, usage: Usage) -> None:
-        """Correct what the call was expected to take by what it took."""
-        # What is read from the prompt cache counts against no limit.
+        """Correct the bucket by what the call used."""
+        # Tokens read from the prompt cache do not count against the limits.
         took = (1.0, float(usage.input_tokens - usage.cache_read_tokens), float(usage.output_tokens))
         self.queue.state.learn(self.cost, took, self.ceiling_tokens)
 
     def record_error(self, error: Exception) -> None:
-        """HeaderCallback what a failure says: one was told to wait, all obey."""
+        """Pause all processes if the error asks for it, and give back the tokens of a call that was not billed."""
         if not isinstance(error, RetryableError):
             return
         state = self.queue.state
         if not error.billed:
-            state.take_back((0.0, *self.cost[1:]))
+            state.give_back((0.0, *self.cost[1:]))
         is_limit = isinstance(error, RateLimited)
         if error.retry_after_s or is_limit:
             state.pause(error.retry_after_s or 0.0, limited_at_s=self.at_s if is_limit else None)
 
     def release(self) -> None:
-        """Leave the permit to the next who waits: there was nothing to send."""
+        """Give the permit to the next waiting call; nothing was sent with it."""
         self.queue.put_back(self.cost)

@@ -1,4 +1,4 @@
-"""Repairs: the next request, made from a complaint and no more than it needs."""
+"""Repairs: the next request for an invalid answer, made of the complaint and as little else as it needs."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ Give the answer again with this put right. Work from it alone: change how it is 
 add nothing that is not in it."
 )
 
-# Parts of a request that are about the document and not about its answer.
+# Fields of a request that are about the document and not about the answer.
 _NOT_IN_SMALL = ("thinking", "stop_sequences", "tools", "tool_choice")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repair:
-    """A request that may put an answer right.
+    """A request that may correct an answer.
 
-    has_source: it continues the conversation in which the document stands; a small one shows the answer alone.
-    draft: the JSON object that the fields of the reply are put into; None where the reply is the whole answer.
-    names: of those fields; others stay as they are.
+    Attributes:
+        request: What to send.
+        has_source: Whether it continues the conversation with the document; a small repair shows the answer alone.
+        draft: The JSON object into which the fields of the reply are put; None if the reply is the whole answer.
+        names: The names of those fields; all others stay as they are.
     """
 
     request: Request
@@ -49,7 +51,7 @@ class Repair:
     names: Sequence[str] = ()
 
     def answer(self, reply: str, output: OutputType) -> str:
-        """Return the whole answer that a reply comes to."""
+        """Return the whole answer, with what the reply repaired."""
         if self.draft is None or (structure := output.structure(reply)) is None:
             return reply
         spans = member_spans(structure)
@@ -61,11 +63,14 @@ class Repair:
 def repair(
     asked: Request, error: InvalidOutput, output: OutputType, *, framing: Framing, small: bool
 ) -> Repair:
-    """Return what to ask next.
+    """Return the next request for an invalid answer.
 
-    asked: the conversation in which the document stands, with the answers given in it.
-    error: the complaint, and the whole answer that it is about.
-    small: whether a small request may do.
+    Args:
+        asked: The conversation with the document, and the answers given in it.
+        error: The complaint, and the whole answer that it is about.
+        output: What an answer must be.
+        framing: How text is put into the request as data.
+        small: Whether a request without the document is allowed.
     """
     answer = error.reply_text
     needed = error.needs_source or not answer.strip()
@@ -87,12 +92,12 @@ def repair(
 def _small(
     asked: Request, answer: str, error: InvalidOutput, output: OutputType, framing: Framing
 ) -> Repair | None:
-    """Return a request without the document: for the fields at fault, or for all of them where none are named."""
+    """Return a request without the document, for the fields at fault, or for all fields if none are named."""
     if output.is_text:
         return Repair(request=_about(asked, answer, error, framing, _WHOLE), has_source=False)
     structure = output.structure(answer)
     if structure is None and is_cut_off(answer):
-        return None  # nobody knows what came after
+        return None  # the rest of the answer is unknown
     spans = member_spans(structure) if structure else {}
     names = [name for name in output.top_level(error.fields) if name in spans]
     if names and structure:
@@ -125,18 +130,23 @@ def _about(asked: Request, answer: str, error: InvalidOutput, framing: Framing, 
 
 @dataclass(slots=True)
 class SourceRepairs:
-    """How many repairs of a run read the document again, and whether it pays to have it cached for them.
+    """Counts the repairs of a run that read the document again, to decide whether caching it saves money.
 
-    Writing to the cache costs 1.25 times what input costs, reading from it 0.1 times
-    (https://platform.claude.com/docs/en/build-with-claude/prompt-caching): marking every document adds 0.25 of it
-    to every first request and takes 0.9 of it off every such repair, so it pays above 0.25 / 0.9 repairs a document.
+    A cache write costs 1.25 times the price of input, a cache read 0.1 times
+    (https://platform.claude.com/docs/en/build-with-claude/prompt-caching). Marking every document adds 0.25 of its
+    price to every first request and saves 0.9 of it in every such repair, so it saves money above 0.25 / 0.9 repairs
+    per document.
+
+    Attributes:
+        documents: First answers that were paid.
+        repairs: Repairs that read the document again.
     """
 
     documents: int = 0
     repairs: int = 0
 
     def count(self, bought: Call, fix: Repair | None) -> None:
-        """Count what was bought just now."""
+        """Count a call, if it was sent now."""
         if bought.sends and bought.purpose == "answer":
             self.documents += 1
         elif bought.sends and fix is not None and fix.has_source:
@@ -144,5 +154,5 @@ class SourceRepairs:
 
     @property
     def caching_pays(self) -> bool:
-        """Tell whether the document is worth marking, judged by at least fifty."""
+        """Whether marking documents for the cache saves money; decided after fifty documents."""
         return self.documents >= 50 and self.repairs > self.documents * 0.25 / 0.9

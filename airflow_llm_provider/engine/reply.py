@@ -1,4 +1,4 @@
-"""A reply: what the API said, and what became of it."""
+"""A message of the API, and the reply made of it: the value, and what it took."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOO_MANY_TOKENS = 2**31
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One message of the API, as it came over the wire or out of the ledger."""
+    """One message of the API, from the network or the ledger."""
 
     model: str
     stop_reason: str | None
@@ -28,7 +28,7 @@ class Message:
 
     @classmethod
     def parse(cls, raw: bytes) -> Message:
-        """Read a Messages API reply; raises NetworkError when it is cut short or not one."""
+        """Read a reply of the Messages API; raises NetworkError if it is incomplete or something else."""
         try:
             body = orjson.loads(raw)
             content = body["content"]
@@ -49,13 +49,13 @@ class Message:
             ) from error
 
     def _require_sound(self) -> None:
-        """Raise TypeError for what a compatible server may say that can't be booked or gone on with."""
+        """Raise TypeError for values of a compatible server that can't be booked or continued with."""
         if not isinstance(self.model, str) or not isinstance(self.stop_reason, str | None):
-            raise TypeError(f"model {self.model!r} and stop_reason {self.stop_reason!r} should be text")
+            raise TypeError("its model and stop_reason should be text")
         for kind in Usage.__dataclass_fields__:
             tokens = getattr(self.usage, kind)
             if type(tokens) is not int or not 0 <= tokens < _TOO_MANY_TOKENS:
-                raise TypeError(f"{kind} in its usage, {tokens!r}, should be a number of tokens")
+                raise TypeError(f"{kind} in its usage should be a number of tokens")
         for call in (block for block in self.content if block["type"] == "tool_use"):
             if (
                 not isinstance(call.get("id"), str)
@@ -72,15 +72,23 @@ T = TypeVar("T", default=Any)
 class Reply(Generic[T]):
     """An answer that passed its checks, and what it took.
 
-    value: the text, or the data validated against the output type.
-    cost_micro_usd: what the answer cost when it was bought, repairs included; None when a price is unknown.
-    reused: nothing was sent; all of it came from the ledger.
-    attempts: requests sent for it just now; repairs: how many of its calls were repairs.
-    latency_s: seconds the API took, added up over its calls.
-    complaints: what was wrong with the answers before it.
-    escalations: how many stronger models were asked after the first.
-    strong_alone_micro_usd: about what the strongest model of the route would have cost by itself: the first
-        call's tokens at its rates; None without a route, or without a price.
+    Attributes:
+        value: The text, or the data validated against the output type.
+        text: The text of the model's last message.
+        model: The model that answered.
+        stop_reason: Why it stopped.
+        usage: Tokens of all calls together.
+        cost_micro_usd: What all calls cost when they were paid, repairs included; None if a price is unknown.
+        reused: Whether everything came from the ledger and nothing was sent.
+        attempts: Requests sent for it now.
+        repairs: How many of its calls were repairs.
+        latency_s: Seconds that the API took, added up over the calls.
+        trace_id: The trace id of the DAG run.
+        attempt_id: The ledger's id of the call that answered.
+        complaints: What was wrong with the answers before it.
+        escalations: How many stronger models were asked after the first.
+        strong_alone_micro_usd: About what the strongest model of the route would have cost alone: the first call's
+            tokens at its rates. None without a route or a price.
     """
 
     value: T
@@ -101,7 +109,7 @@ class Reply(Generic[T]):
 
     @classmethod
     def of_parts(cls, parts: Sequence[Reply], value: Any) -> Reply[Any]:
-        """Return the answer that several replies add up to."""
+        """Return one reply with the value given and the sums of several replies."""
         costs = [part.cost_micro_usd for part in parts]
         known = [cost for cost in costs if cost is not None]
         return dataclasses.replace(
@@ -117,7 +125,7 @@ class Reply(Generic[T]):
         )
 
     def usage_record(self) -> dict[str, Any]:
-        """Return what a call says of itself, in XCom `llm_usage` and in every row."""
+        """Return the facts of a call as they stand in the XCom `llm_usage` and in every row."""
         return {
             "model": self.model,
             "stop_reason": self.stop_reason,
@@ -135,10 +143,15 @@ class Reply(Generic[T]):
 
 
 def require_complete(message: Message) -> None:
-    """Raise unless the model finished what it had to say.
+    """Raise unless the model finished its message.
 
-    Only end_turn, stop_sequence and tool_use can be a success; what a model says in any other case may look
-    like an answer, and is none.
+    Only end_turn, stop_sequence and tool_use can be a success. Text with another stop reason may look like an answer
+    and is not one.
+
+    Raises:
+        Refused: The model declined.
+        Truncated: The message was cut off.
+        AnswerError: The stop reason is unknown.
     """
     match message.stop_reason:
         case "end_turn" | "stop_sequence" | "tool_use":
@@ -147,12 +160,13 @@ def require_complete(message: Message) -> None:
             raise Refused("The model refused to answer.", reply_text=message.text)
         case "max_tokens":
             raise Truncated(
-                f"The answer was cut off after {message.usage.output_tokens} tokens: raise max_tokens.",
+                f"The answer was cut off after {message.usage.output_tokens} tokens. Raise max_tokens.",
                 reply_text=message.text,
             )
         case "model_context_window_exceeded":
             raise Truncated(
-                "The answer was cut off: the model's context window is full.", reply_text=message.text
+                "The answer was cut off because the model's context window is full. Send less text.",
+                reply_text=message.text,
             )
         case "pause_turn":
             raise Truncated("The model paused before it had finished.", reply_text=message.text)

@@ -1,4 +1,4 @@
-"""A request: what is asked, and the fingerprint that makes two of them the same."""
+"""A request to a model, and the fingerprint by which two requests are the same."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
 MessageParam = Mapping[str, Any]
 
-BYTES_PER_TOKEN = 4  # of English text; an estimate that the first replies correct
-# What the API adds around a request (its frame for schemas and tools), in tokens, generously.
+BYTES_PER_TOKEN = 4  # of English text; a first estimate
+# Upper bound of the tokens that the API adds to a request, for schemas and tools.
 FRAME_TOKENS = 2_000
-# What budgets, prices and the reading of the reply go by, so that `extra` may not say otherwise.
+# Budgets, prices and the reading of the reply rely on these, so `extra` may not replace them.
 _OWN_FIELDS = frozenset({"model", "max_tokens", "messages", "stream"})
 
 
@@ -28,24 +28,25 @@ _OWN_FIELDS = frozenset({"model", "max_tokens", "messages", "stream"})
 class Request:
     """One question to a model.
 
-    model: model id, such as claude-haiku-5-5.
-    messages: as the Messages API takes them; content is a list of blocks or a string.
-    system: system prompt.
-    max_tokens: the most tokens the answer may have; what is above the model's own limit is refused by it.
-    schema: JSON schema the answer must fit; None for free text.
-    tools: what the model may call, as the Messages API takes them.
-    effort: `low` to `max`, for models that take it.
-    extra: further fields of the request body, such as `thinking`; they win over the others.
-    endpoint: platform and base URL: one server's words are never taken for another's.
-    version: a label of the author's; changing it asks everything anew.
-    sample: 0, 1, 2 … where several independent answers to the same question are wanted.
-    shared_blocks: how many leading content blocks of the first message are the same in other requests of
-        the run: they, and the system prompt, are marked for prompt caching. A hint, not in the fingerprint.
-    cache_first: whether the whole first message is marked for prompt caching, too: a further request of the same
-        conversation then reads it at a tenth of the price. A hint, not in the fingerprint.
-    input_ceiling: upper bound of input tokens for content that is not text (pages, images).
-    family: what it has in common with requests that take about as much, so that those to come can be estimated
-        from those that were paid; not in the fingerprint.
+    Attributes:
+        model: The model id, such as claude-haiku-5-5.
+        messages: The conversation in the form of the Messages API; content is a list of blocks or a string.
+        system: The system prompt.
+        max_tokens: The most tokens that the answer may have. The API rejects more than the model's own limit.
+        schema: The JSON schema that the answer must fit; None for free text.
+        tools: The tools that the model may call, in the form of the Messages API.
+        effort: `low` to `max`, for models that support it.
+        extra: Further fields of the request body, such as `thinking`. They win over the others.
+        endpoint: Platform and base URL, so that the answers of one server are never taken for those of another.
+        version: The author's label. Changing it asks everything again.
+        sample: 0, 1, 2 … where several independent answers to the same question are wanted.
+        shared_blocks: How many leading content blocks of the first message are the same in other requests of the
+            run. They and the system prompt are marked for prompt caching. Not in the fingerprint.
+        cache_first: Whether the whole first message is marked for prompt caching, so that further requests of the
+            conversation read it at a tenth of the price. Not in the fingerprint.
+        input_ceiling: Upper bound of the input tokens of content that is not text (pages, images).
+        family: A hash shared with requests that use about as many tokens. Estimates are made from the paid requests
+            of the same family. Not in the fingerprint.
     """
 
     model: str
@@ -67,17 +68,16 @@ class Request:
     def __post_init__(self) -> None:
         if wrong := sorted(_OWN_FIELDS & self.extra.keys()):
             raise BadRequest(
-                f"extra_body has {wrong[0]!r}, which would not be what is reserved, priced and read: give it as the "
-                "argument of its own where there is one, or leave it away. Nothing was sent."
+                f"extra_body has {wrong[0]!r}. It would differ from what is reserved, priced and read. Give it as an "
+                "argument of its own, if there is one, or remove it. Nothing was sent."
             )
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all that shapes the answer, as 64 hex digits.
+        """Hash of everything that shapes the answer, as 64 hex digits.
 
-        Two requests have the same fingerprint when they mean the same: whatever the order of their keys,
-        and whether a number is written 1 or 1.0. The order of a schema's properties does count, since a
-        model fills them in that order.
+        The order of keys does not matter, nor whether a number is written 1 or 1.0. The order of a schema's
+        properties does matter, because a model fills them in that order.
         """
         shapes_the_answer = {
             "endpoint": self.endpoint,
@@ -97,7 +97,7 @@ class Request:
         return hashlib.sha256(to_json(_canonical(shapes_the_answer), sort_keys=True)).hexdigest()
 
     def body(self, api_schema: Mapping[str, Any] | None) -> bytes:
-        """Write the request body; `api_schema` is the schema as the API takes it."""
+        """Return the request body as JSON; `api_schema` is the schema in the API's dialect."""
         return to_json(self.fields(api_schema))
 
     def fields(self, api_schema: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Request:
 
     @cached_property
     def shared_prefix(self) -> str:
-        """Hash of what prompt caching may share with other requests; empty when there is nothing."""
+        """Hash of the part that prompt caching may share with other requests; empty if there is none."""
         if not self.shared_blocks:
             return ""
         blocks = self.messages[0]["content"][: self.shared_blocks]
@@ -133,7 +133,7 @@ class Request:
 
     @property
     def shared_characters(self) -> int:
-        """Size of the shared prefix, to judge whether caching it can pay."""
+        """Characters of the shared prefix, to judge whether caching it can save money."""
         if not self.shared_blocks:
             return 0
         blocks = self.messages[0]["content"][: self.shared_blocks]
@@ -141,12 +141,12 @@ class Request:
 
     @property
     def is_boundless(self) -> bool:
-        """Say whether the server runs tools of its own, such as a search: what they read and charge has no bound."""
+        """Whether the server runs tools of its own, such as a search. What they read and charge has no bound."""
         return bool(self.extra.keys() & {"tools", "mcp_servers"})
 
     @property
     def shared_bytes(self) -> int:
-        """Size of all that prompt caching may keep: schema and tools go before the shared blocks."""
+        """Bytes of everything that prompt caching may keep. Schema and tools come before the shared blocks."""
         if not self.shared_blocks:
             return 0
         blocks = self.messages[0]["content"][: self.shared_blocks]
@@ -154,20 +154,20 @@ class Request:
 
     @cached_property
     def input_ceiling_tokens(self) -> int:
-        """Upper bound of the input tokens: a token is at least one byte of text."""
+        """Upper bound of the input tokens; a token is at least one byte of text."""
         return self.text_bytes + self.input_ceiling + FRAME_TOKENS
 
     @cached_property
     def text_bytes(self) -> int:
-        """Bytes of all that is text."""
+        """Bytes of everything that is text."""
         return _text_bytes([self.system, self.messages, self.schema, self.tools, self.extra])
 
     def followed_by(self, *messages: MessageParam) -> Self:
-        """Return the same question with the conversation continued."""
+        """Return the request with messages added to the conversation."""
         return dataclasses.replace(self, messages=[*self.messages, *messages])
 
     def with_block(self, block: Mapping[str, Any]) -> Self:
-        """Return the same question with one more block of content at its end."""
+        """Return the request with one block added to its last message."""
         *before, last = self.messages
         return dataclasses.replace(self, messages=[*before, {**last, "content": [*last["content"], block]}])
 
@@ -175,7 +175,7 @@ class Request:
         return {"cache_control": {"type": "ephemeral"}} if last and self.system else {}
 
     def _marked(self) -> Sequence[MessageParam]:
-        """Return the messages with a cache breakpoint behind the shared blocks, and one behind the first message."""
+        """Return the messages with cache breakpoints after the shared blocks and after the first message."""
         first, *rest = self.messages
         if isinstance(first["content"], str):
             return self.messages
@@ -188,9 +188,9 @@ class Request:
 
 
 def ceiling_micro_usd(request: Request, prices: Prices = LIST_PRICES) -> int | None:
-    """Return the most one send of `request` can cost in micro-USD; None when that is not known.
+    """Return the most that sending a request once can cost, in micro-USD.
 
-    It is not where the model has no known price, nor where the request is boundless.
+    None if the model has no known price, or the server runs tools of its own.
     """
     card = prices.card(request.model)
     if card is None or request.is_boundless:
@@ -199,15 +199,15 @@ def ceiling_micro_usd(request: Request, prices: Prices = LIST_PRICES) -> int | N
 
 
 def to_json(value: object, *, sort_keys: bool = False) -> bytes:
-    """Serialise to JSON bytes; raises BadRequest for what JSON can't hold."""
+    """Return a value as JSON bytes; raises BadRequest if JSON can't express it."""
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if sort_keys else 0)
     except TypeError as error:  # orjson's JSONEncodeError is a TypeError
-        raise BadRequest(f"This request can't be written as JSON: {error}") from error
+        raise BadRequest(f"The request can't be written as JSON: {error}. Nothing was sent.") from error
 
 
 def _canonical(value: Any) -> Any:
-    """Give equal numbers one spelling; drop nothing else."""
+    """Write equal numbers in the same way and leave everything else as it is."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -216,13 +216,13 @@ def _canonical(value: Any) -> Any:
         return [_canonical(item) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise BadRequest(f"{value} is not a number that JSON can hold.")
+            raise BadRequest(f"JSON has no number {value}. Nothing was sent.")
         return int(value) if value.is_integer() and abs(value) <= 2**53 else value
     return value
 
 
 def _property_order(schema: Any) -> list[list[str]]:
-    """List the names of every `properties` object of a schema, in order."""
+    """Return the names in every `properties` object of a schema, in order."""
     if isinstance(schema, Mapping):
         here = [list(schema["properties"])] if isinstance(schema.get("properties"), Mapping) else []
         return here + [names for key in sorted(schema) for names in _property_order(schema[key])]
@@ -235,7 +235,7 @@ def _text_bytes(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Mapping):
-        if value.get("type") == "base64":  # pages and images are bounded by `input_ceiling`
+        if value.get("type") == "base64":  # `input_ceiling` bounds pages and images
             return 100
         return sum(len(str(key)) + _text_bytes(item) + 6 for key, item in value.items())
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The one retry loop: by class of error, obedient to Retry-After, within a total deadline."""
+"""The one retry loop: by class of error, with the server's Retry-After, within a total deadline."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ Policies = Mapping[str, "RetryPolicy"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryPolicy:
-    """How often a class of error is tried in a task, and how long to wait between.
+    """How often a request is tried after a class of error, and how long to wait between.
 
-    attempts: tries in all, the first included; 1 leaves it to whoever calls.
-    first_wait_s, max_wait_s: the wait doubles from one to the other, with full jitter; a longer Retry-After
-        wins.
-    deadline_s: from the first send; None: the connection's total deadline.
+    Attributes:
+        attempts: How often to try, the first time included; 1 never retries.
+        first_wait_s: Seconds before the first retry. The wait doubles each time, with full jitter; a longer
+            Retry-After wins.
+        max_wait_s: The longest of these waits, in seconds.
+        deadline_s: Seconds from the first attempt; None for the connection's total deadline.
     """
 
     attempts: int = 1
@@ -39,8 +41,8 @@ class RetryPolicy:
                 raise ValueError(f"{name}={value!r}: give a number of seconds")
 
 
-# What waiting mends is tried often, what only another request mends not at all. A refused or truncated answer
-# is one that was paid for: trying again is asking again, so it is the author's to switch on.
+# Errors that pass by themselves are retried often; those that need another request, never. A refused or truncated
+# answer has been paid for, and another try is paid again, so the author has to switch that on.
 DEFAULT_POLICIES: Policies = {
     **{kind: RetryPolicy() for kind in BY_KIND},
     "network": RetryPolicy(attempts=5),
@@ -51,10 +53,14 @@ DEFAULT_POLICIES: Policies = {
 
 
 def policies(overrides: Mapping[str, RetryPolicy | Mapping[str, Any]] | None = None) -> Policies:
-    """Return the policies with some replaced by name.
+    """Return the default policies with some replaced.
 
-    overrides: kind of error -> a RetryPolicy, or the fields of one that differ from the default, such as
-        `{"rate_limit": {"attempts": 3}}`. Raises ValueError for an unknown kind or field.
+    Args:
+        overrides: By kind of error, a RetryPolicy or the fields that differ from the default, such as
+            `{"rate_limit": {"attempts": 3}}`.
+
+    Raises:
+        ValueError: A kind or a field is unknown, or a value is wrong.
     """
     merged = dict(DEFAULT_POLICIES)
     for kind, override in (overrides or {}).items():
@@ -79,10 +85,15 @@ def retrying(
     policies: Policies = DEFAULT_POLICIES,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> tenacity.AsyncRetrying:
-    """Return a retry loop for one request; it re-raises the last error.
+    """Return a retry loop for one request; it raises the last error again.
 
-    It gives up at once when the wait that was asked for would end after the deadline: the error then still
-    says `retry_after_s`, so that whoever retries the task knows how long to wait.
+    It stops at once if the next wait would end after the deadline. The error keeps its `retry_after_s`, so that a
+    retry of the task knows how long to wait.
+
+    Args:
+        deadline_s: Seconds from the first attempt.
+        policies: By kind of error.
+        sleep: How to wait.
     """
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -101,7 +112,7 @@ def retrying(
         limit_s = deadline_s if policy.deadline_s is None else policy.deadline_s
         return (state.seconds_since_start or 0.0) + state.upcoming_sleep >= limit_s
 
-    # An answer that is none is a matter of asking otherwise, not of sending again.
+    # An invalid answer needs another request, which the engine makes; sending the same again does not help.
     may_retry = tenacity.retry_if_exception(
         lambda e: isinstance(e, LLMError) and not isinstance(e, AnswerError)
     )
@@ -110,5 +121,5 @@ def retrying(
 
 def _error(state: tenacity.RetryCallState) -> LLMError:
     error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, LLMError), "only what may be tried again gets here"
+    assert isinstance(error, LLMError), "only retryable errors get here"
     return error

@@ -31,14 +31,22 @@ from airflow_llm_provider.tools import Tool
 
 log = logging.getLogger(__name__)
 
-MAX_OUTPUT_CHARACTERS = 100_000  # what a tool returns is read, and paid for, again in every turn after it
+MAX_OUTPUT_CHARACTERS = (
+    100_000  # the model reads a tool's output again in every later turn, and each time is paid
+)
 _LEASE_MS = int(LEASE_S * 1000)
-_GRACE_S = 4.0  # a task told to stop is killed 5 s later
+_GRACE_S = 4.0  # Airflow kills a task 5 s after it asked it to stop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolCall:
-    """A call that can be made: the tool, its arguments as checked, and how the ledger knows it."""
+    """A tool call that can be made.
+
+    Attributes:
+        tool: The tool.
+        arguments: Its validated arguments.
+        intent: The record of the call in the ledger.
+    """
 
     tool: Tool
     arguments: Mapping[str, Any]
@@ -46,7 +54,7 @@ class ToolCall:
 
     @property
     def is_careful(self) -> bool:
-        """Whether it must not be made beside others, or twice to be on the safe side."""
+        """Whether it must not run beside others, nor twice."""
         return self.tool.irreversible or self.tool.needs_approval
 
     def __str__(self) -> str:
@@ -55,7 +63,7 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolVerdict:
-    """What a person said of tool calls; the reason is told to the model."""
+    """What a person decided about tool calls. The model is sent the reason."""
 
     is_approved: bool
     reason: str = ""
@@ -65,9 +73,11 @@ APPROVED = ToolVerdict(is_approved=True)
 
 
 class ApprovalNeeded(Exception):
-    """Tool calls of one reply wait for a person's verdict: the task has to be parked until there is one.
+    """Tool calls of one reply wait for a person's decision; the task has to be deferred until then.
 
-    key: 64 hex digits that name the question: these calls with these arguments, of this task instance.
+    Attributes:
+        key: 64 hex digits that identify these calls with these arguments in this task instance.
+        calls: The calls.
     """
 
     def __init__(self, key: str, calls: Sequence[ToolCall]) -> None:
@@ -77,10 +87,16 @@ class ApprovalNeeded(Exception):
 
 @dataclass(kw_only=True)
 class ToolRunner:
-    """Makes the tool calls of one conversation.
+    """Runs the tool calls of one conversation.
 
-    verdict: looks up what was said of calls that need approval; None while nobody has said anything.
-    until_s: on the monotonic clock, how long to wait for another process that is making the same call.
+    Attributes:
+        tools: The tools by name.
+        ledger: Where calls and their outcomes are recorded.
+        scope: The task instance.
+        item_id: The document or row that is asked about.
+        verdict: Returns what a person decided about calls that need approval; None while there is no decision.
+        until_s: On the monotonic clock, when to stop waiting for another process that makes the same call.
+        sleep: How to wait.
     """
 
     tools: Mapping[str, Tool]
@@ -92,9 +108,11 @@ class ToolRunner:
     sleep: Callable[[float], Awaitable[None]]
 
     def read(self, block: Mapping[str, Any], call_id: str) -> ToolCall | Outcome:
-        """Return the call that a reply's block asks for, or what to tell the model where it can't be made.
+        """Return the call that a block of a reply asks for, or the error for the model if it can't be made.
 
-        call_id: the attempt whose reply it is.
+        Args:
+            block: A block of type `tool_use`.
+            call_id: The ledger's id of the reply.
         """
         given = to_json(block["input"])
         tool = self.tools.get(block["name"])
@@ -106,7 +124,7 @@ class ToolRunner:
         try:
             arguments = tool.arguments(given)
         except ValueError as error:
-            return _reject(tool.name, f"The arguments are wrong, and nothing was done.\n{error}")
+            return _reject(tool.name, f"The arguments are invalid, and nothing was done.\n{error}")
         intent = Intent(
             scope=self.scope,
             item_id=self.item_id,
@@ -119,9 +137,12 @@ class ToolRunner:
         return ToolCall(tool=tool, arguments=arguments, intent=intent)
 
     async def approve(self, calls: Sequence[ToolCall]) -> ToolVerdict:
-        """Return what a person said of a reply's calls, all at once; raises ApprovalNeeded before that.
+        """Return what a person decided about all calls of a reply together.
 
-        What has begun was approved before it did.
+        Calls that have begun were approved before they began.
+
+        Raises:
+            ApprovalNeeded: There is no decision yet.
         """
         asked = [call for call in calls if call.tool.needs_approval]
         if all([await self._has_begun(call) for call in asked]):
@@ -133,9 +154,17 @@ class ToolRunner:
         return verdict
 
     async def outcome(self, call: ToolCall, verdict: ToolVerdict = APPROVED) -> Outcome:
-        """Make a call, or take what the ledger has of it; what the tool raises is told to the model.
+        """Return the outcome of a call: from the ledger, or by running the tool now.
 
-        verdict: on the calls of its reply that need approval. Raises EffectUnknown, KeyBusy.
+        An exception of the tool is an outcome, too: the model is sent its text.
+
+        Args:
+            call: The call.
+            verdict: The decision about the calls of its reply that need approval.
+
+        Raises:
+            EffectUnknown: The tool may run once, has begun, and its end is unknown.
+            KeyBusy: Another process has been running it for too long.
         """
         if call.tool.needs_approval and not verdict.is_approved and not await self._has_begun(call):
             reason = verdict.reason or "No reason was given."
@@ -159,7 +188,7 @@ class ToolRunner:
         return await self.ledger.read(partial(effects.find, effect_id=call.intent.id)) is not None
 
     async def _begin(self, intent: Intent) -> Effect:
-        """Write down that the call begins; return what the ledger has of it, ended or ours to make."""
+        """Record that the call begins; return its record, which has ended or is ours to run."""
         while True:
             begun = await self.ledger.write(partial(effects.begin, intent=intent, lease_ms=_LEASE_MS))
             if begun.outcome or begun.holder == intent.holder:
@@ -175,13 +204,13 @@ class ToolRunner:
             await self.sleep(0.2 + random.random() * 0.3)
 
     async def _run(self, call: ToolCall) -> Outcome:
-        """Run a tool and write down how it ended."""
+        """Run a tool and record how it ended."""
         running = asyncio.ensure_future(self._run_and_record(call))
         beating = asyncio.ensure_future(self._renew(call.intent))
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            if call.tool.irreversible:  # half done, nobody would know what has happened
+            if call.tool.irreversible:  # stopped half-way, its effect would be unknown
                 await asyncio.wait([running], timeout=_GRACE_S)
             running.cancel()
             raise
@@ -193,7 +222,7 @@ class ToolRunner:
         return await self.ledger.write(partial(effects.end, effect_id=call.intent.id, outcome=outcome))
 
     async def _renew(self, intent: Intent) -> None:
-        """Keep telling other processes that the call is being made."""
+        """Renew the lease that tells other processes that the call is running."""
         while True:
             await asyncio.sleep(BEAT_S)
             with contextlib.suppress(LedgerUnavailable):
@@ -201,11 +230,11 @@ class ToolRunner:
 
 
 async def _call_tool(tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
-    """Call a tool, and return what the model is told: what it returned, or what it raised."""
+    """Call a tool and return the outcome for the model: what it returned or raised."""
     if inspect.iscoroutinefunction(tool.function):
         try:
             return _output_of(await tool.function(**arguments))
-        except Exception as error:  # noqa: BLE001  # the model is told, and may find another way
+        except Exception as error:  # noqa: BLE001  # the model is sent it, and may find another way
             return _error_output(error)
 
     def call() -> Outcome:
@@ -218,7 +247,7 @@ async def _call_tool(tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
 
 
 async def _in_thread(call: Callable[[], Outcome]) -> Outcome:
-    """Return what `call` returns in a thread that the process does not wait for when it ends."""
+    """Run `call` in a daemon thread, so that the process can end without waiting for it."""
     done: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
 
     def work() -> None:
@@ -235,14 +264,14 @@ async def _in_thread(call: Callable[[], Outcome]) -> Outcome:
 
 
 def _output_of(value: Any) -> Outcome:
-    """Return what the model is told of a value: text as it is, data as JSON, anything else as str() has it."""
+    """Return a value as text for the model: text as it is, data as JSON, anything else by str()."""
     if isinstance(value, str):
         return _truncate(value)
     from pydantic_core import to_json as dumped
 
     try:
         return _truncate(dumped(value, fallback=str).decode())
-    except ValueError:  # it holds itself, or bytes that are no text
+    except ValueError:  # it contains itself, or bytes that are not text
         return _truncate(str(value))
 
 
@@ -251,7 +280,7 @@ def _error_output(error: Exception) -> Outcome:
 
 
 def _truncate(text: str) -> Outcome:
-    text = text.encode("utf-8", "replace").decode()  # half a character can't be sent
+    text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair can't be sent
     if len(text) <= MAX_OUTPUT_CHARACTERS:
         return Outcome(content=text)
     return Outcome(
@@ -266,7 +295,7 @@ def _reject(call: ToolCall | str, complaint: str) -> Outcome:
 
 
 def _recorded_outcome(found: Effect, outcome: Outcome, call: ToolCall) -> Outcome:
-    """Return what the ledger has of a call; what may happen once may have happened with other arguments."""
+    """Return the recorded outcome of a call, or an error if a tool that may run once ran with other arguments."""
     if json.loads(found.arguments) == json.loads(call.intent.arguments):
         log.info("Tool %s ran before and returned: %s", call, _shorten(outcome.content))
         return outcome
@@ -279,11 +308,11 @@ def _recorded_outcome(found: Effect, outcome: Outcome, call: ToolCall) -> Outcom
 
 def _effect_unknown(found: Effect) -> EffectUnknown:
     return EffectUnknown(
-        f"The tool {found.tool} may run once. It began at {_format_time(found.began_ms)} with the arguments "
-        f"{_shorten(found.arguments.decode())}, and its process ended before it could say how it went, so it may have "
-        "happened or not. It is not run again. Find out, and say so: `airflow-llm effects settle "
-        f"{found.id[:12]} --output '…'` with what it returned, or `… --did-not-happen`, so that it may run. Then "
-        "clear the task: what was paid is kept."
+        f"The tool {found.tool} may run once. It began at {_format_time(found.began_ms)}, and its process ended before "
+        "the outcome was recorded, so its effect may have happened or not. It is not run again. See its arguments with "
+        "`airflow-llm effects list --unknown` and find out what happened. Then run `airflow-llm effects settle "
+        f"{found.id[:12]} --output '…'` with what it returned, or `… --did-not-happen` so that it may run, and clear "
+        "the task. Paid answers are kept."
     )
 
 
@@ -292,7 +321,7 @@ def _format_time(ms: int) -> str:
 
 
 def _shorten(text: str, most: int = 200) -> str:
-    """Return a text for the log: one line, shortened."""
+    """Return a text as one line, shortened."""
     line = json.dumps(text[: most + 1], ensure_ascii=False)[1:-1].replace('\\"', '"')
     return line if len(text) <= most else f"{line[:most]}…"
 
@@ -303,13 +332,14 @@ Buy = Callable[[Request], Awaitable[Call]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Toolbox:
-    """The tools of a question, and the bounds of the conversation they are used in.
+    """The tools of a question, and the limits of the conversation in which they are used.
 
-    tools: by name.
-    max_turns: how many replies of a model may call tools.
-    max_s: how long a conversation may take. A turn in flight then is not cut off, nor is an irreversible tool.
-    max_micro_usd: what the whole answer may cost, the next turn counted at the most it can cost; None: no bound.
-    verdict: looks up what was said of calls that need approval; None while nobody has said anything.
+    Attributes:
+        tools: The tools by name.
+        max_turns: How many replies of the model may call tools.
+        max_s: Seconds that the conversation may take. A request in flight or an irreversible tool is not cut off.
+        max_micro_usd: What the whole answer may cost; the next turn counts with its highest price. None: no limit.
+        verdict: Returns what a person decided about calls that need approval; None while there is no decision.
     """
 
     tools: Mapping[str, Tool]
@@ -329,9 +359,16 @@ class Toolbox:
         spent: Sequence[Call],
         prices: Prices,
     ) -> Conversation:
-        """Begin a conversation; its time runs from here.
+        """Begin a conversation; its time starts now.
 
-        buy: obtains the next turn; spent: all that was bought for the answer, what `buy` buys included.
+        Args:
+            ledger: Where tool calls are recorded.
+            scope: The task instance.
+            item_id: The document or row that is asked about.
+            sleep: How to wait.
+            buy: Obtains the model's next turn.
+            spent: Every call that was made for the answer, those of `buy` included.
+            prices: The connection's prices.
         """
         runner = ToolRunner(
             tools=self.tools,
@@ -345,7 +382,7 @@ class Toolbox:
         return Conversation(toolbox=self, runner=runner, buy=buy, spent=spent, prices=prices)
 
     def require_price(self, request: Request, prices: Prices) -> None:
-        """Raise ToolLimit where the bound on money could not be kept."""
+        """Raise ToolLimit if the cost limit can't be kept because the model has no price."""
         if self.max_micro_usd is not None and prices.card(request.model) is None:
             raise ToolLimit(
                 f"tool_limits.max_usd cannot be kept: {request.model} has no known price. Nothing was sent. Choose a "
@@ -355,7 +392,7 @@ class Toolbox:
 
 @dataclass(kw_only=True)
 class Conversation:
-    """One model's conversation with tools, from the question to its answer, repairs included."""
+    """A model's conversation with tools, from the question to the answer, repairs included."""
 
     toolbox: Toolbox
     runner: ToolRunner
@@ -365,10 +402,19 @@ class Conversation:
     turns: int = 0
 
     async def finish(self, request: Request, bought: Call) -> tuple[Request, Call]:
-        """Run what replies call and tell the model, until a reply calls nothing; return it with its request.
+        """Run the tools that replies call, until a reply calls none; return that reply with its request.
 
-        Every turn is a request like any other and every tool call is in the ledger, so that a retry goes through
-        it all again and pays, and does, nothing twice. Raises ToolLimit, EffectUnknown, ApprovalNeeded.
+        Every turn is a request like any other, and every tool call is in the ledger. A retry replays the conversation
+        and neither pays nor runs anything twice.
+
+        Args:
+            request: The request that was answered.
+            bought: Its reply.
+
+        Raises:
+            ToolLimit: The turns, time or money are used up.
+            EffectUnknown: A tool that may run once has begun, and its end is unknown.
+            ApprovalNeeded: A person has to decide about calls first.
         """
         while blocks := _tool_blocks(bought.message):
             self._require_turns(blocks)
@@ -380,7 +426,7 @@ class Conversation:
             bought = await self.buy(request)
         return request, bought
 
-    # -- bounds --------------------------------------------------------------------------------------
+    # -- limits --------------------------------------------------------------------------------------
 
     def _require_turns(self, blocks: Sequence[Block]) -> None:
         if self.turns >= self.toolbox.max_turns:
@@ -394,7 +440,7 @@ class Conversation:
             raise self._out_of_time("before it could run the tools that the model calls")
 
     def require_money(self, request: Request) -> None:
-        """Raise ToolLimit where the next request of the conversation could cost more than there is left."""
+        """Raise ToolLimit if the next request of the conversation could cost more than is left."""
         bound = self.toolbox.max_micro_usd
         if bound is None:
             return
@@ -423,7 +469,7 @@ class Conversation:
     # -- tool calls ----------------------------------------------------------------------------------
 
     async def _results(self, blocks: Sequence[Block], call_id: str) -> list[Block]:
-        """Return the results of one reply's calls: those that can be repeated at once, then the others in turn."""
+        """Return the results of a reply's calls: repeatable ones first and together, then the others in order."""
         read = {block["id"]: self.runner.read(block, call_id) for block in blocks}
         outcomes = {id_: told for id_, told in read.items() if isinstance(told, Outcome)}
         calls = {id_: call for id_, call in read.items() if isinstance(call, ToolCall)}
@@ -454,11 +500,11 @@ class Conversation:
         return outcomes
 
 
-_KEPT = "What was paid and done is in the ledger: clear the task, and it goes on from there."
+_KEPT = "Paid answers and tool results are in the ledger. Clear the task, and it continues from there."
 
 
 def _tool_blocks(message: Message) -> list[Block]:
-    """Return the calls that a reply waits for."""
+    """Return the tool calls of a reply that stopped for them."""
     if message.stop_reason != "tool_use":
         return []
     return [block for block in message.content if block["type"] == "tool_use"]

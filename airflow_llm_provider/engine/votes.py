@@ -1,4 +1,4 @@
-"""Votes: one question asked several times at once, and what most of the answers say."""
+"""Votes: ask one question several times at once, and count the answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_llm_provider.errors import AnswerError, LLMError, TerminalError
 
 Choice = TypeVar("Choice", bound=Hashable)
 
-# A refused vote may be asked again, as the sample after its own: that must not be its neighbour's.
+# Votes use sample numbers 1,000 apart, so that asking a refused vote again (sample + 1) never meets the next vote.
 _SAMPLES_APART = 1_000
 
 
@@ -20,9 +20,11 @@ _SAMPLES_APART = 1_000
 class Agreement(Generic[Choice]):
     """What most votes say.
 
-    share: of all votes that were asked for, those that ended in no answer included.
-    stated: the mean of the confidences that the votes for it state.
-    voters: the numbers of those votes.
+    Attributes:
+        choice: The choice with the most votes.
+        share: Its share of all votes that were asked for, those without an answer included.
+        stated: The mean confidence that its votes state.
+        voters: The numbers of its votes.
     """
 
     choice: Choice
@@ -32,11 +34,15 @@ class Agreement(Generic[Choice]):
 
 
 async def cast(ask: Callable[[int], Awaitable[Reply]], votes: int) -> list[Reply | AnswerError]:
-    """Ask `votes` times at once, and return what each came to: an answer, or why there is none.
+    """Ask a question several times at once, and return the reply or the AnswerError of each vote.
 
-    ask: asks the question as the sample of that number (`Request.sample`).
-    What is not the answer's fault (the model can't be had, the key is wrong) is raised, the gravest first, once
-    all calls have ended: what was paid is in the ledger, and a retry asks only for the rest.
+    Args:
+        ask: Asks the question as the sample of that number (`Request.sample`).
+        votes: How often to ask.
+
+    Raises:
+        LLMError: A call failed for another reason, such as a wrong key; a TerminalError before a retryable one. It
+            is raised once all calls have ended. Paid answers are in the ledger, and a retry asks only for the rest.
     """
     async with asyncio.TaskGroup() as group:
         asking = [group.create_task(_outcome(ask(vote * _SAMPLES_APART))) for vote in range(votes)]
@@ -50,10 +56,12 @@ async def cast(ask: Callable[[int], Awaitable[Reply]], votes: int) -> list[Reply
 
 
 def count(votes: Sequence[tuple[Choice, float] | None]) -> Agreement[Choice] | None:
-    """Count votes, each a choice with its stated confidence, or None where it ended in no answer.
+    """Count votes; return None if there are none.
 
-    Equally many votes are parted by the confidence they state, and then by which came first. Returns None
-    when no vote was cast.
+    A tie is decided by the confidence that the votes state, then by which choice came first.
+
+    Args:
+        votes: Each a choice with its stated confidence, or None for a vote without an answer.
     """
     tally: dict[Choice, list[int]] = {}
     for number, vote in enumerate(votes):

@@ -49,4 +49,4 @@ def test_rows_that_can_not_be_put_anywhere_fail_the_task_before_anything_is_paid
 def test_an_output_type_that_is_none_fails_the_task_for_good_before_anything_is_paid(deployment, more):
     ran = deployment.ask(deployment.texts(2), output_type={"type": "letter"}, retries=1, **more)
     assert (ran.state, ran.ti().try_number, deployment.server.seen) == ("failed", 1, 0)
-    assert "output_type= is no JSON schema" in ran.log
+    assert "output_type= is not a JSON schema" in ran.log

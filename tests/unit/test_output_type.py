@@ -150,7 +150,7 @@ def test_long_numbers_are_kept_to_the_digit() -> None:
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 def test_what_json_has_no_number_for_is_no_number_of_a_schema(number: str) -> None:
-    with pytest.raises(InvalidOutput, match="is no number"):
+    with pytest.raises(InvalidOutput, match="is not a finite number"):
         OutputType({"type": "object", "properties": {"n": {"type": "number"}}}).parse(f'{{"n": {number}}}')
 
 
@@ -185,17 +185,19 @@ def test_what_is_no_type_is_named_and_no_retry_can_mend_it(no_type: Any) -> None
         ({"type": "strng"}, r"at \$\.type, 'strng'"),
         ({"minLength": "3"}, r"at \$\.minLength, '3' is not of type 'integer'"),
         ({"required": "x"}, r"at \$\.required, 'x' is not of type 'array'"),
-        ({"$ref": "#/$defs/X"}, r"nothing in it is what \$ref '#/\$defs/X' leads to"),
+        ({"$ref": "#/$defs/X"}, r"\$ref '#/\$defs/X' points to nothing in it"),
         ({"items": {"not": {"$ref": "#/nowhere"}}}, "'#/nowhere'"),
         ({"$ref": "https://example.com/schema"}, r"'https://example\.com/schema'"),
         ({"$ref": "#/own/a", "own": {"a": {"type": "strng"}}}, r"at \$\.type of '#/own/a', 'strng'"),
-        ({"$id": "http://[", "items": {"$id": "b"}}, r"an \$id in it is no URI"),
+        ({"$id": "http://[", "items": {"$id": "b"}}, r"an \$id in it is not a URI"),
     ],
 )
 def test_a_schema_that_nothing_can_be_held_against_is_named_before_anything_is_sent(
     schema: dict[str, Any], what: str
 ) -> None:
-    with pytest.raises(TerminalError, match=rf"^output_type= is no JSON schema.*{what}.*Nothing was sent\.$"):
+    with pytest.raises(
+        TerminalError, match=rf"^output_type= is not a JSON schema.*{what}.*Nothing was sent\.$"
+    ):
         _ = OutputType(schema).schema
 
 

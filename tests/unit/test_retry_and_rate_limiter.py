@@ -1,4 +1,4 @@
-"""One layer retries, by class of error; one who is told to wait makes all wait."""
+"""Requests are retried by class of error, and all processes together keep within the rate limits."""
 
 import asyncio
 import dataclasses
@@ -41,14 +41,14 @@ async def attempts(error: Exception, clock: Clock, **options: object) -> int:
 
 
 @pytest.mark.parametrize("kind", [NetworkError, RateLimited, Overloaded, ServerError, LedgerUnavailable])
-async def test_every_class_is_tried_as_often_as_its_policy_says(
+async def test_every_class_of_error_is_tried_as_often_as_its_policy_says(
     kind: type[RetryableError], clock: Clock
 ) -> None:
     assert await attempts(kind("no"), clock) == DEFAULT_POLICIES[kind.kind].attempts
     assert all(wait <= DEFAULT_POLICIES[kind.kind].max_wait_s for wait in clock.slept)
 
 
-async def test_what_can_not_get_better_is_tried_once(clock: Clock) -> None:
+async def test_a_terminal_error_is_tried_once(clock: Clock) -> None:
     assert await attempts(AuthenticationFailed("no"), clock) == 1
 
 
@@ -57,7 +57,7 @@ async def test_a_retry_after_that_is_longer_than_the_backoff_wins(clock: Clock) 
     assert clock.slept == [90, 90]
 
 
-async def test_a_wait_that_would_pass_the_deadline_is_not_begun(clock: Clock) -> None:
+async def test_a_wait_that_would_pass_the_deadline_does_not_begin(clock: Clock) -> None:
     assert await attempts(RateLimited("no", retry_after_s=120), clock, deadline_s=60) == 1
     assert clock.slept == []
 
@@ -70,7 +70,7 @@ def quick(attempts: int) -> RetryPolicy:
     return RetryPolicy(attempts=attempts, first_wait_s=0.1, max_wait_s=0.1)
 
 
-# RateLimiter.
+# The rate limiter.
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ async def permitted(pace: RateLimiter, count: int, *, within_s: float) -> list[P
     return [task.result() for task in done]
 
 
-async def test_nobody_sends_while_one_was_told_to_wait(ledger: Ledger, clock: Clock) -> None:
+async def test_no_process_sends_while_the_api_has_asked_one_to_wait(ledger: Ledger, clock: Clock) -> None:
     told = RateLimiter(ledger, now=clock.now, sleep=clock.sleep)
     permit = await told.acquire(question(), SCOPE)
     permit.record_error(Overloaded("no", retry_after_s=20))
@@ -130,7 +130,7 @@ async def test_a_pause_longer_than_the_deadline_is_an_error_that_says_how_long(
         assert refused.value.retry_after_s == pytest.approx(86_400, rel=0.01)
 
 
-async def test_who_has_looked_already_hears_within_a_second(ledger: Ledger) -> None:
+async def test_other_processes_pause_within_a_second(ledger: Ledger) -> None:
     other, told = limiter_of(ledger), limiter_of(ledger)
     for pace in (other, told):
         permit = await pace.acquire(question(), SCOPE)
@@ -140,7 +140,7 @@ async def test_who_has_looked_already_hears_within_a_second(ledger: Ledger) -> N
     await told.close()
 
 
-async def test_no_more_requests_a_minute_than_the_account_allows_over_all_processes(ledger: Ledger) -> None:
+async def test_all_processes_together_send_no_more_requests_per_minute_than_allowed(ledger: Ledger) -> None:
     limits = Limits(rpm=60, burst_s=3)
     given = await asyncio.gather(
         *(
@@ -183,20 +183,20 @@ async def test_what_is_left_is_given_back_in_the_end(ledger: Ledger) -> None:
     assert len(await permitted(limiter_of(ledger, limits), 5, within_s=0.5)) == 3
 
 
-async def test_who_stops_waiting_takes_nothing_from_the_others(ledger: Ledger) -> None:
+async def test_a_cancelled_call_takes_no_permit_from_the_others(ledger: Ledger) -> None:
     pace = limiter_of(ledger, Limits(rpm=600, burst_s=0.1))
     assert len(await permitted(pace, 5, within_s=0.05)) <= 2
     assert len(await permitted(pace, 5, within_s=1.5)) == 5
 
 
-async def test_the_reply_corrects_what_was_expected_of_a_call(ledger: Ledger) -> None:
+async def test_a_reply_corrects_what_its_call_was_expected_to_use(ledger: Ledger) -> None:
     pace = limiter_of(ledger, Limits(otpm=60_000, burst_s=1))  # a thousand a second
     permit = await pace.acquire(question(), SCOPE)
     permit.record_usage(Usage(uncached_tokens=10, output_tokens=5_000))
     assert await permitted(pace, 1, within_s=1) == []
 
 
-async def test_without_a_known_limit_the_ledger_is_not_asked_call_by_call(
+async def test_without_a_known_limit_the_ledger_is_not_read_for_every_call(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     pace = limiter_of(ledger)
@@ -205,7 +205,7 @@ async def test_without_a_known_limit_the_ledger_is_not_asked_call_by_call(
     assert len(await permitted(pace, 500, within_s=0.4)) == 500
 
 
-async def test_a_server_that_has_said_nothing_yet_is_sent_a_few_calls_only(ledger: Ledger) -> None:
+async def test_only_a_few_calls_are_sent_before_the_first_reply(ledger: Ledger) -> None:
     pace = limiter_of(ledger)
     waiting = [asyncio.create_task(pace.acquire(question(), SCOPE)) for _ in range(200)]
     await asyncio.sleep(0.3)
@@ -220,7 +220,9 @@ async def test_a_server_that_has_said_nothing_yet_is_sent_a_few_calls_only(ledge
 
 
 @pytest.mark.parametrize("said", [{}, headers(6_000_000, 6_000_000)], ids=["no limit", "a large one"])
-async def test_at_its_first_word_that_there_is_room_all_go(ledger: Ledger, said: dict[str, str]) -> None:
+async def test_all_calls_go_once_a_reply_shows_that_there_is_room(
+    ledger: Ledger, said: dict[str, str]
+) -> None:
     pace = limiter_of(ledger)
     waiting = [asyncio.create_task(pace.acquire(question(), SCOPE)) for _ in range(200)]
     await asyncio.sleep(0.2)
@@ -229,11 +231,11 @@ async def test_at_its_first_word_that_there_is_room_all_go(ledger: Ledger, said:
     assert not late
 
 
-async def test_a_slow_first_answer_holds_nobody_up_for_long(ledger: Ledger) -> None:
+async def test_a_slow_first_reply_delays_the_other_calls_only_shortly(ledger: Ledger) -> None:
     assert len(await permitted(limiter_of(ledger), 200, within_s=3.5)) == 200
 
 
-async def test_on_a_machine_that_is_slower_than_what_it_hears_holds_all_go_nevertheless(
+async def test_calls_go_even_if_reading_the_state_takes_longer_than_it_counts_as_current(
     ledger: Ledger,
 ) -> None:
     looks = iter(range(2_000))
@@ -248,7 +250,7 @@ async def test_on_a_machine_that_is_slower_than_what_it_hears_holds_all_go_never
     await asyncio.gather(*(pace.acquire(question(n), scope) for n in range(5) for scope in (SCOPE, others)))
 
 
-async def test_a_limit_that_was_raised_holds_at_once(ledger: Ledger) -> None:
+async def test_a_raised_limit_holds_at_once(ledger: Ledger) -> None:
     pace = limiter_of(ledger)
     permit = await pace.acquire(question(), SCOPE)
     permit.read_headers(headers(60, 1))
@@ -259,7 +261,7 @@ async def test_a_limit_that_was_raised_holds_at_once(ledger: Ledger) -> None:
     assert len(await permitted(pace, 20, within_s=2)) == 20
 
 
-async def test_nobody_is_permitted_to_send_while_the_ledger_is_away(ledger_url: str, tmp_path: Path) -> None:
+async def test_no_call_gets_a_permit_while_the_ledger_is_unavailable(ledger_url: str, tmp_path: Path) -> None:
     ledger = Ledger(ledger_url, deadline_s=0.02)
     (tmp_path / "ledger.db").rename(tmp_path / "away.db")
     for limits in (None, Limits(rpm=600)):
@@ -268,7 +270,7 @@ async def test_nobody_is_permitted_to_send_while_the_ledger_is_away(ledger_url: 
     ledger.close()
 
 
-async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledger: Ledger) -> None:
+async def test_limits_are_learned_from_the_headers_once_half_of_one_is_used(ledger: Ledger) -> None:
     pace, other = limiter_of(ledger), limiter_of(ledger)
     permit = await pace.acquire(question(), SCOPE)
     permit.read_headers(headers(60, 31))
@@ -282,7 +284,7 @@ async def test_limits_are_learnt_from_the_headers_once_half_of_one_is_used(ledge
 
 
 @pytest.mark.parametrize("limit", [10**30, 10**400], ids=["10^30", "10^400"])
-async def test_a_limit_that_can_be_none_is_not_heeded(
+async def test_an_absurd_limit_is_ignored(
     ledger: Ledger, limit: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     pace = limiter_of(ledger)
@@ -293,7 +295,7 @@ async def test_a_limit_that_can_be_none_is_not_heeded(
     assert caplog.messages == []
 
 
-async def test_a_429_sets_a_pace_where_none_is_known(ledger: Ledger) -> None:
+async def test_a_429_limits_the_rate_where_no_limit_is_known(ledger: Ledger) -> None:
     pace = limiter_of(ledger)
     for permit in await permitted(pace, 50, within_s=2):
         permit.record_error(RateLimited("no"))
@@ -303,7 +305,7 @@ async def test_a_429_sets_a_pace_where_none_is_known(ledger: Ledger) -> None:
     )  # one a second: the ledger knows of no calls sent
 
 
-async def test_a_stream_is_drawn_only_as_fast_as_there_is_room() -> None:
+async def test_requests_are_drawn_from_a_generator_only_as_there_is_room() -> None:
     drawn, finished = 0, 0
 
     def endless() -> object:
