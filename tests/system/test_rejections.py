@@ -6,8 +6,11 @@ import itertools
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from airflow_llm_provider.testing.processes import wait_until
@@ -39,15 +42,9 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowUnderTe
     (folder / "home" / "config" / "airflow_local_settings.py").write_text(PRELOAD)
     connection = {"conn_type": "claude", "password": "sk-unused", "host": "http://127.0.0.1:9"}
     with AirflowUnderTest(
-        folder / "home", folder / "dags", parallelism=8, connections={"claude_default": connection}
+        folder / "home", folder / "dags", parallelism=6, connections={"claude_default": connection}
     ) as airflow:
         yield airflow
-
-
-@pytest.fixture(scope="module")
-def runs(airflow: AirflowUnderTest) -> dict[str, str]:
-    """Run every case, all at once."""
-    return {case: airflow.trigger(case) for case in CASES}
 
 
 class Case:
@@ -58,12 +55,18 @@ class Case:
         self.is_mapped = not dag_id.startswith(("plain", "group"))
         self.on_reject, self.how = dag_id.split("_")[-2:]
 
+    def task_instances(self) -> list[dict[str, Any]]:
+        for _ in range(5):
+            with suppress(httpx2.TransportError):  # the API server may be busy
+                return self.airflow.task_instances(self.dag_id, self.run_id)
+        raise TimeoutError("The API server does not answer.")
+
     def states(self) -> dict[tuple[str, int], str | None]:
-        tis = self.airflow.task_instances(self.dag_id, self.run_id)
+        tis = self.task_instances()
         return {(ti["task_id"].rpartition(".")[2], ti["map_index"]): ti["state"] for ti in tis}
 
     def ids(self) -> list[str]:
-        return sorted({ti["task_id"] for ti in self.airflow.task_instances(self.dag_id, self.run_id)})
+        return sorted({ti["task_id"] for ti in self.task_instances()})
 
     def decide(self) -> None:
         approval = next(task_id for task_id in self.ids() if task_id.endswith("approval"))
@@ -106,8 +109,8 @@ class Case:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_rejection_holds(airflow: AirflowUnderTest, runs: dict[str, str], case: str) -> None:
-    one = Case(airflow, case, runs[case])
+def test_a_rejection_holds(airflow: AirflowUnderTest, case: str) -> None:
+    one = Case(airflow, case, airflow.trigger(case))
     one.decide()
     one.require_held()
 
