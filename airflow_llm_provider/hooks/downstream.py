@@ -112,11 +112,11 @@ def keep_skipped_after_clear(task: Operator) -> None:
     When only such a task is cleared, the scheduler looks for the decision at map index -1, where there is none, and
     starts the task. Call it when the DAG is complete.
     """
-    group = task.get_closest_mapped_task_group()
+    group = _mapped_group(task)
     if group is None:
         return
     for each in task.downstream_list:
-        is_near = each.get_closest_mapped_task_group() is group and not each.is_teardown
+        is_near = _mapped_group(each) == group and not each.is_teardown
         if is_near and isinstance(each, BaseOperator):
             _airflow.run_before(each, _SkippedBefore(task.task_id))
 
@@ -154,11 +154,9 @@ def _instances(context: Context, tasks: Collection[Operator]) -> Iterator[tuple[
     ti = context["ti"]
     map_index = _map_index(context)
     if map_index >= 0:
-        group = _own(context).get_closest_mapped_task_group()
+        group = _mapped_group(_own(context))
         yield from (
-            (task.task_id, map_index)
-            for task in tasks
-            if group is not None and task.get_closest_mapped_task_group() is group
+            (task.task_id, map_index) for task in tasks if group is not None and _mapped_group(task) == group
         )
         return
     mapped = [task.task_id for task in tasks if _airflow.needs_expansion(task)]
@@ -183,10 +181,16 @@ def _map_index(context: Context) -> int:
 
 def _shares_index(task: Operator, other: Operator) -> bool:
     """Tell whether each map index of `task` leads to the same one of `other`."""
-    group = task.get_closest_mapped_task_group()
+    group = _mapped_group(task)
     if group is not None:
-        return other.get_closest_mapped_task_group() is group
+        return _mapped_group(other) == group
     return _airflow.is_mapped_over(other, task)
+
+
+def _mapped_group(task: Operator) -> str | None:
+    """Return the id of the mapped task group that a task is in; the groups themselves may be weak references."""
+    group = task.get_closest_mapped_task_group()
+    return None if group is None else str(group.group_id)
 
 
 def _roots(dag: Any, name: str) -> list[str]:
