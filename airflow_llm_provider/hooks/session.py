@@ -55,6 +55,10 @@ class Claude:
     """Asks Claude on the event loop that made it; ClaudeHook.session() gives one.
 
     Calls are in the ledger: what was answered before, in the scope that `reuse` names, is not paid for again.
+
+    Args:
+        engine: asks the questions; it belongs to the running event loop.
+        scope_of: makes the scope of the calls from the options.
     """
 
     def __init__(self, engine: Engine, scope_of: Callable[[Options], CallScope]) -> None:

@@ -141,6 +141,7 @@ class ScriptedReply:
         turn: only requests of a conversation with so many earlier answers; 0 for the first request.
         after: as for `Fault`.
         times: as for `Fault`.
+        share: always None: replies are not given by chance.
     """
 
     text: str | None = None

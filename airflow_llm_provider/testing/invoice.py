@@ -22,8 +22,17 @@ class InvoiceLine:
     """One accepted request for which a reply was generated.
 
     Attributes:
+        request_id: the id that the reply's header has.
+        time: when the request was accepted, in UTC, as ISO 8601.
+        model: the id of the model.
         item: the first 200 characters of the document, or what `identify=` returned for the request.
+        input_tokens: input tokens that were neither read from the cache nor written to it.
+        output_tokens: all tokens of the answer.
+        cache_read_tokens: input tokens that were read from the cache.
+        cache_write_5m_tokens: input tokens that were written to the cache for five minutes.
+        cache_write_1h_tokens: input tokens that were written to the cache for one hour.
         key_last4: the last four characters of the API key; empty for a short key.
+        stop_reason: why the answer ended.
         fault: the fault that changed its reply or its delivery, if any.
     """
 

@@ -52,7 +52,13 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One parsed request to /v1/messages."""
+    """One parsed request to /v1/messages.
+
+    Attributes:
+        body: the JSON of the request.
+        blocks: the blocks of the prompt, in the order in which the cache reads them.
+        key_last4: the last four characters of the API key; empty for a short key.
+    """
 
     body: dict[str, Any]
     blocks: tuple[Block, ...]

@@ -115,7 +115,17 @@ class StandIn:
         after: int = 0,
         **more: Any,
     ) -> None:
-        """Order a fault, see `Fault`; the latest order that matches a request is used."""
+        """Order a fault; the latest order that matches a request is used.
+
+        Args:
+            status: the HTTP status of an error.
+            kind: what goes wrong; see `FaultKind`.
+            times: how many requests it hits; None: all.
+            share: the share of the requests that it hits, from 0 to 1; None: all.
+            matching: only requests that contain this text, or for which this function of the question is true.
+            after: how many matching requests pass first.
+            **more: the other fields of `Fault`.
+        """
         self.faults.add(
             Fault(kind=kind, status=status, times=times, share=share, matching=matching, after=after, **more)
         )
@@ -137,7 +147,19 @@ class StandIn:
         times: int | None = None,
         stop_reason: str = "",
     ) -> None:
-        """Script the reply to matching requests, see `ScriptedReply`; the latest script is used."""
+        """Script the reply to matching requests; the latest script that matches is used.
+
+        Args:
+            text: the answer as text.
+            data: the answer as a value, sent as JSON.
+            call: the answer as a function of the question.
+            tool_use: the tool calls of the reply: `[{"name": …, "input": {…}}, …]`.
+            matching: only requests that contain this text, or for which this function of the question is true.
+            model: only requests to this model.
+            turn: only requests of a conversation with so many earlier answers; 0 for the first request.
+            times: how many requests it answers; None: all.
+            stop_reason: default: `tool_use` with calls, else `end_turn`.
+        """
         self.replies.add(
             ScriptedReply(
                 text=text,
@@ -153,7 +175,11 @@ class StandIn:
         )
 
     def limit(self, limits: Mapping[str, float] | None) -> None:
-        """Enforce other limits from now on, with full buckets; None enforces none."""
+        """Enforce other limits from now on, with full buckets.
+
+        Args:
+            limits: `rpm`, `itpm`, `otpm` and `burst`; None enforces none.
+        """
         self.limits = Limits(limits)
 
     def summary(self) -> dict[str, Any]:

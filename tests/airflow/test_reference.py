@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import griffe
 import pytest
 import typer
 from airflow.sdk.bases.hook import BaseHook
@@ -29,6 +30,7 @@ from airflow_llm_provider.sensors import conditions
 from airflow_llm_provider.testing import fixtures
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = "airflow_llm_provider"
 PUBLIC = [conditions, validators, personal_data, tools, errors, testing, fixtures]
 INTERNAL = {  # public by name, and called by our own code alone
     *("judge", "require_conditions", "Condition", "Content", "Facts", "Judged", "When"),  # sensors.conditions
@@ -98,6 +100,41 @@ def test_every_command_and_option_is_in_it(pages: Mapping[str, str]) -> None:
         assert heading, path
         for option in (word for each in command.params for word in each.opts if word.startswith("--")):
             assert option in re.split(r"<h\d", said)[0], path
+
+
+def test_every_parameter_on_a_page_is_described() -> None:
+    package = griffe.load(PACKAGE, search_paths=[str(ROOT)], docstring_parser="google")
+    missing = {path: names for path in shown(package) if (names := undescribed(package[path]))}
+    assert missing == {}
+
+
+def shown(package: griffe.Module) -> Iterator[str]:
+    """Yield what the pages show, by its path below the package: `::: name`, and the members that a page names."""
+    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
+        for name, given in re.findall(
+            rf"^::: {PACKAGE}\.(\S+)((?:\n    .*)*)", page.read_text(), re.MULTILINE
+        ):
+            members = re.search(r"members:\s*\[(.*?)\]", given, re.DOTALL)
+            if not package[name].is_module:
+                yield name
+            if members:
+                yield from (f"{name}.{member.strip()}" for member in members[1].split(","))
+
+
+def undescribed(one: griffe.Object | griffe.Alias) -> set[str]:
+    """Return the parameters of a function or class, and the fields of a dataclass, that its docstring leaves out."""
+    one = one.final_target if one.is_alias else one
+    fields = [each for each in one.attributes.values() if each.annotation and "property" not in each.labels]
+    if one.is_function:
+        names = {each.name for each in one.parameters}
+    elif "dataclass" in one.labels:
+        names = {each.name for each in fields if "instance-attribute" in each.labels}
+    else:
+        names = {each.name for each in one.parameters if each.name != "self"} if one.is_class else set()
+    sections = one.docstring.parsed if one.docstring else []
+    tables = [each.value for each in sections if each.kind.value in ("parameters", "attributes")]
+    told = {each.name.lstrip("*") for table in tables for each in table} | {"self", "kwargs"}
+    return {name for name in names - told if not name.startswith("_")}
 
 
 def documented(page: str) -> set[str]:
