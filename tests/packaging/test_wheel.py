@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_AIRFLOW = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+WITHOUT_AIRFLOW = {
+    name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "PYTHONPATH"))
+}
 
 
 def build(folder: Path, kind: str) -> Path:
@@ -81,12 +83,11 @@ def test_it_installs_beside_an_airflow_and_airflow_knows_it(wheel: Path, tmp_pat
         ):
             (site / installed.name).symlink_to(installed)
     install = [
-        sys.executable,
-        "-m",
+        str(Path(sys.executable).with_name("uv")),  # .venv is made without pip
         "pip",
+        "install",
         "--python",
         str(python),
-        "install",
         "--no-deps",
         "--no-index",
         str(wheel),
@@ -101,6 +102,7 @@ def test_it_installs_beside_an_airflow_and_airflow_knows_it(wheel: Path, tmp_pat
     found = subprocess.check_output(
         [python, "-c", "import airflow_llm_provider; print(airflow_llm_provider.__file__)"],
         cwd=tmp_path,
+        env=env,
         text=True,
     )
     assert found.startswith(str(tmp_path))
