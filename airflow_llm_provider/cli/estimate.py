@@ -63,14 +63,14 @@ def estimate(
     read_airflow()
     with contextlib.redirect_stdout(sys.stderr):  # what DAG files print must not mix with the answer
         dag = _find(dag_id, file)
-        told, paid_for = DagEstimate(dag_id=dag_id), set[str]()
+        estimates, paid_for = DagEstimate(dag_id=dag_id), set[str]()
         for run in _runs(dag, _conf(conf), backfill):
-            told.runs += 1
-            _add(told, dag, run, paid_for)
+            estimates.runs += 1
+            _add(estimates, dag, run, paid_for)
     if as_json:
-        echo_json(_as_dict(told))
+        echo_json(_as_dict(estimates))
     else:
-        _show(told)
+        _show(estimates)
 
 
 def _find(dag_id: str, file: str | None) -> DAG:
@@ -127,73 +127,73 @@ def _runs(dag: DAG, conf: dict[str, Any], backfill: tuple[str, str] | None) -> I
         fail(f"The schedule of {dag.dag_id} has no past run from {backfill[0]} to {backfill[1]}.")
 
 
-def _add(told: DagEstimate, dag: DAG, run: DagRun, paid_for: set[str]) -> None:
-    """Add what one run would ask to what is told."""
+def _add(estimates: DagEstimate, dag: DAG, run: DagRun, paid_for: set[str]) -> None:
+    """Add the estimates of what one run would ask."""
     from airflow_llm_provider.hooks.dry_run import NeedsUpstream, map_indexes, rendered_task
     from airflow_llm_provider.operators.claude import ClaudeOperator
     from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 
     for task in dag.tasks:
         kind = getattr(task, "operator_class", type(task))
-        if issubclass(kind, ClaudeOperator) and task.task_id not in told.single:
-            told.single.append(task.task_id)
+        if issubclass(kind, ClaudeOperator) and task.task_id not in estimates.single:
+            estimates.single.append(task.task_id)
         if not issubclass(kind, ClaudeDocumentsOperator):
             continue
         try:
             for map_index in map_indexes(task):
                 with rendered_task(task, run, map_index) as (operator, context):
                     one = operator.estimate(context, paid_for=paid_for)  # type: ignore[attr-defined]
-                known = told.tasks.get(task.task_id)
-                told.tasks[task.task_id] = one if known is None else known + one
+                known = estimates.tasks.get(task.task_id)
+                estimates.tasks[task.task_id] = one if known is None else known + one
         except NeedsUpstream as reason:
-            told.unknown[task.task_id] = f"{reason}: known only when that has run"
+            estimates.unknown[task.task_id] = f"{reason}: known only when that has run"
         except Exception as error:  # noqa: BLE001  # an author's template or function may raise anything
             day = f"{run.logical_date:%Y-%m-%d}: " if run.logical_date else ""
-            told.unknown.setdefault(task.task_id, f"{day}{type(error).__name__}: {error}")
+            estimates.unknown.setdefault(task.task_id, f"{day}{type(error).__name__}: {error}")
 
 
-def _as_dict(told: DagEstimate) -> dict[str, Any]:
+def _as_dict(estimates: DagEstimate) -> dict[str, Any]:
     return {
-        "dag_id": told.dag_id,
-        "runs": told.runs,
-        "tasks": {task_id: one.as_dict() for task_id, one in told.tasks.items()},
-        "total": _total(told).as_dict(),
-        "unknown": told.unknown,
-        "single_questions": told.single,
+        "dag_id": estimates.dag_id,
+        "runs": estimates.runs,
+        "tasks": {task_id: one.as_dict() for task_id, one in estimates.tasks.items()},
+        "total": _total(estimates).as_dict(),
+        "unknown": estimates.unknown,
+        "single_questions": estimates.single,
     }
 
 
-def _total(told: DagEstimate) -> Estimate:
+def _total(estimates: DagEstimate) -> Estimate:
     from airflow_llm_provider.documents.estimate import Estimate
 
-    return sum(told.tasks.values(), Estimate())
+    return sum(estimates.tasks.values(), Estimate())
 
 
-def _show(told: DagEstimate) -> None:
+def _show(estimates: DagEstimate) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    if told.tasks:
-        table = Table("task", *_total(told).as_text())
-        rows = [*told.tasks.items()]
+    if estimates.tasks:
+        table = Table("task", *_total(estimates).as_text())
+        rows = [*estimates.tasks.items()]
         if len(rows) > 1:
-            rows.append(("all", _total(told)))
+            rows.append(("all", _total(estimates)))
         for name, one in rows:
             table.add_row(*(Text(shown(cell), overflow="fold") for cell in (name, *one.as_text().values())))
-        console.print(f"{told.dag_id}: {told.runs} run{'s' * (told.runs != 1)}", markup=False)
+        console.print(f"{estimates.dag_id}: {estimates.runs} run{'s' * (estimates.runs != 1)}", markup=False)
         console.print(table)
         console.print("Tokens and price: low, likely, high. No model was asked, and nothing was paid.")
-    for name, one in told.tasks.items():
+    for name, one in estimates.tasks.items():
         console.print(
             f"{name}: {one.basis}; its pace is set by {one.paced_by}.", markup=False, soft_wrap=True
         )
         if reasons := ", ".join(f"{reason} {count}" for reason, count in one.reasons.most_common()):
             console.print(f"{name}: dead letters: {reasons}", markup=False, soft_wrap=True)
-    for name, why in told.unknown.items():
+    for name, why in estimates.unknown.items():
         console.print(f"{name}: not estimated, {shown(why)}", markup=False, soft_wrap=True)
-    for name in told.single:
+    for name in estimates.single:
         console.print(f"{name}: not estimated, it asks a single question.", markup=False, soft_wrap=True)
-    if not (told.tasks or told.unknown):
-        fail(f"{told.dag_id} has no documents task.")
+    if not (estimates.tasks or estimates.unknown):
+        fail(f"{estimates.dag_id} has no documents task.")

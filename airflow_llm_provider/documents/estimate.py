@@ -268,11 +268,17 @@ class _Plan:
                 return self._count(missing.request)
             return "reused"
         if not terms.output.is_list:  # lists are joined, which costs nothing
-            answer = " " * round(len(parts) * usual_answer_tokens(self._run.prompt.output.schema) * 4)
-            self._count(about(answer), is_certain=False)
+            answer = "-" * round(len(parts) * usual_answer_tokens(self._run.prompt.output.schema) * 4)
+            self._count(about(answer), merged=len(parts))
         return "reused"
 
-    def _count(self, request: Request, *, is_certain: bool = True) -> Literal["repeated", "pending"]:
+    def _count(self, request: Request, *, merged: int = 0) -> Literal["repeated", "pending"]:
+        """Count a request that would be sent, unless another document has it already.
+
+        Args:
+            request: what would be sent.
+            merged: how many answers it merges. They do not exist yet, so the request is a stand-in of the usual size.
+        """
         key = self._claim(request.fingerprint)
         if key in self._paid_for:
             return "repeated"
@@ -280,17 +286,20 @@ class _Plan:
         item = PendingRequest(
             model=request.model,
             bytes=request.text_bytes + request.input_ceiling,
-            ceiling_tokens=request.input_ceiling_tokens,
+            # The answers that are merged are written with indentation, so each token may become two.
+            ceiling_tokens=request.input_ceiling_tokens + 2 * merged * request.max_tokens,
             shared_bytes=request.shared_bytes,
             has_bound=not request.is_boundless,
-            is_certain=is_certain,
+            is_certain=not merged,
         )
         self.items.append(item)
+        if merged:
+            return "pending"
         # Reservoir sampling: each request is in the sample with the same probability, and few are kept in memory.
         if len(self.sample) < SAMPLE_REQUESTS:
             self.sample.append(request)
-        elif (place := self._random.randrange(len(self.items))) < SAMPLE_REQUESTS:
-            self.sample[place] = request
+        elif (slot := self._random.randrange(len(self.items))) < SAMPLE_REQUESTS:
+            self.sample[slot] = request
         return "pending"
 
     def _claim(self, key: str) -> str:

@@ -219,6 +219,20 @@ async def test_a_text_read_in_parts_counts_its_parts(engine: Engine, output: Any
     assert told.outcomes["pending"] == 1
 
 
+async def test_a_merge_of_parts_costs_no_more_than_was_said(engine: Engine, wire: Wire, ask: Ask) -> None:
+    text = "\n\n".join(f"Part {n}. " + "word " * 1_500 for n in range(3))
+    asked = {"long_input": LongInput(too_long="map_reduce", max_input_tokens=3_000), "max_tokens": 200}
+    wire.count = dense
+    wire.usually = lambda request: message("Fine. " * 30, input_tokens=dense(request), output_tokens=150)
+    told = await estimate(a_run(engine, **asked), [Document(id="a", text=text)])
+    manifest = await ask([Document(id="a", text=text)], **asked)
+    assert manifest["requests_paid"] == told.calls == 4
+    assert told.input_tokens.low <= manifest["input_tokens"] <= told.input_tokens.high
+    assert told.cost_micro_usd.low <= engine.tally.paid_micro_usd <= told.cost_micro_usd.high
+    again = await estimate(a_run(engine, **asked), [Document(id="a", text=text)])
+    assert (again.calls, again.outcomes["reused"]) == (0, 1)
+
+
 async def test_a_model_without_a_price_has_none(engine: Engine) -> None:
     told = await estimate(a_run(engine, models=("nobody-knows-1",)), texts(1, 2))
     assert told.cost_micro_usd is None
@@ -452,10 +466,10 @@ async def test_a_repair_never_seen_may_still_come(engine: Engine, wire: Wire, as
 
 async def test_repairs_are_expected_as_often_as_they_came(engine: Engine, wire: Wire, ask: Ask) -> None:
     wire.count = dense
-    for number in range(50):
+    for number in range(15):
         wire.script += [message(f'{{"owed": "much {number}"}}'), message('{"owed": 5}')]
     output = pydantic.create_model("Debt", owed=(int, ...))
-    await ask(texts(*range(50)), output=output, max_repairs=1, max_in_flight=1)
+    await ask(texts(*range(15)), output=output, max_repairs=1, max_in_flight=1)
     told = await estimate(a_run(engine, output=output, max_repairs=1), texts(*range(100, 200)))
     assert told.output_tokens.likely == pytest.approx(2 * 100 * 5, rel=0.01)
     assert told.output_tokens.low < told.output_tokens.likely < told.output_tokens.high
