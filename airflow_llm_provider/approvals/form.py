@@ -37,9 +37,9 @@ _LARGEST_INTEGER = 2**53 - 1  # that a browser's numbers hold exactly
 
 
 def show(content: Any) -> str:
-    """Return text or JSON data as Markdown: a table where that is legible, else as it is, in a frame.
+    """Return text or JSON data as Markdown: as a table where that is legible, else in a frame.
 
-    Nothing is cut. No part of it is read as Markdown or HTML.
+    Nothing is cut, and no part of it is rendered as Markdown or HTML.
     """
     if isinstance(content, str):
         return frame(content)
@@ -49,7 +49,7 @@ def show(content: Any) -> str:
         parts = [_table(["field", "value"], rows)] if rows else []
         for name, value in content.items():
             if name not in cells:
-                parts.append(f"{line(name)}:\n\n{frame(value)}")
+                parts.append(f"{_note_on(name)}{line(name)}:\n\n{frame(value)}")
         return "\n\n".join(parts)
     if _is_table(content):
         columns = list(dict.fromkeys(name for row in content for name in row))
@@ -58,23 +58,21 @@ def show(content: Any) -> str:
 
 
 def frame(value: Any) -> str:
-    """Return text, or data as JSON, in a fence that nothing within it can end."""
+    """Return text, or data as JSON, in a Markdown fence that is longer than any fence within the text."""
     kind, text = ("text", value) if isinstance(value, str) else ("json", _written(value))
     text = text.replace("\r\n", "\n")
-    unseen = Counter(character for character in text if _is_unseen(character))
-    note = f"*{_count_of(unseen)}*\n\n" if unseen else ""
-    text = visible(text)
+    note, text = _note_on(text), visible(text)
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{note}{ticks}{kind}\n{text}\n{ticks}"
 
 
 def titled(title: str, text: str) -> str:
-    """Return text under a bold title: beside it, where it is one line, else in a frame."""
+    """Return text with a bold title: on the same line where the text is one line, else in a frame below it."""
     return f"**{title}:** {line(text)}" if _fits(text) else f"**{title}:**\n\n{frame(text)}"
 
 
 def line(text: str) -> str:
-    """Return text as one line of a paragraph, as it is: nothing in it is Markdown."""
+    """Return text as one line of a paragraph, with Markdown's characters escaped."""
     return _PUNCTUATION.sub(r"\\\1", visible(" ".join(text.split())))
 
 
@@ -84,10 +82,10 @@ def visible(text: str) -> str:
 
 
 def fields(content: Any, *, editable: bool) -> dict[str, dict[str, Any]]:
-    """Return the form's fields: a line for feedback and, where it may be edited, the content.
+    """Return the form's fields: one for feedback and, where the content may be edited, one for the content.
 
-    Airflow's page takes text that looks like a JSON object for one, and its numbers are a browser's. So text
-    travels as a list of its lines, and so does data with numbers that a browser would change.
+    Airflow's page reads text that looks like a JSON object as an object, and a browser rounds large numbers. So text is
+    sent as a list of its lines, and so is data with numbers that a browser would change.
     """
     form: dict[str, dict[str, Any]] = {}
     if editable:
@@ -102,7 +100,7 @@ def fields(content: Any, *, editable: bool) -> dict[str, dict[str, Any]]:
         )
     form[FEEDBACK] = _field(
         "",
-        "Why, for whoever reads the decision.",
+        "Why, for those who read the decision.",
         {"type": ["string", "null"], "format": "multiline"},
         title="Feedback",
     )
@@ -110,10 +108,16 @@ def fields(content: Any, *, editable: bool) -> dict[str, dict[str, Any]]:
 
 
 def edited(content: Any, given: Mapping[str, Any]) -> Any:
-    """Return the content as the form's fields `given` have it; `content` itself where nothing was changed.
+    """Return the content as it was edited; `content` itself where nothing was changed.
 
-    What a browser merely wrote otherwise (1 for 1.0, fields in another order) is no change. Raises
-    InvalidOutput for what can't be read.
+    What only the browser writes differently (1 for 1.0, fields in another order) is not a change.
+
+    Args:
+        content: what was shown.
+        given: the form's fields, as Airflow returns them.
+
+    Raises:
+        InvalidOutput: the edit cannot be read.
     """
     if CONTENT not in given:
         return content
@@ -132,7 +136,7 @@ def edited(content: Any, given: Mapping[str, Any]) -> Any:
 
 
 def read_json(text: str) -> Any:
-    """Read edited JSON; raises InvalidOutput saying where it ends to be JSON."""
+    """Parse edited JSON; raises InvalidOutput with the position of the error."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -140,7 +144,7 @@ def read_json(text: str) -> Any:
 
 
 def _kept(edit: Any) -> bytes:
-    """Return an edit's JSON, the same for every order of fields; raises InvalidOutput when it would not be exact."""
+    """Return an edit as JSON with sorted fields; raises InvalidOutput when a number would change."""
     try:
         kept = to_json(edit, sort_keys=True)
     except BadRequest:
@@ -203,8 +207,11 @@ def _code_of(character: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
-def _count_of(unseen: Counter[str]) -> str:
-    """Return how many characters of which kind draw nothing, as one sentence of Markdown."""
+def _note_on(text: str) -> str:
+    """Return how many characters of which kind draw nothing, as a paragraph of Markdown; nothing where none does."""
+    unseen = Counter(character for character in text if _is_unseen(character))
+    if not unseen:
+        return ""
     kinds = [
         f"{count:,} of U+{ord(character):04X} {unicodedata.name(character, '(no name)')}"
         for character, count in unseen.most_common(_MOST_KINDS)
@@ -218,7 +225,7 @@ def _count_of(unseen: Counter[str]) -> str:
         else f"{total:,} characters draw nothing and are written as their codes"
     )
     listed = _PUNCTUATION.sub(r"\\\1", ", ".join(kinds))
-    return f"{sentence}: {listed}."
+    return f"*{sentence}: {listed}.*\n\n"
 
 
 def _written(value: Any) -> str:

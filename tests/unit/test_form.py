@@ -182,13 +182,20 @@ DRAWS_NOTHING = [
 def test_a_character_that_draws_nothing_is_shown_as_its_code_and_counted(
     character: str, code: str, name: str
 ) -> None:
-    for content in (f"pay{character} 40{character}", {"to": f"pay{character} 40{character}"}):
+    text = f"pay{character} 40{character}"
+    for content in (text, {"to": text}, [{"to": text}], {"to": {text: 1}}):
         shown = form.show(content)
         assert character not in shown
         assert f"pay{code} 40{code}" in shown
         note = next(text_of(token) for token in tokens(shown) if "nothing" in token.content)
         assert note == f"2 characters draw nothing and are written as their codes: 2 of {name}."
     assert form.line(f"a{character}b").replace("\\", "") == f"a{code}b".replace("\\", "")
+
+
+def test_a_field_whose_name_holds_one_is_counted_too() -> None:
+    shown = form.show({"amount\u200b": 40}).replace("\\", "")
+    assert "1 character draws nothing and is written as its code: 1 of U+200B ZERO WIDTH SPACE." in shown
+    assert "amountu200b:" in shown
 
 
 def test_every_kind_of_them_is_counted_up_to_twenty() -> None:
