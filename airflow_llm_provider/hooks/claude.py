@@ -8,7 +8,7 @@ import datetime as dt
 import queue
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
@@ -185,17 +185,23 @@ class ClaudeHook(BaseHook):
             **options: as for `ask`.
         """
         outcomes: queue.Queue[Reply[Any] | LLMError | _End] = queue.Queue(maxsize=max_in_flight)
-        is_wanted = threading.Event()
-        is_wanted.set()
+        is_left = threading.Event()
+        working: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
 
         async def work() -> None:
-            async with self.session() as claude:
-                async for outcome in claude.map(
-                    rows, prompt, output_type=output_type, max_in_flight=max_in_flight, **options
-                ):
+            task = asyncio.current_task()
+            assert task is not None, "a coroutine of asyncio.run is a task"
+            working.append((asyncio.get_running_loop(), task))
+            if is_left.is_set():
+                return
+            async with (
+                self._open_session(Options.of(options), own_loop=True) as claude,
+                aclosing(
+                    claude.map(rows, prompt, output_type=output_type, max_in_flight=max_in_flight, **options)
+                ) as answered,
+            ):
+                async for outcome in answered:
                     await asyncio.to_thread(outcomes.put, outcome)
-                    if not is_wanted.is_set():
-                        return
 
         def run() -> None:
             error: BaseException | None = None
@@ -214,12 +220,13 @@ class ClaudeHook(BaseHook):
             if outcome.error is not None:
                 raise outcome.error
         finally:
-            is_wanted.clear()
-            while thread.is_alive():  # make room, so that the thread sees that no one waits
-                try:
+            is_left.set()
+            for loop, task in working:
+                with suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(task.cancel)
+            while thread.is_alive():  # make room, so that the thread does not wait for a consumer
+                with suppress(queue.Empty):
                     outcomes.get(timeout=0.05)
-                except queue.Empty:
-                    continue
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Claude]:
@@ -227,11 +234,24 @@ class ClaudeHook(BaseHook):
 
         `async with hook.session() as claude: reply = await claude.ask(…)`
         """
+        async with self._open_session(_DEFAULTS, own_loop=False) as claude:
+            yield claude
+
+    @asynccontextmanager
+    async def _open_session(self, options: Options, *, own_loop: bool) -> AsyncIterator[Claude]:
+        from airflow_llm_provider.engine.engine import other_connections
         from airflow_llm_provider.hooks.session import Claude
 
         context = current_context()
-        async with self.open_engine(_DEFAULTS, context) as engine:
-            yield Claude(engine, lambda options: self._scope(options, context))
+        async with self.open_engine(options, context, own_loop=own_loop) as engine:
+
+            def scope_of_call(options: Options) -> CallScope:
+                for name in other_connections(options.route, engine.endpoint):
+                    if name not in engine.others:
+                        engine.connect(ClaudeHook(name).connection.endpoint)
+                return self._scope(options, context)
+
+            yield Claude(engine, scope_of_call)
 
     def get_conn(self) -> anthropic.Anthropic:
         """Return the SDK's own client, with the key, host, proxy and CA bundle of the connection.
@@ -286,11 +306,13 @@ class ClaudeHook(BaseHook):
             if self._is_cancelled:  # before the loop had started
                 raise asyncio.CancelledError
         try:
-            engine = await asyncio.to_thread(self.connection.engine)
+            # A client's sockets belong to one event loop, so that each engine reads the connection for itself.
+            connection = self._read_connection()
+            engine = await asyncio.to_thread(connection.engine)
             alarm = BudgetAlarm(context, options.budget.notifiers)
             engine.ledger.on_warning = alarm.warn
             try:
-                for endpoint in self._other_endpoints(options.route):
+                for endpoint in _other_endpoints(options.route, connection.endpoint):
                     engine.connect(endpoint)
                 if context is not None and options.budget.on_exceeded == "ask":
                     from airflow_llm_provider.approvals import spending
@@ -370,17 +392,14 @@ class ClaudeHook(BaseHook):
             AirflowFailException: names the field that is wrong.
             AirflowNotFoundException: there is no such connection. It is retried: a secrets backend may be away.
         """
+        return self._read_connection()
+
+    def _read_connection(self) -> Connection:
         try:
             found = self.get_connection(self.claude_conn_id)
         except AirflowNotFoundException:
             raise AirflowNotFoundException(missing(self.claude_conn_id)) from None
         return Connection.of(found, self.claude_conn_id)
-
-    def _other_endpoints(self, route: Route) -> list[Endpoint]:
-        from airflow_llm_provider.engine.engine import other_connections
-
-        others = other_connections(route, self.connection.endpoint)
-        return [ClaudeHook(name).connection.endpoint for name in others]
 
     def scope(self, context: Context, options: Options = _DEFAULTS) -> CallScope:
         """Return who asks: the task instance of `context`, with the trace id of its run."""
@@ -440,6 +459,13 @@ class _End:
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
+
+
+def _other_endpoints(route: Route, own: Endpoint) -> list[Endpoint]:
+    """Return the endpoints of the other connections that a route falls back on."""
+    from airflow_llm_provider.engine.engine import other_connections
+
+    return [ClaudeHook(name).connection.endpoint for name in other_connections(route, own)]
 
 
 def current_context() -> Context | None:

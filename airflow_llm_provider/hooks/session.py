@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from airflow_llm_provider.errors import LLMError
@@ -124,7 +124,7 @@ class Claude:
         output_type: None = None,
         max_in_flight: int = 256,
         **options: Unpack[AskOptions],
-    ) -> AsyncIterator[Reply[str] | LLMError]: ...
+    ) -> AsyncGenerator[Reply[str] | LLMError, None]: ...
     @overload
     def map(
         self,
@@ -134,7 +134,7 @@ class Claude:
         output_type: type[T],
         max_in_flight: int = 256,
         **options: Unpack[AskOptions],
-    ) -> AsyncIterator[Reply[T] | LLMError]: ...
+    ) -> AsyncGenerator[Reply[T] | LLMError, None]: ...
     @overload
     def map(
         self,
@@ -144,7 +144,7 @@ class Claude:
         output_type: object,
         max_in_flight: int = 256,
         **options: Unpack[AskOptions],
-    ) -> AsyncIterator[Reply[Any] | LLMError]: ...
+    ) -> AsyncGenerator[Reply[Any] | LLMError, None]: ...
     async def map(
         self,
         rows: Iterable[Any],
@@ -153,7 +153,7 @@ class Claude:
         output_type: Any = None,
         max_in_flight: int = 256,
         **options: Unpack[AskOptions],
-    ) -> AsyncIterator[Reply[Any] | LLMError]:
+    ) -> AsyncGenerator[Reply[Any] | LLMError, None]:
         """Ask the same about many rows, and yield the outcomes in the order of the rows.
 
         An error is yielded in the place of the answer; it costs the other rows nothing.

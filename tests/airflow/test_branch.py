@@ -536,7 +536,7 @@ def test_a_branch_with_nothing_downstream_says_so(deployment: Any) -> None:
     ],
     ids=str,
 )
-def test_what_can_not_be_meant_is_refused_when_the_dag_is_parsed(
+def test_arguments_that_are_not_valid_are_refused_when_the_dag_is_parsed(
     way: str, wrong: Any, complaint: str
 ) -> None:
     make = LLMBranchOperator if way == "made" else LLMBranchOperator.partial
