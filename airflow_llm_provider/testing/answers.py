@@ -427,18 +427,12 @@ def _least(bounds: Mapping[str, float], *, whole: bool) -> float | int:
     lows = [bounds[key] for key in ("minimum", "exclusiveMinimum") if key in bounds]
     highs = [bounds[key] for key in ("maximum", "exclusiveMaximum") if key in bounds]
     start = max(lows) if lows else min([0.0, *highs])
-    candidates = [
-        float(start),
-        (start // step + 1) * step,
-        (start // step) * step,
-        (start // step - 1) * step,
-    ]
+    candidates = [start, *(step * (start // step + steps) for steps in (1, 0, -1))]
     if lows and highs:
         candidates.append((max(lows) + min(highs)) / 2)
-    for candidate in candidates:
-        if _within(candidate, bounds) and (not whole or float(candidate).is_integer()):
-            return int(candidate) if whole else candidate
-    return int(start) if whole else start
+    fitting = (one for one in candidates if _within(one, bounds) and (not whole or float(one).is_integer()))
+    least = next(fitting, start)
+    return int(least) if whole else float(least)
 
 
 def _matching(pattern: str, raw: str, count: int) -> list[str]:

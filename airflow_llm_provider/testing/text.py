@@ -6,7 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from functools import cached_property, lru_cache
 from itertools import islice
 from math import log2
@@ -28,9 +28,6 @@ _SEPARATORS = {code: " " for code in range(128) if not chr(code).isalnum()}
 
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}")
 _URL = re.compile(r"https?://[^\s<>\"')\]]{1,300}")
-_UUID = re.compile(r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b")
-_IPV4 = re.compile(r"\b(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)\b")
-_TIME = re.compile(r"\b(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?\b")
 _MONTH_NAMES = _WORD.findall("jan feb mar apr may jun jul aug sep oct nov dec")
 _MONTHS = {name: number for number, name in enumerate(_MONTH_NAMES, 1)}
 _MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
@@ -212,11 +209,7 @@ def _dates(text: str) -> Iterator[Span]:
 
 def _date_times(text: str) -> Iterator[Span]:
     for span in _dates(text):
-        assert isinstance(span.value, date)
-        time = _TIME.match(text, span.start + 11) if text[span.start : span.start + 4].isdigit() else None
-        clock = time.group() if time else "00:00:00"
-        day = datetime.fromisoformat(f"{span.value.isoformat()}T{clock}+00:00")
-        yield Span(start=span.start, value=day.isoformat().replace("+00:00", "Z"))
+        yield Span(start=span.start, value=f"{span.value}T00:00:00Z")
 
 
 def _numbers(text: str) -> Iterator[Span]:
@@ -232,7 +225,6 @@ def _money(text: str) -> Iterator[Span]:
 FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
     "date": _dates,
     "date-time": _date_times,
-    "time": _plain(_TIME),
     "date-literal": _plain(_DATE),
     "number": _numbers,
     "money": _money,
@@ -240,8 +232,6 @@ FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
     "name": _plain(_NAME),
     "email": _plain(_EMAIL),
     "uri": _plain(_URL),
-    "uuid": _plain(_UUID),
-    "ipv4": _plain(_IPV4),
 }
 
 

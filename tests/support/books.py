@@ -1,4 +1,4 @@
-"""The books: the ledger's rows held against the stand-in's invoice, line by line."""
+"""Compares the ledger's rows with the stand-in's invoice, line by line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Books:
-    """What both sides agree on.
+    """What ledger and invoice agree on.
 
-    paid: rows with a reply, one to one on the invoice; cost_micro_usd: what they cost, where it is known.
-    unproven: rows whose call may have been charged without a reply; ceiling_micro_usd: their booking.
-    lost: invoice lines that only those rows explain; lost_micro_usd: what they cost.
+    Attributes:
+        paid: rows with a reply; each has one line on the invoice.
+        cost_micro_usd: the cost of the paid rows, where it is known.
+        unproven: rows whose call may have been charged without a reply.
+        ceiling_micro_usd: the highest cost of the unproven rows, as the ledger has booked it.
+        lost: invoice lines that only unproven rows explain.
+        lost_micro_usd: the cost of the lost lines.
     """
 
     paid: int
@@ -34,14 +38,15 @@ class Books:
 
 
 def balance(ledger_url: str, invoice: Invoice | Iterable[InvoiceLine]) -> Books:
-    """Return what ledger and invoice agree on; raise AssertionError with the difference if they don't.
+    """Return what ledger and invoice agree on; raise AssertionError with the difference if they do not agree.
 
-    Every row with a reply has an invoice line of its own, alike to the token and micro-USD. Each line that is
-    left belongs to an unproven attempt at the same model, and costs no more than that attempt's ceiling. An
-    attempt still open counts as unproven: its process may have been killed.
+    Every row with a reply has one invoice line, equal to the token and micro-USD. Every other line belongs to an
+    unproven attempt with the same model, and costs at most that attempt's ceiling. An open attempt counts as
+    unproven, because its process may have been killed.
 
-    ledger_url: SQLAlchemy URL; a SQLite ledger that is not there yet holds no rows.
-    invoice: the stand-in's, or lines of several added up. Read it when nothing is in flight any more.
+    Args:
+        ledger_url: SQLAlchemy URL; a SQLite file that does not exist yet has no rows.
+        invoice: the stand-in's, or the lines of several. Read it when no request is in flight.
     """
     lines = invoice.lines if isinstance(invoice, Invoice) else list(invoice)
     rows = _rows(ledger_url)
@@ -88,7 +93,7 @@ class _Key:
 def _rows(ledger_url: str) -> list[dict[str, Any]]:
     url = sa.make_url(ledger_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        return []  # connecting would create it
+        return []  # connecting would create the file
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     try:
         if not sa.inspect(engine).has_table(call.name):
@@ -116,9 +121,9 @@ def _line_key(line: InvoiceLine) -> _Key:
 
 
 def _require_explained(left: list[_Key], unproven: Sequence[Mapping[str, Any]]) -> None:
-    """Give each line an unproven row of its own that was booked at no less, the dearest first."""
+    """Match each line with an unproven row that was booked at no less, the most expensive first."""
     for model in sorted({key.model for key in left}):
-        # An unknown price is bounded by nothing, on either side: then only their number counts.
+        # An unknown price has no bound on either side, so only the number of calls counts.
         costs = sorted((k.cost_micro_usd or 0 for k in left if k.model == model), reverse=True)
         ceilings = sorted(
             (float("inf") if r["ceiling_micro_usd"] is None else r["ceiling_micro_usd"])

@@ -1,4 +1,4 @@
-"""A network with nothing but loopback, for the processes that a test starts."""
+"""A network that has only loopback, for the processes that a test starts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SET_FLAGS, _UP = 0x8914, 0x1  # SIOCSIFFLAGS, IFF_UP
 
 @contextmanager
 def offline() -> Iterator[bool]:
-    """Take the network away from this thread, and from the threads and processes that it starts meanwhile.
+    """Leave only loopback to this thread, and to the threads and processes that it starts meanwhile.
 
-    They have loopback, and reach each other there; what runs already keeps its network. Yields whether it
-    could be done: it takes Linux, and root or `unshare -r`.
+    They reach each other on loopback. What runs already keeps its network. Yields False where it is not possible: it
+    needs Linux, and root or `unshare -r`.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "unshare"):
@@ -35,7 +35,7 @@ def offline() -> Iterator[bool]:
             yield True
         finally:
             if libc.setns(before, _NEW_NETWORK):
-                raise OSError(ctypes.get_errno(), "the network of before could not be entered again")
+                raise OSError(ctypes.get_errno(), "the earlier network could not be restored")
     finally:
         os.close(before)
 

@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL server on this machine, for tests and benchmarks."""
+"""A temporary PostgreSQL server on this machine, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class PostgresUnavailable(RuntimeError):
 
 
 class LocalPostgres:
-    """Run PostgreSQL on a free loopback port, with trust for everybody there and nowhere else.
+    """Run PostgreSQL on a free loopback port, without passwords, for this machine only.
 
     Leaving the context ends it by its pid, on an exception, SIGINT, SIGTERM and SIGHUP too, and removes its
     folder. As root it runs as the user `postgres`, or `nobody`. On Debian root also gets it installed.
 
-    data_dir: where its data lie, kept at the end, made when empty; a folder under /tmp by default, removed.
-    durable: False answers before the disk has the data: faster, and no measure of a ledger.
+    data_dir: the folder of its data, which is kept; default: a folder under /tmp, which is removed.
+    durable: False answers before the disk has the data. That is faster, and not how a ledger should be measured.
     """
 
     def __init__(self, data_dir: Path | None = None, *, durable: bool = True) -> None:
@@ -73,7 +73,7 @@ class LocalPostgres:
 
     def __enter__(self) -> Self:
         self._bin = server_programs()
-        self._user = _server_user()  # installing may have made it
+        self._user = _server_user()  # the installation may have created it
         self._replaced_handlers = exit_on_signals()
         try:
             self._start()
@@ -94,7 +94,7 @@ class LocalPostgres:
             return []
 
     def kill(self) -> None:
-        """Kill -9 every process of the server, as the end of its machine would."""
+        """Kill -9 every process of the server, as a crash of its machine would."""
         processes = self.processes()
         for process in processes:
             send_signal(process.pid, signal.SIGKILL)
@@ -110,7 +110,7 @@ class LocalPostgres:
             wait_until(server.has_ended, 5.0)
 
     def restart(self) -> None:
-        """Start the server over its data, at the same port; stop it first if it runs."""
+        """Start the server with its data, at the same port; stop it first if it runs."""
         self.stop()
         self._start()
 
@@ -126,7 +126,7 @@ class LocalPostgres:
             self._replaced_handlers = {}
 
     def _start(self) -> None:
-        # Straight under /tmp: a socket's path has at most 107 characters, and another user must get there.
+        # Directly under /tmp: a socket's path has at most 107 characters, and another user must be able to reach it.
         with signals_held():
             self._folder = self._folder or Path(
                 tempfile.mkdtemp(prefix="llm-postgres-", dir=Path("/", "tmp"))
@@ -184,7 +184,7 @@ class LocalPostgres:
 
 
 def server_programs() -> Path:
-    """Return the folder of PostgreSQL's programs, installing it first where we may (root with apt-get)."""
+    """Return the folder of PostgreSQL's programs; as root with apt-get, install it first if needed."""
     found = next(_folders_with_server(), None)
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
         env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
@@ -211,14 +211,14 @@ def _folders_with_server() -> Iterator[Path]:
     candidates += sorted(versions, key=lambda path: path.parent.name.zfill(4), reverse=True)
     candidates += [Path(entry) for entry in os.get_exec_path()]
     for candidate in candidates:
-        # PATH may hold links to single programs: the rest is beside what they point to.
+        # PATH may have links to single programs; the other programs are beside their targets.
         folder = (candidate / "initdb").resolve().parent
         if (folder / "initdb").is_file() and (folder / "postgres").is_file():
             yield folder
 
 
 def _server_user() -> pwd.struct_passwd | None:
-    if os.geteuid() != 0:  # PostgreSQL refuses to run as root only
+    if os.geteuid() != 0:  # only root may not run PostgreSQL
         return None
     for name in ("postgres", "nobody"):
         with suppress(KeyError):

@@ -172,7 +172,7 @@ def test_postgres_answers_and_leaves_nothing() -> None:
             assert connection.execute("SELECT current_database()").fetchone() == ("ledger",)
             assert connection.execute("SHOW fsync").fetchone() == ("on",)
             folder = connection.execute("SHOW data_directory").fetchone()[0]  # type: ignore[index]
-            assert any(folder in p.info["cmdline"] for p in psutil.process_iter(["cmdline"]))
+            assert any(folder in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
     assert not Path(folder).parent.exists()
     assert not any(folder in (p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
 
