@@ -93,25 +93,25 @@ def lines(path: str | Path) -> list[Any]:
     return [json.loads(line) for line in Path(path).read_bytes().splitlines()]
 
 
-def test_rows_land_in_input_order_whatever_order_they_came_in(tmp_path):
+def test_rows_are_written_in_input_order_whatever_order_they_came_in(tmp_path):
     order = list(range(300))
     random.Random(7).shuffle(order)
-    sink = RowWriter(tmp_path / "out/rows.jsonl", schema=SCHEMA)
+    writer = RowWriter(tmp_path / "out/rows.jsonl", schema=SCHEMA)
     for n in order:
         if n % 10 == 3:
-            sink.add_dead_letter(n, letter(n))
+            writer.add_dead_letter(n, letter(n))
         elif n % 10 != 4:  # never asked
-            sink.add(n, row(n))
-    landed = sink.publish({"documents": 300})
-    assert [r["document_id"] for r in lines(landed.output)] == [
+            writer.add(n, row(n))
+    written = writer.publish({"documents": 300})
+    assert [r["document_id"] for r in lines(written.output)] == [
         f"d{n}" for n in range(300) if n % 10 not in (3, 4)
     ]
-    assert [r["document_id"] for r in lines(landed.dead_letters)] == [f"d{n}" for n in range(3, 300, 10)]
-    assert lines(landed.output)[0] == row(0)
-    manifest = json.loads(Path(landed.manifest).read_bytes())
+    assert [r["document_id"] for r in lines(written.dead_letters)] == [f"d{n}" for n in range(3, 300, 10)]
+    assert lines(written.output)[0] == row(0)
+    manifest = json.loads(Path(written.manifest).read_bytes())
     assert manifest["documents"] == 300
-    assert manifest["rows"] == landed.rows == 240
-    assert manifest["output"] == landed.output
+    assert manifest["rows"] == written.rows == 240
+    assert manifest["output"] == written.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "rows.dead_letters.jsonl",
         "rows.jsonl",
@@ -120,47 +120,47 @@ def test_rows_land_in_input_order_whatever_order_they_came_in(tmp_path):
     ]
 
 
-def test_a_list_lands_one_row_an_item(tmp_path):
-    sink = RowWriter(tmp_path / "rows.jsonl", list_type=True)
-    sink.add(1, [row(1, item=0, data="x"), row(1, item=1, data="y")])
-    sink.add(0, [])
-    landed = sink.publish({})
-    assert [(r["document_id"], r["item"], r["data"]) for r in lines(landed.output)] == [
+def test_a_list_becomes_one_row_per_item(tmp_path):
+    writer = RowWriter(tmp_path / "rows.jsonl", list_type=True)
+    writer.add(1, [row(1, item=0, data="x"), row(1, item=1, data="y")])
+    writer.add(0, [])
+    written = writer.publish({})
+    assert [(r["document_id"], r["item"], r["data"]) for r in lines(written.output)] == [
         ("d1", 0, "x"),
         ("d1", 1, "y"),
     ]
-    assert landed.rows == 2
+    assert written.rows == 2
 
 
 def test_a_document_has_exactly_one_outcome(tmp_path):
-    with RowWriter(tmp_path / "rows.jsonl") as sink:
-        sink.add(0, row(0))
+    with RowWriter(tmp_path / "rows.jsonl") as writer:
+        writer.add(0, row(0))
         with pytest.raises(ValueError, match="exactly one"):
-            sink.add_dead_letter(0, letter(0))
+            writer.add_dead_letter(0, letter(0))
         with pytest.raises(RowDoesNotFit, match="typo"):
-            sink.add(1, row(1, typo=1))
-        sink.add_dead_letter(1, letter(1))
+            writer.add(1, row(1, typo=1))
+        writer.add_dead_letter(1, letter(1))
 
 
 def test_the_schema_beside_the_rows_describes_them(tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
-    sink = RowWriter(tmp_path / "rows.jsonl", schema=SCHEMA)
-    sink.add(0, row(0))
-    landed = sink.publish({})
-    schema = json.loads(Path(landed.schema).read_bytes())
+    writer = RowWriter(tmp_path / "rows.jsonl", schema=SCHEMA)
+    writer.add(0, row(0))
+    written = writer.publish({})
+    schema = json.loads(Path(written.schema).read_bytes())
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    (landed_row,) = lines(landed.output)
+    (landed_row,) = lines(written.output)
     validator.validate(landed_row)
     with pytest.raises(jsonschema.ValidationError):
         validator.validate({**landed_row, "data": {**landed_row["data"], "seller": {"name": 7}}})
 
 
 def test_csv_has_a_column_a_field_and_json_where_it_nests(tmp_path):
-    sink = RowWriter(tmp_path / "rows.csv", schema=SCHEMA)
-    sink.add(0, row(0))
-    sink.add(1, row(1, data=None))
-    with open(sink.publish({}).output, newline="", encoding="utf-8") as file:
+    writer = RowWriter(tmp_path / "rows.csv", schema=SCHEMA)
+    writer.add(0, row(0))
+    writer.add(1, row(1, data=None))
+    with open(writer.publish({}).output, newline="", encoding="utf-8") as file:
         first, second = csv.DictReader(file)
     assert first["data.number"] == "№0"
     assert json.loads(first["data.seller"]) == data(0)["seller"]
@@ -174,20 +174,20 @@ def test_csv_has_a_column_a_field_and_json_where_it_nests(tmp_path):
 
 def test_plain_answers_are_one_data_column(tmp_path):
     for name in ("rows.csv", "rows.parquet", "rows.jsonl"):
-        sink = RowWriter(tmp_path / name)
-        sink.add(0, row(0, data="an answer,\nof two lines"))
-        sink.publish({})
+        writer = RowWriter(tmp_path / name)
+        writer.add(0, row(0, data="an answer,\nof two lines"))
+        writer.publish({})
     with open(tmp_path / "rows.csv", newline="") as file:
         assert next(csv.DictReader(file))["data"] == "an answer,\nof two lines"
     assert pq.read_table(tmp_path / "rows.parquet")["data"].to_pylist() == ["an answer,\nof two lines"]
 
 
 def test_parquet_is_typed_by_the_schema(tmp_path):
-    sink = RowWriter(tmp_path / "rows.parquet", schema=SCHEMA)
+    writer = RowWriter(tmp_path / "rows.parquet", schema=SCHEMA)
     for n in range(3):
-        sink.add(n, row(n))
-    sink.add(3, row(3, data=None))
-    table = pq.read_table(sink.publish({}).output)
+        writer.add(n, row(n))
+    writer.add(3, row(3, data=None))
+    table = pq.read_table(writer.publish({}).output)
     types = {field.name: field.type for field in table.schema.field("data").type}
     assert types["number"] == types["kind"] == pa.string()
     assert types["cents"] == pa.int64()
@@ -210,40 +210,40 @@ class Node(BaseModel):
 
 
 def test_a_type_that_holds_itself_ends_in_json_text(tmp_path):
-    sink = RowWriter(tmp_path / "rows.parquet", schema=Node.model_json_schema())
+    writer = RowWriter(tmp_path / "rows.parquet", schema=Node.model_json_schema())
     value = Node(name="a", children=[Node(name="b")]).model_dump()
-    sink.add(0, row(0, data=value))
-    (landed,) = pq.read_table(sink.publish({}).output).to_pylist()
-    assert landed["data"]["name"] == "a"
+    writer.add(0, row(0, data=value))
+    (written,) = pq.read_table(writer.publish({}).output).to_pylist()
+    assert written["data"]["name"] == "a"
 
 
 def test_a_value_that_no_column_holds_is_refused_when_it_comes_not_when_all_is_paid(tmp_path):
     large = {**data(0), "cents": 2**70}
-    with RowWriter(tmp_path / "rows.parquet", schema=SCHEMA) as sink:
+    with RowWriter(tmp_path / "rows.parquet", schema=SCHEMA) as writer:
         with pytest.raises(RowDoesNotFit, match=r"(?s)'d0'.*64-bit"):
-            sink.add(0, row(0, data=large))
-        sink.add_dead_letter(0, letter(0))
-        assert sink.publish({}).dead == 1
-    sink = RowWriter(tmp_path / "rows.jsonl", schema=SCHEMA)
-    sink.add(0, row(0, data=large))
-    assert lines(sink.publish({}).output)[0]["data"]["cents"] == 2**70
+            writer.add(0, row(0, data=large))
+        writer.add_dead_letter(0, letter(0))
+        assert writer.publish({}).dead == 1
+    writer = RowWriter(tmp_path / "rows.jsonl", schema=SCHEMA)
+    writer.add(0, row(0, data=large))
+    assert lines(writer.publish({}).output)[0]["data"]["cents"] == 2**70
 
 
 def test_parquet_is_written_in_row_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "ROW_GROUP_ROWS", 10)
-    sink = RowWriter(tmp_path / "rows.parquet")
+    writer = RowWriter(tmp_path / "rows.parquet")
     for n in range(25):
-        sink.add(n, row(n, data="x"))
-    assert pq.ParquetFile(sink.publish({}).output).num_row_groups == 3
+        writer.add(n, row(n, data="x"))
+    assert pq.ParquetFile(writer.publish({}).output).num_row_groups == 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
 def test_no_rows_at_all_is_a_file_without_rows(tmp_path, name):
-    landed = RowWriter(tmp_path / name, schema=SCHEMA).publish({})
-    assert landed.rows == 0
-    assert landed.dead_letters is None
+    written = RowWriter(tmp_path / name, schema=SCHEMA).publish({})
+    assert written.rows == 0
+    assert written.dead_letters is None
     if name.endswith("parquet"):
-        assert pq.read_table(landed.output).num_rows == 0
+        assert pq.read_table(written.output).num_rows == 0
 
 
 def test_a_folder_takes_parts_and_a_shard_beside_a_file_its_own_name(tmp_path):
@@ -256,7 +256,7 @@ def test_a_folder_takes_parts_and_a_shard_beside_a_file_its_own_name(tmp_path):
     )
 
 
-def test_what_can_not_be_written_is_said_before_anything_is_paid(tmp_path, monkeypatch):
+def test_a_format_that_cannot_be_written_is_refused_before_anything_is_paid(tmp_path, monkeypatch):
     with pytest.raises(UnknownFormat, match="xlsx"):
         RowWriter(tmp_path / "rows.xlsx")
     (tmp_path / "file").write_text("")
@@ -296,9 +296,9 @@ def test_the_manifest_is_put_in_place_last(tmp_path, monkeypatch):
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", watched)
-    sink = RowWriter(tmp_path / "rows.jsonl")
-    sink.add_dead_letter(0, letter(0))
-    sink.publish({})
+    writer = RowWriter(tmp_path / "rows.jsonl")
+    writer.add_dead_letter(0, letter(0))
+    writer.publish({})
     assert order == ["rows.jsonl", "rows.schema.json", "rows.dead_letters.jsonl", "rows.manifest.json"]
 
 
@@ -312,7 +312,7 @@ def test_the_manifest_is_put_in_place_last(tmp_path, monkeypatch):
         ("x" * 240 + ".jsonl", "too long"),
     ],
 )
-def test_files_that_can_not_be_put_there_are_refused_before_anything_is_paid(tmp_path, output, says):
+def test_files_that_cannot_be_written_there_are_refused_before_anything_is_paid(tmp_path, output, says):
     (tmp_path / "rows.jsonl").mkdir()
     (tmp_path / "other.manifest.json").mkdir()
     (tmp_path / "file").touch()
@@ -323,27 +323,27 @@ def test_files_that_can_not_be_put_there_are_refused_before_anything_is_paid(tmp
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_longest_name_that_is_taken_is_landed(tmp_path):
+def test_the_longest_name_that_is_taken_is_written(tmp_path):
     for length in range(255, 0, -1):
         try:
-            sink = RowWriter(tmp_path / f"{'x' * length}.jsonl")
+            writer = RowWriter(tmp_path / f"{'x' * length}.jsonl")
         except OSError:
             continue
         break
-    sink.add(0, row(0))
-    sink.add_dead_letter(1, letter(1))
-    assert sink.publish({}).rows == 1
+    writer.add(0, row(0))
+    writer.add_dead_letter(1, letter(1))
+    assert writer.publish({}).rows == 1
 
 
 def test_what_fails_while_files_are_put_in_place_leaves_nothing_aside(tmp_path):
-    sink = RowWriter(tmp_path / "rows.jsonl")
+    writer = RowWriter(tmp_path / "rows.jsonl")
     (tmp_path / "rows.jsonl").mkdir()
     with pytest.raises(IsADirectoryError):
-        sink.publish({})
+        writer.publish({})
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
-def test_runs_that_land_in_one_place_at_once_do_not_mix_their_files(tmp_path):
+def test_runs_that_publish_in_one_folder_at_once_do_not_mix_their_files(tmp_path):
     output = tmp_path / "rows.jsonl"
     for _ in range(60):
         one, two = RowWriter(output), RowWriter(output)
@@ -352,7 +352,7 @@ def test_runs_that_land_in_one_place_at_once_do_not_mix_their_files(tmp_path):
         two.add(0, row(0))
         two.add(1, row(1))
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda sink: sink.publish({}), (one, two)))
+            list(pool.map(lambda writer: writer.publish({}), (one, two)))
         manifest = json.loads((tmp_path / "rows.manifest.json").read_bytes())
         assert len(lines(output)) == manifest["rows"]
         assert (manifest["dead_letters"] is not None) == (tmp_path / "rows.dead_letters.jsonl").exists()
@@ -382,18 +382,18 @@ def test_leftovers_of_a_killed_process_are_removed_when_they_are_old(tmp_path):
 
 def test_files_have_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "usual").write_text("")
-    landed = RowWriter(tmp_path / "rows.jsonl").publish({})
-    assert Path(landed.output).stat().st_mode == (tmp_path / "usual").stat().st_mode
+    written = RowWriter(tmp_path / "rows.jsonl").publish({})
+    assert Path(written.output).stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
 def test_object_storage_takes_every_format(tmp_path, name):
-    folder = UPath(f"memory://sink-{name}/out")
-    sink = RowWriter(folder / name, schema=SCHEMA, spool_dir=tmp_path)
-    sink.add(1, row(1))
-    sink.add_dead_letter(0, letter(0))
-    landed = sink.publish({"x": 1})
-    assert landed.output == f"{folder}/{name}"
+    folder = UPath(f"memory://output-{name}/out")
+    writer = RowWriter(folder / name, schema=SCHEMA, spool_dir=tmp_path)
+    writer.add(1, row(1))
+    writer.add_dead_letter(0, letter(0))
+    written = writer.publish({"x": 1})
+    assert written.output == f"{folder}/{name}"
     names = {"rows.dead_letters.jsonl", name, "rows.manifest.json", "rows.schema.json"}
     assert {path.name for path in folder.iterdir()} == names
     assert (folder / name).stat().st_size > 0
@@ -404,20 +404,20 @@ def test_object_storage_takes_every_format(tmp_path, name):
 
 
 def test_object_storage_is_untouched_by_a_failure(tmp_path, monkeypatch):
-    output = UPath("memory://sink-failing/out/rows.jsonl")
-    sink = RowWriter(output)
-    sink.add(0, row(0))
+    output = UPath("memory://output-failing/out/rows.jsonl")
+    writer = RowWriter(output)
+    writer.add(0, row(0))
     monkeypatch.setattr("airflow_llm_provider.documents.output.row_schema", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        sink.publish({})
+        writer.publish({})
     assert not output.parent.exists()
 
 
 def test_dead_letters_are_read_back_from_the_output_its_folder_or_their_file(tmp_path):
     for part in (0, 1):
-        sink = RowWriter(f"{tmp_path}/out/", part=f"part-{part}")
-        sink.add_dead_letter(0, letter(part))
-        sink.publish({})
+        writer = RowWriter(f"{tmp_path}/out/", part=f"part-{part}")
+        writer.add_dead_letter(0, letter(part))
+        writer.publish({})
     clean = RowWriter(tmp_path / "clean.jsonl").publish({})
     both = [letter(0), letter(1)]
     assert list(read_dead_letters(f"{tmp_path}/out/")) == both
@@ -429,12 +429,12 @@ def test_dead_letters_are_read_back_from_the_output_its_folder_or_their_file(tmp
 
 
 def test_rows_may_come_from_many_threads(tmp_path):
-    sink = RowWriter(tmp_path / "rows.jsonl")
+    writer = RowWriter(tmp_path / "rows.jsonl")
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda n: sink.add(n, row(n)), range(500)))
-    landed = sink.publish({})
-    assert [r["document_id"] for r in lines(landed.output)] == [f"d{n}" for n in range(500)]
-    assert landed.rows == 500
+        list(pool.map(lambda n: writer.add(n, row(n)), range(500)))
+    written = writer.publish({})
+    assert [r["document_id"] for r in lines(written.output)] == [f"d{n}" for n in range(500)]
+    assert written.rows == 500
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="coverage counts as memory")
@@ -442,10 +442,10 @@ def test_rows_may_come_from_many_threads(tmp_path):
 def test_memory_stays_flat_over_many_rows(tmp_path, name):
     tracemalloc.start()
     try:
-        sink = RowWriter(tmp_path / name)
+        writer = RowWriter(tmp_path / name)
         for n in range(1_000):
-            sink.add(n, row(n, data="x" * 10_000))
-        sink.publish({})
+            writer.add(n, row(n, data="x" * 10_000))
+        writer.publish({})
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()

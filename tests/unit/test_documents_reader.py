@@ -430,7 +430,7 @@ def test_bad_word_documents_are_named(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["a.png", "a.txt", "a.pdf", "noname"])
-def test_images_are_told_by_their_first_bytes(tmp_path, raw, media_type, name):
+def test_images_are_recognised_by_their_first_bytes(tmp_path, raw, media_type, name):
     content = read_bytes(tmp_path, raw, name)
     (part,) = content.parts
     assert (part.kind, part.media_type) == ("image", media_type)

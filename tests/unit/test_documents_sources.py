@@ -144,7 +144,7 @@ def test_a_bad_path_in_a_list_costs_the_others_nothing(tmp_path, monkeypatch, ba
     assert rejected.message
 
 
-def test_a_path_that_can_not_be_is_told_apart_from_the_working_folder(tmp_path, monkeypatch):
+def test_an_impossible_path_is_not_taken_for_the_working_folder(tmp_path, monkeypatch):
     write(tmp_path, "a.txt")
     monkeypatch.chdir(tmp_path)
     assert ids(list_documents(".")) == ["a.txt"]
@@ -279,7 +279,7 @@ def test_a_link_named_by_the_author_is_judged_by_where_it_leads(tmp_path):
         list_documents(tmp_path / "in/leak.txt", roots=[tmp_path / "in"])
 
 
-def test_links_between_folders_can_not_multiply_the_files(tmp_path):
+def test_links_between_folders_do_not_multiply_the_files(tmp_path):
     write(tmp_path, *(f"d{n}/x.txt" for n in range(20)))
     for n in range(19):
         for link in ("a", "b"):
@@ -310,7 +310,7 @@ def test_what_is_missing_in_object_storage_is_an_error_but_an_empty_glob_is_not(
 
 
 @pytest.mark.parametrize("below", ["", "/**/*.txt"])
-def test_a_folder_that_vanishes_from_object_storage_is_named_and_costs_the_others_nothing(bucket, below):
+def test_a_folder_deleted_from_object_storage_meanwhile_is_named_and_costs_the_others_nothing(bucket, below):
     for folder in "amz":
         for n in range(3):
             (bucket / folder / f"{n}.txt").write_text("x")
@@ -410,7 +410,7 @@ def test_strings_in_a_list_are_texts_by_type_never_by_guess(tmp_path):
         ({"a": b"bytes"}, "unreadable"),
     ],
 )
-def test_a_row_that_can_not_be_a_document_is_rejected_and_the_others_unharmed(row, reason):
+def test_a_row_that_cannot_be_a_document_is_rejected_and_the_others_unharmed(row, reason):
     before, bad, after = list_documents([{"id": 1}, row, {"id": 2}])
     assert (before.id, bad.reason, after.id) == ("1", reason, "2")
     assert "item 2" in bad.message
@@ -547,7 +547,7 @@ def test_a_line_with_long_numbers_that_is_no_json_costs_the_others_nothing(tmp_p
         *((codec, "utf-8") for codec in ("utf-8-sig", "utf-16", "utf-32")),
     ],
 )
-def test_tables_are_read_in_every_unicode_and_a_byte_order_mark_tells_which(tmp_path, codec, told):
+def test_tables_are_read_in_every_unicode_by_their_byte_order_mark(tmp_path, codec, told):
     (tmp_path / "rows.csv").write_bytes('id,t\n1,"ä\nĊ"\n'.encode(codec))
     (tmp_path / "rows.jsonl").write_bytes('{"id":2,"t":"öĊ"}\n\n{"id":3,"t":"a\u2028b"}\n'.encode(codec))
     found = list(list_documents(tmp_path, text_field="t", encoding=told))

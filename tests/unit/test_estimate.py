@@ -135,7 +135,7 @@ async def test_an_estimate_sends_nothing_and_changes_nothing(
     assert wire.sent == []
 
 
-async def test_a_dead_letter_is_dead_still_and_costs_nothing(engine: Engine, wire: Wire, ask: Ask) -> None:
+async def test_a_dead_letter_stays_one_and_costs_nothing(engine: Engine, wire: Wire, ask: Ask) -> None:
     wire.usually = message("no number")
     await ask(texts(1), output=int)
     told = await estimate(a_run(engine, output=int), texts(1))
@@ -282,7 +282,7 @@ async def test_a_model_may_be_paid_for_wrong_answers_before_its_fallback_is(
     assert told.output_tokens.high >= sends * alone.output_tokens.high
 
 
-async def test_without_a_past_all_that_may_follow_is_in_tokens_and_price(engine: Engine) -> None:
+async def test_without_a_history_all_that_may_follow_is_in_tokens_and_price(engine: Engine) -> None:
     first = await estimate(a_run(engine), texts(1))
     told = await estimate(a_run(engine, max_repairs=2, models=(MODEL, STRONG), validators=[JUDGE]), texts(1))
     for alone, of_all in (
@@ -304,7 +304,7 @@ async def test_a_prompt_that_may_be_cached_costs_no_more_than_that_at_least(engi
     assert told.cost_micro_usd.low <= 1_000 * read
 
 
-async def test_without_a_past_the_high_figure_is_what_would_be_reserved(engine: Engine) -> None:
+async def test_without_a_history_the_high_figure_is_what_would_be_reserved(engine: Engine) -> None:
     run = a_run(engine, max_tokens=100, max_repairs=1)
     told = await estimate(run, texts(1))
     card = rate_card(MODEL)
@@ -358,7 +358,7 @@ def answer_and_judge(request: Request) -> bytes:
     return MET if request.model == JUDGE.model else message("$5.00", input_tokens=600, output_tokens=20)
 
 
-async def test_judges_are_in_the_estimate_with_a_past_and_without(
+async def test_judges_are_in_the_estimate_with_a_history_and_without(
     engine: Engine, wire: Wire, ask: Ask
 ) -> None:
     wire.usually = answer_and_judge

@@ -167,7 +167,7 @@ def test_a_long_text_is_shortened_without_the_source_and_a_short_one_is_not() ->
     )
 
 
-def test_the_language_of_a_text_is_told_where_there_is_enough_of_it() -> None:
+def test_the_language_of_a_text_is_recognised_where_there_is_enough_of_it() -> None:
     pytest.importorskip("py3langid")
     check = written_in("de", "summary")
     assert check({"summary": "Der Käufer zahlt den Preis innerhalb von dreißig Tagen."}) is None
@@ -255,6 +255,6 @@ def test_a_long_text_is_looked_through_in_no_time() -> None:
 
 
 @pytest.mark.parametrize("no_validator", ["x", 3, None, {"criteria": ["Is polite."]}])
-def test_what_is_no_validator_is_told_before_anything_is_paid(no_validator: Any) -> None:
+def test_what_is_not_a_validator_is_refused_before_anything_is_paid(no_validator: Any) -> None:
     with pytest.raises(TerminalError, match=r"neither a function nor a Judge\. Nothing was sent\.$"):
         reads_source(no_validator)
