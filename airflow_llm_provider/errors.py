@@ -9,20 +9,20 @@ LLMError
 │   ├── ServerError           5xx
 │   ├── KeyBusy               another task is asking the same
 │   ├── BudgetWaits           our budget: until its next day or month
-│   └── LedgerUnavailable     nothing was sent
+│   └── LedgerUnavailable     the ledger can't be reached; nothing was sent
 └── TerminalError             it fails again until something is changed
     ├── BadRequest            400, 422
     │   └── UnknownModel      404
     ├── AuthenticationFailed  401, 403
-    ├── SpendLimitReached     the account's own limit
+    ├── SpendLimitReached     the account's own limit at Anthropic
     ├── BudgetExceeded        our budget
     │   ├── BudgetSkips       and the task is skipped
     │   └── BudgetAsks        and a person is asked
     ├── UnknownPrice          a budget cannot count a call without a price
-    ├── LedgerUnusable        wrong address, damaged, or of a newer version
-    ├── TooLong               more than the model can read at once
+    ├── LedgerUnusable        wrong address, damaged, or a newer version
+    ├── TooLong               more text than the model can read at once
     ├── Rejected              a person rejected it
-    ├── ChangedSinceShown     not what a person decided on
+    ├── ChangedSinceShown     not what a person approved
     ├── EffectUnknown         an irreversible effect may or may not have happened
     └── AnswerError           paid, but not a valid answer
         ├── Refused           the model declined
@@ -61,7 +61,7 @@ class RetryableError(LLMError):
 
 
 class NetworkError(RetryableError):
-    """The connection failed, timed out, or broke before the reply was complete."""
+    """The connection failed, timed out, or broke before the reply was complete. A retry can help."""
 
     kind = "network"
 
@@ -73,13 +73,13 @@ class RateLimited(RetryableError):
 
 
 class Overloaded(RetryableError):
-    """The API is temporarily overloaded."""
+    """The API is overloaded for the moment. A retry can help."""
 
     kind = "overloaded"
 
 
 class ServerError(RetryableError):
-    """The API failed on its side."""
+    """The API failed on its side. A retry can help."""
 
     kind = "server"
 
@@ -91,7 +91,7 @@ class KeyBusy(RetryableError):
 
 
 class BudgetWaits(RetryableError):
-    """The call was not sent: it waits for its budget's next day or month."""
+    """Nothing was sent: the budget is used up until its next day or month. A retry after that can help."""
 
     kind = "budget_wait"
 
@@ -107,7 +107,7 @@ class TerminalError(LLMError):
 
 
 class BadRequest(TerminalError):
-    """The API does not accept this request."""
+    """The API does not accept the request. A retry does not help."""
 
     kind = "bad_request"
 
@@ -119,19 +119,19 @@ class UnknownModel(BadRequest):
 
 
 class AuthenticationFailed(TerminalError):
-    """The API key is missing, wrong, or not allowed to do this."""
+    """The API key is missing, wrong, or not allowed to send this request."""
 
     kind = "auth"
 
 
 class SpendLimitReached(TerminalError):
-    """The account's own spend limit is reached; waiting a minute does not help."""
+    """The account's own spend limit at Anthropic is reached. It has to be raised there."""
 
     kind = "spend_limit"
 
 
 class BudgetExceeded(TerminalError):
-    """The call was not sent: it could cost more than the budget has left."""
+    """Nothing was sent: the call could cost more than is left of the budget. Raise it, and clear the task."""
 
     kind = "budget"
 
@@ -181,7 +181,7 @@ class LedgerUnusable(TerminalError):
 
 
 class TooLong(TerminalError):
-    """The input is more than the model can read at once."""
+    """The input is more than the model can read at once. Shorten it, or read it in parts."""
 
     kind = "too_long"
 
@@ -228,7 +228,7 @@ class AnswerError(TerminalError):
 
 
 class Refused(AnswerError):
-    """The model declined to answer."""
+    """The model declined to answer. It was paid for."""
 
     kind = "refusal"
 
@@ -291,7 +291,7 @@ def require_kinds(argument: str, kinds: Iterable[str]) -> None:
 
 
 def record_of(error: LLMError) -> dict[str, Any]:
-    """Return an error as plain data."""
+    """Return an error as plain data, which a trigger can send."""
     retry_after_s = error.retry_after_s if isinstance(error, RetryableError) else None
     return {"error": type(error).__name__, "message": str(error), "retry_after_s": retry_after_s}
 

@@ -1,4 +1,4 @@
-"""What tokens cost, in whole micro-USD: the list that genai-prices keeps, a connection's discount and its own rates.
+"""What tokens cost, in whole micro-USD: list prices of genai-prices, a connection's discount and its own rates.
 
 USD per million tokens is the same number as micro-USD per token, so a card needs no unit conversion.
 """
@@ -13,7 +13,7 @@ from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, Self
 
-_SCALE = 1_000_000  # rates are kept as integers of a millionth micro-USD, so that sums are exact
+_SCALE = 1_000_000  # rates are integers in millionths of a micro-USD, so that sums are exact
 _KINDS = {  # our field of Usage -> genai-prices' field of ModelPrice
     "uncached_tokens": "input_mtok",
     "output_tokens": "output_mtok",
@@ -25,7 +25,15 @@ _KINDS = {  # our field of Usage -> genai-prices' field of ModelPrice
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens of one call by kind, disjoint: their sum is all that was processed."""
+    """Tokens of one call by kind. The kinds are disjoint, and their sum is everything that was processed.
+
+    Attributes:
+        uncached_tokens: Input that was neither read from the cache nor written to it.
+        output_tokens: Output.
+        cache_read_tokens: Input read from the prompt cache.
+        cache_write_5m_tokens: Input written to the cache for five minutes.
+        cache_write_1h_tokens: Input written to the cache for an hour.
+    """
 
     uncached_tokens: int = 0
     output_tokens: int = 0
@@ -35,23 +43,23 @@ class Usage:
 
     @property
     def cache_write_tokens(self) -> int:
-        """Tokens written to the prompt cache, of either lifetime."""
+        """Tokens written to the prompt cache, for either lifetime."""
         return self.cache_write_5m_tokens + self.cache_write_1h_tokens
 
     @property
     def input_tokens(self) -> int:
-        """All tokens the model read: uncached, read from the cache and written to it."""
+        """All tokens that the model read: uncached, read from the cache and written to it."""
         return self.uncached_tokens + self.cache_read_tokens + self.cache_write_tokens
 
     @classmethod
     def total(cls, usages: Iterable[Self]) -> Self:
-        """Add up usages, kind by kind."""
+        """Return the sum of usages, kind by kind."""
         kept = list(usages)
         return cls(**{name: sum(getattr(usage, name) for usage in kept) for name in cls.__dataclass_fields__})
 
     @classmethod
     def from_api(cls, usage: Mapping[str, Any]) -> Self:
-        """Read the `usage` object of a Messages API reply, where `input_tokens` excludes cached ones."""
+        """Read the `usage` object of the Messages API, whose `input_tokens` excludes cached tokens."""
         writes = usage.get("cache_creation_input_tokens") or 0
         hourly = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
         return cls(
@@ -65,9 +73,12 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RateCard:
-    """The rates of one model: `tiers` of (input tokens above which it applies, rate by kind), ascending.
+    """The rates of one model.
 
-    context_window: the most tokens the model can read and write in one call, where it is known.
+    Attributes:
+        model: The model id.
+        context_window: The most tokens that the model can read and write in one call; None if unknown.
+        tiers: Pairs of (input tokens above which it applies, rate by kind), ascending.
     """
 
     model: str
@@ -75,9 +86,9 @@ class RateCard:
     tiers: tuple[tuple[int, Mapping[str, int]], ...]
 
     def price_micro_usd(self, usage: Usage) -> int:
-        """Price `usage` in micro-USD, rounded up.
+        """Return the price of `usage` in micro-USD, rounded up.
 
-        A long prompt moves *all* its tokens to the tier's rate, as Anthropic bills it.
+        A long prompt is billed at its tier's rate for *all* its tokens, as Anthropic does it.
         """
         total_input = usage.input_tokens
         rates = next(rates for start, rates in reversed(self.tiers) if total_input > start or start == 0)
@@ -85,7 +96,7 @@ class RateCard:
         return -(-exact // _SCALE)
 
     def ceiling_micro_usd(self, *, input_tokens: int, output_tokens: int) -> int:
-        """Price the dearest way these tokens could be billed: every input token as its costliest kind."""
+        """Return the highest price of these tokens, with every input token billed as the most expensive kind."""
         return max(
             -(
                 -(
@@ -100,22 +111,25 @@ class RateCard:
 
 
 def rate_card(model: str, *, factor: Decimal = Decimal(1)) -> RateCard | None:
-    """Return today's rate card of an Anthropic model id; None when its price is unknown.
+    """Return today's rate card of an Anthropic model; None if its price is unknown.
 
-    factor: on every list price.
+    Args:
+        model: The model id.
+        factor: By which every list price is multiplied.
     """
     return _rate_card(model, factor, dt.datetime.now(dt.UTC).date())
 
 
 def context_window(model: str) -> int | None:
-    """Return the most tokens a model can read and write in one call; None where it is not known."""
+    """Return the most tokens that a model can read and write in one call; None if unknown."""
     card = rate_card(model)
     return card.context_window if card else None
 
 
 @lru_cache(maxsize=256)
 def _rate_card(model: str, factor: Decimal, day: dt.date) -> RateCard | None:
-    # genai-prices takes 0.13 CPU-s to import and 170 µs a call: imported late, asked once a model and day.
+    # genai-prices takes 0.13 CPU-seconds to import and 170 µs per call, so it is imported late and asked once per
+    # model and day.
     from genai_prices import Usage as GenaiUsage
     from genai_prices import calc_price
     from genai_prices.types import TieredPrices
@@ -151,50 +165,51 @@ def _rate_card(model: str, factor: Decimal, day: dt.date) -> RateCard | None:
 
 
 def per_token(usd_per_million: Decimal) -> int:
-    """Return a rate as a card keeps it: in millionths of a micro-USD a token, rounded up."""
+    """Return a rate in millionths of a micro-USD per token, rounded up."""
     return int((usd_per_million * _SCALE).to_integral_value(ROUND_CEILING))
 
 
 def usd(micro_usd: int | None) -> str | None:
-    """Write micro-USD as a decimal string of dollars, exact to the micro-USD; None stays None."""
+    """Return micro-USD as a decimal string of dollars, exact to the micro-USD; None stays None."""
     if micro_usd is None:
         return None
     sign, amount = ("-", -micro_usd) if micro_usd < 0 else ("", micro_usd)
     return f"{sign}{amount // 1_000_000}.{amount % 1_000_000:06d}"
 
 
-_MOST_USD = 1_000_000_000  # sums of such amounts still fit the ledger's 64 bits
+_MAX_USD = 1_000_000_000  # sums of such amounts still fit the ledger's 64 bits
 
 
 def micro_usd(dollars: object) -> int:
-    """Read an amount in dollars, a number or a decimal string, as micro-USD, rounded down; raises ValueError."""
+    """Return an amount in dollars, a number or a decimal string, as micro-USD, rounded down; raises ValueError."""
     try:
         amount = Decimal(str(dollars).strip().removeprefix("$").replace("_", ""))
     except InvalidOperation:
         amount = Decimal("NaN")
     if not amount.is_finite() or amount < 0 or isinstance(dollars, bool):
-        raise ValueError(f"{dollars!r} is no amount in US dollars, such as 2.50")
-    if amount > _MOST_USD:
-        raise ValueError(f"{dollars!r} is more than {_MOST_USD:,} US dollars")
+        raise ValueError(f"{dollars!r} is not an amount in US dollars, such as 2.50")
+    if amount > _MAX_USD:
+        raise ValueError(f"{dollars!r} is more than {_MAX_USD:,} US dollars")
     return int(amount * 1_000_000)
 
 
-_RATES = {  # as a connection names them -> our field of Usage, and its list price in relation to the input's
+_RATES = {  # name in a connection -> field of Usage, and the factor on the input's price
     "input": ("uncached_tokens", Decimal(1)),
     "output": ("output_tokens", None),
     "cache_read": ("cache_read_tokens", Decimal("0.1")),
     "cache_write_5m": ("cache_write_5m_tokens", Decimal("1.25")),
     "cache_write_1h": ("cache_write_1h_tokens", Decimal(2)),
 }
-_TOO_DEAR = 1_000_000  # USD per million tokens: a dollar a token
+_MAX_RATE = 1_000_000  # USD per million tokens: a dollar a token
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prices:
     """The prices of one connection.
 
-    own: rate cards of models with negotiated rates, or that the list does not know.
-    discount: factor on the list prices of all other models; 0.85 is fifteen percent off.
+    Attributes:
+        own: Rate cards of models with negotiated rates, or models that are not in the list.
+        discount: Factor on the list prices of all other models; 0.85 is fifteen percent off.
     """
 
     own: Mapping[str, RateCard] = field(default_factory=dict)
@@ -202,18 +217,22 @@ class Prices:
 
     @classmethod
     def of(cls, prices: Mapping[str, Any] | str | None, discount_percent: object = None) -> Self:
-        """Read what a connection says; raises ValueError naming what is wrong.
+        """Read the prices that a connection states.
 
-        prices: a mapping, or JSON of one: model id -> USD per million tokens by kind, `input`, `output`,
-            `cache_read`, `cache_write_5m`, `cache_write_1h`; what is left out of the last three is 0.1, 1.25
-            and 2 times the input, as Anthropic bills it. `above` holds rates of long prompts in the same
-            form, by the input tokens they begin above.
-        discount_percent: off the list prices, 0 to 100.
+        Args:
+            prices: A mapping, or JSON of one, from model id to USD per million tokens by kind: `input`, `output`,
+                `cache_read`, `cache_write_5m`, `cache_write_1h`. The last three default to 0.1, 1.25 and 2 times the
+                input's price, as Anthropic bills it. `above` has the rates of long prompts in the same form, by the
+                number of input tokens above which they apply.
+            discount_percent: Off the list prices, 0 to 100.
+
+        Raises:
+            ValueError: Names what is wrong.
         """
         return cls(own=_own(prices), discount=_discount(discount_percent))
 
     def card(self, model: str) -> RateCard | None:
-        """Return the rate card of a model; None when its price is unknown."""
+        """Return the rate card of a model; None if its price is unknown."""
         return self.own.get(model) or rate_card(model, factor=self.discount)
 
 
@@ -226,7 +245,7 @@ def _own(prices: Mapping[str, Any] | str | None) -> dict[str, RateCard]:
     try:
         read = json.loads(prices) if isinstance(prices, str) else prices
     except ValueError as error:
-        raise ValueError(f"prices is no JSON: {error}") from None
+        raise ValueError(f"prices is not JSON: {error}") from None
     if not isinstance(read, Mapping):
         raise ValueError('prices should be like {"my-model": {"input": 3, "output": 15}}')
     return {str(model): _card(str(model), rates) for model, rates in read.items()}
@@ -261,7 +280,7 @@ def _by_kind(model: str, rates: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, (kind, of_input) in _RATES.items():
         rate = _number(rates[name]) if name in rates else _number(rates["input"]) * (of_input or 1)
-        if not 0 <= rate < _TOO_DEAR:
+        if not 0 <= rate < _MAX_RATE:
             raise ValueError(
                 f"prices of {model}: {name} is {rates.get(name)!r}, and should be USD per million tokens"
             )
@@ -279,7 +298,7 @@ def _discount(percent: object) -> Decimal:
 
 
 def _number(value: object) -> Decimal:
-    """Read a number; what is none becomes one that no check lets through."""
+    """Return a number; anything else becomes -1, which every check rejects."""
     try:
         number = Decimal(-1) if isinstance(value, bool) else Decimal(str(value))
     except InvalidOperation:

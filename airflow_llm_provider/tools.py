@@ -34,7 +34,7 @@ class Tool:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise TypeError(f"A tool is a function, and {self.function!r} is none.")
+            raise TypeError(f"A tool has to be a function, and {self.function!r} is not one.")
         _ = self.definition  # a function that cannot be a tool is an error when the DAG is parsed
 
     @classmethod
@@ -47,7 +47,7 @@ class Tool:
         return self.function(*args, **kwargs)
 
     def __deepcopy__(self, memo: object) -> Self:
-        return self  # Airflow copies a task's arguments; this one never changes
+        return self  # Airflow copies a task's arguments, and a tool never changes
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Tool:
 
     @cached_property
     def definition(self) -> Mapping[str, Any]:
-        """Name, description and input schema, as the Messages API takes them."""
+        """Name, description and input schema in the form of the Messages API."""
         from docstring_parser import parse
 
         told = parse(inspect.getdoc(self.function) or "")
@@ -92,7 +92,7 @@ class Tool:
 
         try:
             schema: dict[str, Any] = self._adapter.json_schema()
-        except PydanticUserError as error:  # it comes with pages of advice on pydantic's own settings
+        except PydanticUserError as error:  # the rest of the message is about pydantic's settings
             raise TypeError(f"The tool {self.name}: {error.message.splitlines()[0]}") from error
         return schema
 
@@ -100,34 +100,36 @@ class Tool:
     def _adapter(self) -> Any:
         """The signature as a pydantic type: an object with one field per parameter, and no others."""
         from pydantic import ConfigDict, TypeAdapter, with_config
-        from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
+        from typing_extensions import TypedDict  # pydantic supports typing.TypedDict from Python 3.12 on
 
         hints = self._hints
         fields: dict[str, Any] = {
             name: hints[name] if parameter.default is parameter.empty else typing.NotRequired[hints[name]]
             for name, parameter in self._parameters.items()
         }
-        make: Any = TypedDict  # its fields are known at run time only
+        make: Any = TypedDict  # its fields are known only at run time
         return TypeAdapter(with_config(ConfigDict(extra="forbid"))(make(self.name, fields)))
 
     @cached_property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         if not inspect.isroutine(self.function) or not _NAME.fullmatch(self.name):
-            raise TypeError(f"{self.function!r} can't be a tool: it takes a function with a plain name.")
+            raise TypeError(
+                f"{self.function!r} can't be a tool. A tool is a function whose name has only letters, digits, _ and -."
+            )
         parameters = inspect.signature(self.function).parameters
         for name, parameter in parameters.items():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise TypeError(
-                    f"The tool {self.name}: {parameter} can't be given by name, as a model gives its arguments. "
-                    "Write out the parameters it takes."
+                    f"The tool {self.name}: {parameter} can't be given by name, and a model gives all arguments by "
+                    "name. Write out the parameters."
                 )
             if parameter.annotation is parameter.empty:
                 raise TypeError(
-                    f"The tool {self.name}: the parameter {name!r} has no type. Give it one, such as {name}: str: "
-                    "the model is told, and what it gives is checked."
+                    f"The tool {self.name}: the parameter {name!r} has no type. Give it one, such as `{name}: str`. "
+                    "The model is told the type, and its arguments are validated."
                 )
             if not _NAME.fullmatch(name):
-                raise TypeError(f"The tool {self.name}: the API takes no parameter of the name {name!r}.")
+                raise TypeError(f"The tool {self.name}: the API does not allow a parameter named {name!r}.")
         return parameters
 
     @property
@@ -136,8 +138,8 @@ class Tool:
             return typing.get_type_hints(self.function, include_extras=True)
         except (NameError, AttributeError) as error:
             raise TypeError(
-                f"The tool {self.name}: {error}. A type of a tool is needed when it runs: import it outside of "
-                "`if TYPE_CHECKING`."
+                f"The tool {self.name}: {error}. The types of its parameters are needed at run time. "
+                "Import them outside of `if TYPE_CHECKING`."
             ) from error
 
 
@@ -178,6 +180,6 @@ def by_name(tools: Iterable[Callable[..., Any] | Tool]) -> dict[str, Tool]:
     named: dict[str, Tool] = {}
     for one in map(Tool.of, tools):
         if one.name in named:
-            raise ValueError(f"Two tools are named {one.name!r}; a model could not tell them apart.")
+            raise ValueError(f"Two tools are named {one.name!r}. A model could not tell them apart.")
         named[one.name] = one
     return named

@@ -97,7 +97,7 @@ def test_the_configuration_caps_everything(deployment, monkeypatch):
     ran = deployment.ask(deployment.texts(1))
     assert "left in budget 'day_budget_usd'. Nothing was sent; raise [llm] day_budget_usd" in ran.log
     monkeypatch.setenv("AIRFLOW__LLM__DAY_BUDGET_USD", "plenty")
-    assert "[llm] day_budget_usd: 'plenty' is no amount in US dollars" in deployment.ask([]).log
+    assert "[llm] day_budget_usd: 'plenty' is not an amount in US dollars" in deployment.ask([]).log
     assert deployment.server.seen == 0
 
 
@@ -151,7 +151,7 @@ def test_own_prices_and_a_discount_are_booked(deployment):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"prices": "{"}, "prices is no JSON"),
+        ({"prices": "{"}, "prices is not JSON"),
         ({"prices": {"m": {"input": 1}}}, "prices of m need input and output"),
         ({"prices": {"m": {"input": 1, "output": "x"}}}, "output is 'x'"),
         ({"prices": {"m": {"input": 1, "output": 1, "above": {"x": {}}}}}, "above should be like"),

@@ -221,7 +221,7 @@ async def test_the_command_line_sets_changes_shows_and_removes_budgets(ledger_ur
     ("arguments", "complaint"),
     [
         (["--usd", "5"], "a new one needs --usd and --scope"),
-        (["--usd", "five", "--scope", "run"], "'five' is no amount in US dollars"),
+        (["--usd", "five", "--scope", "run"], "'five' is not an amount in US dollars"),
         (["--usd", "5", "--scope", "all"], "per day or per month"),
         (["--usd", "5", "--scope", "all", "--per", "day", "--tz", "Mars"], "not a time zone"),
         (["--usd", "1e30", "--scope", "run"], "'1e30' is more than 1,000,000,000 US dollars"),

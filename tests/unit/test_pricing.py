@@ -107,7 +107,7 @@ def test_an_amount_is_read_to_the_micro_usd(dollars: object, amount: int) -> Non
 
 @pytest.mark.parametrize("dollars", ["five", -1, float("nan"), "inf", True, None, ""])
 def test_what_is_no_amount_is_not_read_as_one(dollars: object) -> None:
-    with pytest.raises(ValueError, match="no amount in US dollars"):
+    with pytest.raises(ValueError, match="not an amount in US dollars"):
         micro_usd(dollars)
 
 
