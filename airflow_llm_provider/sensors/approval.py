@@ -109,7 +109,8 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**_with_retries(kwargs))
+        given = {**(kwargs.get("default_args") or {}), **kwargs}
+        super().__init__(**{**_defaults_beside(given), **kwargs})
         self._content: Any = content
         # Known only here: once the content is resolved, nothing tells where it came from.
         self._sources = sorted({task.task_id for task, _ in XComArg.iter_xcom_references(content)})
@@ -131,7 +132,11 @@ class ApprovalSensor(BaseOperator, SkipMixin):
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Return a partial, with its arguments checked when the DAG is parsed."""
         cls.require_arguments(kwargs)
-        return _airflow.CheckedPartial.of(super().partial(**_with_retries(kwargs)))
+        made = super().partial(**kwargs)
+        scopes = (made.kwargs["dag"], made.kwargs["task_group"])
+        given = [scope.default_args or {} for scope in scopes if scope is not None]
+        made.kwargs.update(_defaults_beside({name: None for each in (*given, kwargs) for name in each}))
+        return _airflow.CheckedPartial.of(made)
 
     @classmethod
     def require_arguments(cls, arguments: Mapping[str, Any]) -> None:
@@ -293,11 +298,10 @@ class ApprovalSensor(BaseOperator, SkipMixin):
                 )
 
 
-def _with_retries(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the default of retries, where neither the task nor the DAG sets them."""
-    given = {**(kwargs.get("default_args") or {}), **kwargs}
+def _defaults_beside(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sensor's defaults of what neither the task nor its DAG or task group sets."""
     defaults = {"retries": _RETRIES, "retry_delay": _RETRY_DELAY}
-    return {**{name: value for name, value in defaults.items() if name not in given}, **kwargs}
+    return {name: value for name, value in defaults.items() if name not in given}
 
 
 def _pulled(ti: Any, task_id: str, key: str) -> list[Any]:

@@ -317,3 +317,18 @@ def test_an_operator_has_no_more_arguments_than_agreed(operator: Any, most: int)
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     assert len(own) <= most, [parameter.name for parameter in own]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "own", "retries", "delay_s"),
+    [({}, {}, 3, 10), ({"retries": 0}, {}, 0, 10), ({"retries": 5}, {"retries": 1}, 1, 10)],
+    ids=str,
+)
+def test_the_sensor_is_tried_again_soon_unless_the_author_says_otherwise(
+    defaults: dict[str, Any], own: dict[str, Any], retries: int, delay_s: int
+) -> None:
+    with DAG("retries", schedule=None, default_args=defaults):
+        plain = ApprovalSensor(task_id="plain", subject="?", content="?", **own)
+        mapped = ApprovalSensor.partial(task_id="mapped", subject="?", **own).expand(content=["?"])
+    for sensor in (plain, mapped):
+        assert (sensor.retries, sensor.retry_delay.total_seconds()) == (retries, delay_s)
