@@ -523,8 +523,17 @@ def test_a_branch_with_nothing_downstream_says_so(deployment: Any) -> None:
         ({"output_type": str}, "takes no output_type=: the answer is a choice"),
         ({"output": "/data/answer.json"}, "takes no output=: the answer is a choice"),
         ({"on_invalid": "skip"}, "takes no on_invalid.then=: on_unsure= says"),
-        ({"tools": [tool(irreversible=True)(look_up)]}, "takes no tool like 'look_up'"),
-        ({"tools": [tool(needs_approval=True)(look_up)]}, "takes no tool like 'look_up'"),
+        # Their ids are spelled out: a function's address is another in each process of pytest-xdist.
+        pytest.param(
+            {"tools": [tool(irreversible=True)(look_up)]},
+            "takes no tool like 'look_up'",
+            id="irreversible tool",
+        ),
+        pytest.param(
+            {"tools": [tool(needs_approval=True)(look_up)]},
+            "takes no tool like 'look_up'",
+            id="approved tool",
+        ),
         ({"votes": 0}, "votes=0: give a whole number, 1 or more"),
         ({"votes": "5"}, "votes='5': give a whole number"),
         ({"branches": ["billing", "technical"]}, "branches= should be a dict"),

@@ -113,7 +113,8 @@ async def test_near_the_cap_a_call_waits_for_what_is_in_flight(
 
 
 async def test_waiting_for_others_ends_at_the_deadline(engine: Engine, wire: Wire, clock: Clock) -> None:
-    wire.gate, engine.deadline_s = asyncio.Event(), 20.0
+    wire.gate = asyncio.Event()
+    engine.endpoint = dataclasses.replace(engine.endpoint, deadline_s=20.0)
     capped = dataclasses.replace(SCOPE, run_budget_micro_usd=3_000)
     first = asyncio.create_task(engine.ask(question("1?"), make_terms(scope=capped)))
     await until(lambda: bool(wire.sent))

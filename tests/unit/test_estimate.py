@@ -78,7 +78,7 @@ def a_run(
             options=options,
             asked_by="nightly.read",
         ),
-        **{"max_in_flight": 4, **fields},
+        **{"max_in_flight": 4, "log_every_s": 3600.0, **fields},
     )
 
 

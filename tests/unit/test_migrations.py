@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -90,6 +91,12 @@ def rows(connection: sa.Connection) -> dict[str, list[dict[str, Any]]]:
         ]
         for name, table in found.tables.items()
     }
+
+
+@pytest.fixture
+def ledger_url(tmp_path: Path) -> str:
+    """Return where no ledger is yet: the tables are what is tested here."""
+    return f"sqlite:///{tmp_path / 'ledger.db'}"
 
 
 @pytest.fixture
@@ -276,8 +283,9 @@ def scans_of_postgresql(connection: sa.Connection, statement: str, parameters: A
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_what_an_upgraded_ledger_does_all_the_time_uses_its_indexes(
-    ledger_url: str, version: int
+    ledger_url: str, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # pruning pauses for other writers: there are none
     """The renewal of leases once read the whole table: in ledgers that an early version had made."""
     load(ledger_url, version)
     ledger = Ledger(ledger_url, payload="full")
