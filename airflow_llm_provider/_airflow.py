@@ -13,7 +13,9 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator, OperatorParti
 if TYPE_CHECKING:
     import jinja2
     from airflow.sdk import BaseOperator, Context
-    from airflow.sdk.api.datamodels._generated import DagRun
+    from airflow.sdk.api.datamodels._generated import (
+        DagRun as DagRun,  # other modules take the type from here
+    )
     from airflow.sdk.types import Operator
 
 # -- when the DAG is parsed --------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from airflow_llm_provider.cli.output import JsonOption, echo_json, fail, moment_
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
-    from airflow.sdk.api.datamodels._generated import DagRun
 
+    from airflow_llm_provider._airflow import DagRun
     from airflow_llm_provider.documents.estimate import Estimate
 
 

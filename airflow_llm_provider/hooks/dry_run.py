@@ -16,7 +16,8 @@ from airflow_llm_provider import _airflow
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG, BaseOperator, Context
-    from airflow.sdk.api.datamodels._generated import DagRun
+
+    from airflow_llm_provider._airflow import DagRun
 
 
 class NeedsUpstream(AirflowException):
