@@ -59,16 +59,16 @@ class Tool:
         """Name, description and input schema in the form of the Messages API."""
         from docstring_parser import parse
 
-        told = parse(inspect.getdoc(self.function) or "")
+        docstring = parse(inspect.getdoc(self.function) or "")
         schema = self._schema()
         properties = schema["properties"]
-        for param in told.params:
+        for param in docstring.params:
             if param.arg_name in properties and param.description:
                 properties[param.arg_name].setdefault("description", param.description)
         for name, parameter in self._parameters.items():
             if isinstance(parameter.default, (str, int, float)):
                 properties[name].setdefault("default", parameter.default)
-        description = {"description": told.description.strip()} if told.description else {}
+        description = {"description": docstring.description.strip()} if docstring.description else {}
         return {"name": self.name, **description, "input_schema": schema}
 
     def arguments(self, given: bytes) -> dict[str, Any]:

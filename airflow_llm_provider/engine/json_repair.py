@@ -79,8 +79,8 @@ def repair_punctuation(text: str) -> str | None:
     string, number and bracket of the result stands in the text, in the same order, and none of the text is left out.
     An answer that was cut off stays broken.
 
-    The json-repair library is not used: it took 11 seconds for 8 kB of misplaced quotes and blocked the event loop
-    meanwhile, and half of what it returned had to be rejected because it guesses.
+    The json-repair library is not used: it took 11 seconds for 8 kB of misplaced quotes, and blocked the event loop
+    meanwhile.
     """
     at, end = text.find("{"), text.rfind("}") + 1
     pieces: list[str] = []

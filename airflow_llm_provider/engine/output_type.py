@@ -345,7 +345,7 @@ _PLAIN = {cls.__name__: cls for cls in (str, int, float, bool)}
 
 
 def type_to_name(output_type: Any) -> Any:
-    """Return JSON data that `found` makes the same type of; raises ValueError where there is none."""
+    """Return JSON data from which `type_from_name` makes the type again; raises ValueError if there is none."""
     if output_type is None or isinstance(output_type, Mapping):
         return output_type
     if get_origin(output_type) is list:

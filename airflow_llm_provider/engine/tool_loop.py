@@ -471,7 +471,7 @@ class Conversation:
     async def _results(self, blocks: Sequence[Block], call_id: str) -> list[Block]:
         """Return the results of a reply's calls: repeatable ones first and together, then the others in order."""
         read = {block["id"]: self.runner.read(block, call_id) for block in blocks}
-        outcomes = {id_: told for id_, told in read.items() if isinstance(told, Outcome)}
+        outcomes = {id_: outcome for id_, outcome in read.items() if isinstance(outcome, Outcome)}
         calls = {id_: call for id_, call in read.items() if isinstance(call, ToolCall)}
         careful = {id_: call for id_, call in calls.items() if call.is_careful}
         outcomes |= await self._at_once({id_: call for id_, call in calls.items() if id_ not in careful})

@@ -33,7 +33,7 @@ class Agreement(Generic[Choice]):
     voters: Sequence[int]
 
 
-async def cast(ask: Callable[[int], Awaitable[Reply]], votes: int) -> list[Reply | AnswerError]:
+async def ask_votes(ask: Callable[[int], Awaitable[Reply]], votes: int) -> list[Reply | AnswerError]:
     """Ask a question several times at once, and return the reply or the AnswerError of each vote.
 
     Args:
@@ -51,11 +51,11 @@ async def cast(ask: Callable[[int], Awaitable[Reply]], votes: int) -> list[Reply
         error for error in outcomes if isinstance(error, LLMError) and not isinstance(error, AnswerError)
     ]
     if failures:
-        raise _gravest(failures)
+        raise _most_severe(failures)
     return [outcome for outcome in outcomes if isinstance(outcome, Reply | AnswerError)]
 
 
-def count(votes: Sequence[tuple[Choice, float] | None]) -> Agreement[Choice] | None:
+def count_votes(votes: Sequence[tuple[Choice, float] | None]) -> Agreement[Choice] | None:
     """Count votes; return None if there are none.
 
     A tie is decided by the confidence that the votes state, then by which choice came first.
@@ -84,5 +84,5 @@ async def _outcome(asking: Awaitable[Reply]) -> Reply | LLMError:
         return error
 
 
-def _gravest(errors: Sequence[LLMError]) -> LLMError:
+def _most_severe(errors: Sequence[LLMError]) -> LLMError:
     return next((error for error in errors if isinstance(error, TerminalError)), errors[0])

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_llm_provider.engine.reply import Reply
-from airflow_llm_provider.engine.votes import cast, count
+from airflow_llm_provider.engine.votes import ask_votes, count_votes
 from airflow_llm_provider.errors import (
     AnswerError,
     LLMError,
@@ -174,13 +174,13 @@ async def propose(
         LLMError: something has to be changed first, or a retry of the task may help.
     """
     try:
-        outcomes = await cast(
+        outcomes = await ask_votes(
             lambda sample: dataclasses.replace(question, sample=sample).ask(engine, options, scope), votes
         )
     except _UNREACHABLE as error:
         return error
     usage = _added_up([_usage(outcome) for outcome in outcomes])
-    agreement = count([_read(outcome) for outcome in outcomes])
+    agreement = count_votes([_read(outcome) for outcome in outcomes])
     if agreement is None:
         failed = outcomes[0]
         assert isinstance(failed, AnswerError), "an answer is a vote for something"

@@ -54,6 +54,7 @@ def test_every_field_of_the_form_is_read(deployment):
         otpm="300",
         burst_s=2,
         proxy="http://proxy:3128",
+        no_proxy="api.internal, 10.0.0.0/8",
         ca_bundle="/etc/ca.pem",
     )
     connection = ClaudeHook().connection
@@ -66,6 +67,7 @@ def test_every_field_of_the_form_is_read(deployment):
         "http://proxy:3128",
         "/etc/ca.pem",
     )
+    assert connection.endpoint.client.no_proxy == ("api.internal", "10.0.0.0/8")
     assert connection.ledger_url == deployment.ledger_url
 
 

@@ -186,7 +186,7 @@ def test_each_mapped_task_and_a_decorated_one_ask_for_themselves(deployment: Any
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"confirm_above_usd": "much"}, "confirm_above_usd= 'much' is no amount"),
+        ({"confirm_above_usd": "much"}, "confirm_above_usd= 'much' is not an amount"),
         ({"approval": {"on_timeout": "approve"}}, "approval= knows no 'on_timeout'"),
         ({"approval": {"response_timeout": 60}}, "give a timedelta"),
     ],

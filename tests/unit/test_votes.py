@@ -12,7 +12,7 @@ from waiting import until
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Reply
-from airflow_llm_provider.engine.votes import cast, count
+from airflow_llm_provider.engine.votes import ask_votes, count_votes
 from airflow_llm_provider.errors import AuthenticationFailed, InvalidOutput, Overloaded, Refused
 from airflow_llm_provider.options import Route
 
@@ -26,7 +26,7 @@ def poll(engine: Engine, votes: int, retry: Any = None, **fields: Any) -> Any:
     async def ask(sample: int) -> Reply:
         return await engine.ask(question(sample=sample), make_terms(route=route, **fields))
 
-    return cast(ask, votes)
+    return ask_votes(ask, votes)
 
 
 async def test_every_vote_is_a_request_of_its_own_and_all_are_in_flight_at_once(
@@ -93,11 +93,11 @@ async def test_a_fault_of_ours_is_no_vote() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ExceptionGroup):
-        await cast(ask, 2)
+        await ask_votes(ask, 2)
 
 
 def test_the_share_is_of_all_votes_also_those_that_were_not_cast() -> None:
-    agreement = count([("a", 0.9), ("b", 1.0), None, ("a", 0.7), None])
+    agreement = count_votes([("a", 0.9), ("b", 1.0), None, ("a", 0.7), None])
     assert agreement is not None
     assert (agreement.choice, agreement.share, agreement.voters) == ("a", 0.4, [0, 3])
     assert agreement.stated == pytest.approx(0.8)
@@ -112,18 +112,18 @@ def test_the_share_is_of_all_votes_also_those_that_were_not_cast() -> None:
     ],
 )
 def test_a_tie_goes_to_the_higher_stated_confidence_and_then_to_the_first(votes: Any, choice: str) -> None:
-    agreement = count(votes)
+    agreement = count_votes(votes)
     assert agreement is not None
     assert agreement.choice == choice
 
 
 def test_no_vote_is_no_agreement() -> None:
-    assert count([None, None]) is None
+    assert count_votes([None, None]) is None
 
 
 @given(VOTES)
 def test_the_share_is_how_many_said_it_and_nobody_has_more(votes: Any) -> None:
-    agreement = count(votes)
+    agreement = count_votes(votes)
     said = [vote[0] for vote in votes if vote]
     if agreement is None:
         assert not said
