@@ -204,7 +204,7 @@ def test_data_that_is_edited_in_the_form_is_checked_when_the_task_resumes(office
         assert airflow.wait("refund", run, timeout_s=60) == ends
         if ends == "failed":
             log = airflow.log("refund", run, "approval")
-            assert "InvalidOutput: The edit may not go on: amount: Input should be less than or equal" in log
+            assert "InvalidOutput: The edit is not valid: amount: Input should be less than or equal" in log
             page.goto("about:blank")
             airflow.clear("refund", run, ["approval"], downstream=True)
             assert wait_until(lambda: office.state("refund", run) == "awaiting_input", 60)
