@@ -95,20 +95,31 @@ def is_mapped_over(task: Operator, source: Operator) -> bool:
     return isinstance(given, PlainXComArg) and given.operator.task_id == source.task_id
 
 
-def run_before(task: BaseOperator, hook: Callable[[Context], None]) -> None:
-    """Run `hook` in each worker before the task, and after a `pre_execute` of the author's; start it in a worker."""
-    earlier = task._pre_execute_hook
+def run_before(task: Operator, hook: Callable[[Context], None]) -> None:
+    """Run `hook` in each worker before the task, and after a `pre_execute` of the author's; start it in a worker.
+
+    A hook that is equal to one that runs already is not added.
+    """
+    earlier: Any = (
+        task.partial_kwargs.get("pre_execute") if isinstance(task, MappedOperator) else task._pre_execute_hook
+    )
+    if hook in getattr(earlier, "hooks", ()):
+        return
 
     def run(context: Context) -> None:
         if earlier is not None:
             earlier(context)
         hook(context)
 
-    task._pre_execute_hook = run
+    run.hooks = (*getattr(earlier, "hooks", ()), hook)  # type: ignore[attr-defined]
+    if isinstance(task, MappedOperator):
+        task.partial_kwargs["pre_execute"] = run
+    else:
+        task._pre_execute_hook = run
     # Nothing would run before a task that starts in the triggerer, or that the scheduler itself marks successful.
     if task.start_from_trigger:
         task.start_from_trigger = False
-    if task.inherits_from_empty_operator:
+    if not isinstance(task, MappedOperator) and task.inherits_from_empty_operator:
         task.inherits_from_empty_operator = False  # type: ignore[misc]  # EmptyOperator's own attribute
 
 

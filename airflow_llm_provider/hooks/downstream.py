@@ -2,16 +2,17 @@
 
 Airflow's SkipMixin skips nothing where a map index is involved: it does nothing in a mapped task instance, and when a
 task is cleared, the scheduler looks for the skip at the wrong map index. So a mapped instance names the pairs of task
-id and map index to skip, and the tasks of a mapped task group ask for the decision themselves before they run. An
-operator that skips has SkipMixin as a base and `inherits_from_skipmixin = True`, so that the scheduler looks at all.
+id and map index to skip, and the tasks that share its map indexes look for the decision themselves before they run. An
+operator that skips has `inherits_from_skipmixin = True`, so that the scheduler looks for the decisions of plain tasks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, TriggerRule
+from airflow.sdk import TriggerRule
 from airflow.sdk.bases.skipmixin import XCOM_SKIPMIXIN_FOLLOWED, XCOM_SKIPMIXIN_KEY, XCOM_SKIPMIXIN_SKIPPED
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
 
@@ -20,6 +21,9 @@ from airflow_llm_provider import _airflow
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.types import Operator
+
+_DECISION = "llm_skip"
+"""The XCom in which a mapped task instance keeps its decision, in the form of Airflow's."""
 
 _HELD_BY_A_FAILURE = ("all_success", "none_failed", "none_failed_min_one_success", "all_skipped")
 """Trigger rules with which a task never runs when a task directly upstream has failed."""
@@ -106,41 +110,49 @@ def require_skippable(task: Operator, tasks: Iterable[Operator], *, or_fail: boo
             )
 
 
-def keep_skipped_after_clear(task: Operator) -> None:
-    """Let the tasks directly downstream in the same mapped task group look at the decision before they run.
+def keep_skipped(task: Operator) -> None:
+    """Let the tasks directly downstream that share the map indexes of `task` look at the decision before they run.
 
-    When only such a task is cleared, the scheduler looks for the decision at map index -1, where there is none, and
-    starts the task. Call it when the DAG is complete.
+    The scheduler does not find the decision of a map index, so it would start such a task once it is cleared; and a
+    task that is mapped over this one has no instances yet when the decision is made. Call it when the DAG is complete.
     """
-    group = _mapped_group(task)
-    if group is None:
+    if not _airflow.needs_expansion(task):
         return
     for each in task.downstream_list:
-        is_near = _mapped_group(each) == group and not each.is_teardown
-        if is_near and isinstance(each, BaseOperator):
-            _airflow.run_before(each, _SkippedBefore(task.task_id))
+        if _shares_index(task, each) and not each.is_teardown:
+            _airflow.run_before(each, SkippedBefore(task.task_id))
 
 
-class _SkippedBefore:
-    """Skips a task instance that a task upstream has decided to skip, at the same map index."""
+@dataclass(frozen=True)
+class SkippedBefore:
+    """Skips a task instance that a task upstream has decided to skip, at the same map index.
 
-    def __init__(self, decider: str) -> None:
-        self._decider = decider
+    Attributes:
+        decider: the id of the task upstream.
+    """
+
+    decider: str
 
     def __call__(self, context: Context) -> None:
+        """Raise AirflowSkipException where the task is not to run."""
         ti = context["ti"]
-        decided: Any = ti.xcom_pull(task_ids=self._decider, key=XCOM_SKIPMIXIN_KEY, map_indexes=ti.map_index)
+        decided: Any = ti.xcom_pull(task_ids=self.decider, key=_DECISION, map_indexes=ti.map_index)
         if not isinstance(decided, Mapping):
             return
         followed, skipped = decided.get(XCOM_SKIPMIXIN_FOLLOWED), decided.get(XCOM_SKIPMIXIN_SKIPPED)
         if (followed is not None and ti.task_id not in followed) or ti.task_id in (skipped or ()):
-            raise AirflowSkipException(f"{self._decider} has decided to skip this task.")
+            raise AirflowSkipException(f"{self.decider} has decided to skip this task.")
 
 
 def _skip(context: Context, tasks: Collection[Operator], decision: Mapping[str, Sequence[str]]) -> None:
     ti = context["ti"]
-    # Airflow looks here when a task is cleared.
-    ti.xcom_push(XCOM_SKIPMIXIN_KEY, dict(decision))
+    if _map_index(context) < 0:
+        ti.xcom_push(XCOM_SKIPMIXIN_KEY, dict(decision))  # the scheduler looks here, also after a clear
+    else:
+        # Under Airflow's key the scheduler would skip an instance while it makes the instances of a mapped task. It
+        # then overlooks the other instances, and may end the run without them.
+        ti.xcom_push(_DECISION, dict(decision))
+        keep_skipped(_own(context))  # for `dag.test()`, which does not say that the DAG is complete
     if pairs := sorted(_instances(context, tasks)):
         raise DownstreamTasksSkipped(tasks=pairs)  # type: ignore[no-untyped-call]  # Airflow's class
 
@@ -148,8 +160,7 @@ def _skip(context: Context, tasks: Collection[Operator], decision: Mapping[str, 
 def _instances(context: Context, tasks: Collection[Operator]) -> Iterator[tuple[str, int]]:
     """Yield task id and map index of what is skipped at once.
 
-    A task that is mapped over this one's XComs has no instances yet: the scheduler skips them one by one as it makes
-    them, by the XCom of the same map index.
+    A task that is mapped over this one's XComs has no instances yet; they skip themselves before they run.
     """
     ti = context["ti"]
     map_index = _map_index(context)

@@ -23,6 +23,7 @@ from airflow_llm_provider.tools import by_name
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.definitions.mappedoperator import MappedOperator
+    from airflow.sdk.types import Operator
 
     from airflow_llm_provider.approvals.branch import BranchReview
     from airflow_llm_provider.hooks.branching import Decision, OnUnsure, Proposal, Rules
@@ -102,16 +103,18 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
     def start_mapped_in_triggerer(cls, task: MappedOperator) -> None:
         """Check a mapped task once the DAG is complete; all its instances run in workers."""
         super().start_mapped_in_triggerer(task)
-        _airflow.when_complete(
-            task, lambda: downstream.require_skippable(task, task.downstream_list, or_fail=False)
-        )
+        _airflow.when_complete(task, lambda: cls._prepare(task))
 
     def resolve_template_files(self) -> None:
         """Prepare what depends on the tasks downstream; Airflow calls this when the DAG is complete."""
         super().resolve_template_files()
         if self.get_dag() is not None:
-            downstream.require_skippable(self, self.downstream_list, or_fail=False)
-            downstream.keep_skipped_after_clear(self)
+            self._prepare(self)
+
+    @staticmethod
+    def _prepare(task: Operator) -> None:
+        downstream.require_skippable(task, task.downstream_list, or_fail=False)
+        downstream.keep_skipped(task)
 
     def execute(self, context: Context) -> Any:
         """Ask, decide, keep the reason, and skip the branches that were not chosen."""

@@ -148,7 +148,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
 
     @classmethod
     def require_complete(cls, task: Operator) -> None:
-        """Raise ValueError, when the DAG is complete, where a rejection could not be carried out."""
+        """Prepare the tasks downstream, when the DAG is complete; raise ValueError where a rejection could not hold."""
         given = task.partial_kwargs if hasattr(task, "partial_kwargs") else vars(task)
         on_reject = given.get("on_reject", "skip")
         if on_reject == "fail":
@@ -156,13 +156,13 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         is_all = given.get("ignore_downstream_trigger_rules", False) and on_reject == "skip"
         relatives = task.get_flat_relatives(upstream=False) if is_all else task.downstream_list
         downstream.require_skippable(task, relatives, or_fail=on_reject == "skip")
+        downstream.keep_skipped(task)
 
     def resolve_template_files(self) -> None:
         """Prepare what depends on the tasks downstream; Airflow calls this when the DAG is complete."""
         super().resolve_template_files()
         if self.get_dag() is not None:
             self.require_complete(self)
-            downstream.keep_skipped_after_clear(self)
 
     @property
     def content(self) -> Any:

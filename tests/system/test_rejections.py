@@ -101,7 +101,7 @@ class Case:
                 may_run = fails_together and rule in ("one_success", "all_done_min_one_success")
                 assert own in ("upstream_failed", "skipped") or may_run, (rule, states)
             if approved is not None and not fails_together:
-                other = states["pay_" + rule, approved]
+                other = states.get(("pay_" + rule, approved), states.get(("pay_" + rule, -1)))
                 if rule in NEVER_AFTER_A_SUCCESS:
                     assert other in ("skipped", "upstream_failed"), (rule, states)
                 else:
