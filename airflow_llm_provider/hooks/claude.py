@@ -125,13 +125,17 @@ class ClaudeHook(BaseHook):
             **options: as ClaudeOperator takes them: `model`, `route`, `budget`, `reuse` …
 
         Raises:
-            AirflowFailException: no retry of the task can help.
-            LLMError: a retry of the task may help.
+            AirflowFailException: no retry of the task can help; its `__cause__` is the LLMError.
+            LLMError: a retry of the task may help. Outside of a task, every error is one.
         """
         from airflow_llm_provider.hooks.question import Question
 
         question = Question.of({**options, "prompt": prompt, "inputs": inputs, "output_type": output_type})
-        return self.answer(question, Options.of(options), current_context())
+        context = current_context()
+        try:
+            return self.answer(question, Options.of(options), context)
+        except AnswerError as error:
+            raise self.for_airflow(error, context) from error
 
     @overload
     def map(
@@ -441,9 +445,9 @@ class ClaudeHook(BaseHook):
 
     def for_airflow(self, error: BaseException, context: Context | None) -> BaseException:
         """Return an error as Airflow should see it: what no retry can help as AirflowFailException."""
+        if context is None or not isinstance(error, LLMError):
+            return error  # outside of a task, Airflow's errors mean nothing
         where = _where(context)
-        if not isinstance(error, LLMError):
-            return error
         if isinstance(error, BudgetSkips):
             return AirflowSkipException(f"{where}{error}")
         if isinstance(error, BudgetAsks):

@@ -18,8 +18,8 @@ import pytest
 from airflow.sdk import DAG, task
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from airflow_llm_provider import Budget, ClaudeHook, LLMError, Route
-from airflow_llm_provider.errors import InvalidOutput
+from airflow_llm_provider import Budget, ClaudeHook, LLMError, OnInvalid, Route
+from airflow_llm_provider.errors import AuthenticationFailed, InvalidOutput
 from airflow_llm_provider.hooks.scope import NO_DAG
 from airflow_llm_provider.testing.processes import wait_until
 
@@ -120,6 +120,17 @@ def test_an_error_that_no_retry_can_help_fails_the_task_at_once(deployment: Any)
     assert "AirflowFailException: plain.read: AuthenticationFailed" in ran.log
 
 
+def test_an_answer_that_stays_invalid_fails_the_task_at_once(deployment: Any) -> None:
+    deployment.server.fail(kind="wrong_shape")
+
+    def read() -> Any:
+        return ClaudeHook().ask("?", output_type=Debt, on_invalid=OnInvalid(max_repairs=0)).value
+
+    ran = deployment.run(in_a_task(deployment, read, retries=2))
+    assert (ran.state, ran.ti().try_number) == ("failed", 1)
+    assert "AirflowFailException: plain.read: InvalidOutput" in ran.log
+
+
 def test_a_budget_of_one_question_bounds_the_task_instance(deployment: Any) -> None:
     def read() -> Any:
         return ClaudeHook().ask("?", model="fast", budget=0.000_001).value
@@ -204,6 +215,12 @@ def test_two_sessions_of_one_hook_at_once(deployment: Any) -> None:
 
     assert asyncio.run(cell()) == ["One?", "Two?"]
     assert deployment.server.invoice.paid == 2
+
+
+def test_outside_of_a_task_every_error_is_an_llm_error(deployment: Any) -> None:
+    deployment.server.fail(401)
+    with pytest.raises(AuthenticationFailed):
+        ClaudeHook().ask("?", model="fast")
 
 
 def test_an_error_in_a_session_is_an_llm_error(deployment: Any) -> None:
