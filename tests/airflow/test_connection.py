@@ -243,7 +243,7 @@ def test_the_request_timeout_ends_a_request_that_hangs(deployment):
     deployment.server.fail(kind="hang")
     ran = deployment.ask(deployment.texts(1), max_failed=1)
     assert ran.outcomes == {"dead_letter": 1}
-    assert "No complete answer within 0.3 s" in ran.dead_letters[0]["message"]
+    assert "No complete reply within 0.3 s" in ran.dead_letters[0]["message"]
 
 
 def test_the_limits_of_the_connection_set_the_pace(deployment):
