@@ -79,6 +79,8 @@ class ClaudeTrigger(BaseTrigger):
     async def _finish(self) -> None:
         call = json.loads(self.call)
         ti: Any = self.task_instance
+        if ti is None:
+            raise NeedsWorker("dag.test() gives a trigger no task instance")
         if ti.try_number > 1:
             for key in ("return_value", USAGE, CHECKS):
                 await _airflow.delete_xcom(ti, key)

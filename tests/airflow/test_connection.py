@@ -20,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.ledger.rate_limits import Limits
+from airflow_llm_provider.options import Options
 from airflow_llm_provider.testing.wire import MODELS, Model
 
 # What its form says.
@@ -536,20 +537,24 @@ def test_a_task_timeout_that_strikes_in_a_callback_is_not_lost(deployment):
     def strike() -> None:
         raise AirflowTaskTimeout("now")
 
-    async def work(engine: object) -> None:
-        asyncio.get_running_loop().call_soon(strike)
-        await asyncio.sleep(60)
+    hook = ClaudeHook()
+
+    async def work() -> None:
+        async with hook.open_engine(Options(), None, own_loop=True):
+            asyncio.get_running_loop().call_soon(strike)
+            await asyncio.sleep(60)
 
     with pytest.raises(AirflowTaskTimeout, match="now"):
-        ClaudeHook().run(work)
+        hook.run(work(), None)
 
 
 def test_a_hook_can_run_twice(deployment):
     hook = ClaudeHook()
 
-    async def work(engine):
-        return await engine.client.models()
+    async def work():
+        async with hook.open_engine(Options(), None, own_loop=True) as engine:
+            return await engine.endpoint.client.models()
 
-    assert len(hook.run(work)) == len(hook.run(work)) == len(MODELS)
+    assert len(hook.run(work(), None)) == len(hook.run(work(), None)) == len(MODELS)
     assert hook.test_connection()[0]
     assert hook.test_connection()[0]

@@ -167,5 +167,5 @@ def test_no_file_that_another_task_names_is_read_outside_the_roots(tmp_path: Pat
         for typed in (frozenset[str](), frozenset({"letter"})):
             with pytest.raises((AirflowFailException, ValueError), match="is outside the roots"):
                 with_files_read({"letter": path}, roots=roots, typed=typed)
-    with pytest.raises(AirflowFailException, match="give the operator roots="):
+    with pytest.raises(AirflowFailException, match="give it roots="):
         with_files_read({"letter": path}, roots=None, typed=frozenset())

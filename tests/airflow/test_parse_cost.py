@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import airflow_llm_provider
 from airflow_llm_provider.provider_info import get_provider_info
 
 _INFO = get_provider_info()
@@ -84,3 +85,32 @@ with DAG("nightly", schedule=None):
 """
     code = CPU.format(first=AIRFLOW, then=dag)
     assert statistics.median(float(run(code)) for _ in range(RUNS)) <= 2 * MOST_CPU_S
+
+
+# The front door.
+
+
+@pytest.mark.parametrize("name", sorted(airflow_llm_provider.__all__))
+def test_every_public_name_is_there(name):
+    value = getattr(airflow_llm_provider, name)
+    assert value.__module__.startswith("airflow_llm_provider.")
+    assert value.__name__ == name
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'ClaudeOperatr'"):
+        _ = airflow_llm_provider.ClaudeOperatr
+
+
+def test_the_front_door_alone_imports_nothing():
+    code = "import sys; before = set(sys.modules); import airflow_llm_provider; print(*(set(sys.modules) - before))"
+    others = {name for name in run(code).split() if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert others == {"airflow_llm_provider"}
+
+
+@pytest.mark.usefixtures("airflow_home")
+def test_importing_all_public_names_adds_at_most_a_tenth_of_a_cpu_second():
+    names = ", ".join(airflow_llm_provider.__all__)
+    code = CPU.format(first=AIRFLOW, then=f"from airflow_llm_provider import {names}")
+    run(code)  # byte code
+    assert statistics.median(float(run(code)) for _ in range(RUNS)) <= MOST_CPU_S
