@@ -351,7 +351,7 @@ def test_nothing_can_be_decided_on_too(deployment: Any) -> None:
 def test_what_is_too_long_to_be_shown_whole_is_not_asked_about(ask: Any) -> None:
     desk = ask(draft="word " * 12_001, editable=False)
     assert desk.states()["approval"] == "failed"
-    assert "has 60,017 bytes, and a form shows up to 60,000. None of it is cut" in desk.log
+    assert "has 60,017 bytes, and a form shows up to 60,000. The text is not cut" in desk.log
     assert desk.form() is None
     assert (
         ask(draft="word " * 12_001, when=OnComplaints()).states()["send"] == "success"

@@ -92,6 +92,15 @@ class Case:
         rules = {task_id.removeprefix("pay_") for task_id, _ in states if task_id.startswith("pay_")}
         assert len(rules) == 11
         fails_together = self.on_reject == "fail" and self.dag_id.startswith("mapped_sensor")
+        if self.dag_id.startswith("mapped_sensor"):
+            # Airflow fails what is mapped over several tasks when its rule does not wait for all of them.
+            unmappable = rules & {"one_done", "one_success"}
+            assert {states.get((f"pay_{rule}", -1), "") for rule in unmappable} <= {
+                "upstream_failed",
+                "",
+                None,
+            }
+            rules -= unmappable
         for rule in rules:
             own = states.get((f"pay_{rule}", rejected), states.get((f"pay_{rule}", -1)))
             if self.on_reject == "skip":
