@@ -318,7 +318,7 @@ class ClaudeHook(BaseHook):
             try:
                 for endpoint in _other_endpoints(options.route, connection.endpoint):
                     engine.connect(endpoint)
-                if context is not None and options.budget.on_exceeded == "ask":
+                if context is not None:  # a budget of the ledger may ask, whatever the task's own does
                     from airflow_llm_provider.approvals import spending
 
                     scope = self.scope(context)

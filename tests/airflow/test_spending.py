@@ -12,6 +12,7 @@ from desk import Desk
 from test_budgets import Told
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+from airflow_llm_provider.options import Budget, Reviewers
 from airflow_llm_provider.triggers.claude import ClaudeTrigger
 from airflow_llm_provider.triggers.deferral import NeedsWorker, encode_arguments
 
@@ -23,7 +24,7 @@ def ask(deployment: Any) -> Callable[..., Desk]:
     """Start a run of one documents task with these arguments; the bar is one that every price is above."""
 
     def start(**arguments: Any) -> Desk:
-        asking = terms(deployment) | {"documents": LETTERS, "confirm_above_usd": 0} | arguments
+        asking = terms(deployment) | {"documents": LETTERS} | budgeted({"confirm_above_usd": 0} | arguments)
 
         def make() -> Any:
             from airflow.sdk import DAG
@@ -35,6 +36,13 @@ def ask(deployment: Any) -> Callable[..., Desk]:
         return Desk(deployment=deployment, make=make).start()
 
     return start
+
+
+def budgeted(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with those of a Budget put into one."""
+    names = ("task_usd", "run_usd", "on_exceeded", "confirm_above_usd")
+    budget = Budget(**{name: arguments.pop(name) for name in names if name in arguments})
+    return {**arguments, "budget": budget}
 
 
 def terms(deployment: Any) -> dict[str, Any]:
@@ -77,14 +85,14 @@ def test_a_no_sends_nothing_and_is_not_tried_again(deployment: Any, ask: Any) ->
 
 def test_a_notifier_may_stand_alone(deployment: Any, ask: Any) -> None:
     Told.heard.clear()
-    desk = ask(approval={"notifiers": Told("{{ review_subject }}")})
+    desk = ask(reviewers=Reviewers(notifiers=Told("{{ review_subject }}")))
     assert desk.states() == {"approval": "awaiting_input"}, desk.log
     assert Told.heard == [desk.form()["subject"]]
 
 
 def test_silence_is_a_no_once_its_time_is_over(deployment: Any, ask: Any) -> None:
-    soon = {"response_timeout": dt.timedelta(milliseconds=1), "assigned_users": ["ada"]}
-    desk = ask(approval=soon).let_time_pass()
+    soon = Reviewers(timeout=dt.timedelta(milliseconds=1), users=["ada"])
+    desk = ask(reviewers=soon).let_time_pass()
     assert desk.form()["assignees"] == [{"id": "ada", "name": "ada"}]
     assert desk.states() == {"approval": "failed"}
     assert "Nobody answered in time, which rejects." in desk.log
@@ -164,7 +172,7 @@ def test_each_mapped_task_and_a_decorated_one_ask_for_themselves(deployment: Any
     def make() -> Any:
         from airflow.sdk import DAG, task
 
-        asking = terms(deployment) | {"confirm_above_usd": 0}
+        asking = terms(deployment) | budgeted({"confirm_above_usd": 0})
         with DAG("nightly", schedule=None) as dag:
 
             @task.claude_documents(task_id="approval", **asking)
@@ -186,13 +194,12 @@ def test_each_mapped_task_and_a_decorated_one_ask_for_themselves(deployment: Any
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"confirm_above_usd": "much"}, "confirm_above_usd= 'much' is not an amount"),
-        ({"approval": {"on_timeout": "approve"}}, "approval= knows no 'on_timeout'"),
-        ({"approval": {"response_timeout": 60}}, "give a timedelta"),
+        ({"budget": {"task_usd": 1}}, "budget= is a dict: give an amount in US dollars"),
+        ({"reviewers": 60}, "reviewers= is a int: give user names"),
     ],
 )
 def test_what_can_not_be_meant_fails_the_parse(arguments: Any, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(TypeError, match=complaint):
         ClaudeDocumentsOperator(
             task_id="ask", documents=[], prompt="What?", output="/tmp/x.jsonl", **arguments
         )
@@ -200,7 +207,7 @@ def test_what_can_not_be_meant_fails_the_parse(arguments: Any, complaint: str) -
 
 def test_a_budget_that_asks_is_raised_for_the_task_by_what_a_person_says(deployment: Any, ask: Any) -> None:
     deployment.server.reply(text="word " * 1_600)  # $0.001; a document is held at $0.0045
-    desk = ask(run_budget_usd=0.006, on_exceeded="ask", confirm_above_usd=None, retries=1, max_in_flight=2)
+    desk = ask(run_usd=0.006, on_exceeded="ask", confirm_above_usd=None, retries=1, max_in_flight=2)
     assert desk.states() == {"approval": "awaiting_input"}, desk.log
     paid = deployment.server.invoice.paid
     assert 1 <= paid < 12
@@ -221,7 +228,7 @@ def test_a_budget_that_asks_is_raised_for_the_task_by_what_a_person_says(deploym
 
 def test_what_a_person_types_is_the_cap_and_nothing_else_of_it_counts(deployment: Any, ask: Any) -> None:
     deployment.server.reply(text="word " * 1_600)
-    desk = ask(run_budget_usd=0.006, on_exceeded="ask", confirm_above_usd=None, retries=1, max_in_flight=1)
+    desk = ask(run_usd=0.006, on_exceeded="ask", confirm_above_usd=None, retries=1, max_in_flight=1)
     paid = deployment.server.invoice.paid
     content = desk.form()["params"]["content"]["value"]
     desk.answer("Approve with changes", content={**content, "budget": "all", "raise to (USD)": 0.0083})
@@ -240,13 +247,13 @@ def test_what_a_person_types_is_the_cap_and_nothing_else_of_it_counts(deployment
 
 
 def standing(deployment: Any, **fields: Any) -> None:
-    from airflow_llm_provider.ledger.budgets import Budget, set_budget
+    from airflow_llm_provider.ledger import budgets
     from airflow_llm_provider.ledger.database import Database
 
     database = Database(deployment.ledger_url)
     database.migrate()
     with database.write() as connection:
-        set_budget(connection, Budget(cap_micro_usd=10, on_exceeded="ask", **fields))
+        budgets.set_budget(connection, budgets.Budget(cap_micro_usd=10, on_exceeded="ask", **fields))
     database.close()
 
 
@@ -303,11 +310,11 @@ def test_a_deferred_function_asks_about_a_standing_budget_from_a_worker(deployme
 def test_a_task_that_has_asked_about_its_price_says_that_it_can_not_ask_again(
     deployment: Any, ask: Any
 ) -> None:
-    desk = ask(budget_usd=0.0001, on_exceeded="ask").answer("Approve")
+    desk = ask(task_usd=0.0001, on_exceeded="ask").answer("Approve")
     assert desk.states() == {"approval": "failed"}
     assert "left in budget 'budget_usd'" in desk.log
     assert "It is not raised: " in desk.log
-    assert "Airflow holds another text than should be shown" in desk.log
+    assert "Airflow shows another text than it should" in desk.log
     assert deployment.server.seen == 0
 
 
