@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.providers.standard.operators.python import BranchPythonOperator
-from airflow.sdk import DAG, BaseOperator, TaskGroup
+from airflow.sdk import DAG, BaseOperator, TaskGroup, task_group
 from branch_shapes import SHAPES, a_mapped_group, empty
 from desk import Desk
 
@@ -573,39 +573,50 @@ def test_a_value_object_with_a_wrong_value_is_refused_when_it_is_made(make: Any,
         make()
 
 
-def test_a_branch_inside_a_mapped_operator_decides_for_each_index(deployment: Any) -> None:
-    deployment.server.reply(call=lambda q: says("billing" if "invoice" in q.document else "technical"))
+EACH = {"each.billing": "Money and invoices.", "each.technical": "Something does not work."}
+
+
+def a_mapped_branch(task_id: str, **asking: Any) -> DAG:
+    """Return a DAG whose branch decides for each map index of its task group."""
     with DAG("mapped", schedule=None) as dag:
-        LLMBranchOperator.partial(task_id="read", prompt="Who?", model="fast", branches=BOTH).expand(
-            inputs=[{"text": "An invoice."}, {"text": "An error."}]
-        ) >> [empty("billing"), empty("technical")]
-    ran = deployment.run(dag)
-    taken = [ran.xcom(map_index=n, key="llm_branch")["taken"] for n in range(2)]
-    assert taken == [["billing"], ["technical"]]
+
+        @task_group
+        def each(text: str) -> None:
+            LLMBranchOperator(
+                task_id=task_id,
+                prompt="Who?",
+                model="fast",
+                branches=EACH,
+                inputs={"text": text},
+                **asking,
+            ) >> [empty("billing"), empty("technical")]
+
+        each.expand(text=["An invoice.", "An error."])
+    return dag
+
+
+def test_a_branch_in_a_mapped_group_decides_for_each_index(deployment: Any) -> None:
+    def answer(question: Any) -> Any:
+        return says("each.billing" if "invoice" in question.document else "each.technical")
+
+    deployment.server.reply(call=answer)
+    ran = deployment.run(a_mapped_branch("read"))
+    taken = [ran.xcom("each.read", map_index=n, key="llm_branch")["taken"] for n in range(2)]
+    assert taken == [["each.billing"], ["each.technical"]]
+    assert {name for name, state in states(ran).items() if state == "skipped"} == {
+        "each.technical[0]",
+        "each.billing[1]",
+    }
 
 
 def test_a_person_chooses_for_each_index_of_a_mapped_branch(deployment: Any) -> None:
-    deployment.server.reply(data=says("billing", 0.3))
-
-    def make() -> DAG:
-        with DAG("mapped", schedule=None) as dag:
-            LLMBranchOperator.partial(
-                task_id="approval",
-                prompt="Who?",
-                model="fast",
-                branches=BOTH,
-                route=Route(min_confidence=0.7),
-                on_unsure="ask",
-            ).expand(inputs=[{"text": "An invoice."}, {"text": "An error."}]) >> [
-                empty("billing"),
-                empty("technical"),
-            ]
-        return dag
-
-    desk = Desk(deployment=deployment, make=make).start()
-    desk.answer("billing", map_index=0).answer("technical", map_index=1)
-    taken = [desk.xcom("approval", "llm_branch", n)["taken"] for n in range(2)]
-    assert taken == [["billing"], ["technical"]], desk.log
+    deployment.server.reply(data=says("each.billing", 0.3))
+    asking = {"route": Route(min_confidence=0.7), "on_unsure": "ask"}
+    desk = Desk(deployment=deployment, make=lambda: a_mapped_branch("approval", **asking)).start()
+    for index, choice in enumerate(EACH):
+        desk.answer(choice, task_id="each.approval", map_index=index)
+    taken = [desk.xcom("each.approval", "llm_branch", n)["taken"] for n in range(2)]
+    assert taken == [["each.billing"], ["each.technical"]], desk.log
 
 
 # Real intents.
