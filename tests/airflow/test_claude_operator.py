@@ -519,7 +519,7 @@ AT_ONCE = {"attempts": 2, "first_wait_s": 0, "max_wait_s": 0}
             "spend_limit",
             {"status": 429, "error_code": "enforced_spend_limit_reached"},
             2,
-            "raise it in the Claude Console",
+            "Raise it in the Claude Console",
         ),
         ("too_long", {"status": 413}, 2, "TooLong: HTTP 413"),
         ("refusal", {"kind": "refusal"}, 2, "Refused: The model refused to answer"),

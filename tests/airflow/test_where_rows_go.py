@@ -143,7 +143,7 @@ def test_without_an_output_type_a_row_holds_text(deployment):
     ("output", "says"),
     [
         ("rows.jsonl", "is relative"),
-        ("/tmp/rows.xlsx", "can't be written as 'xlsx'"),
+        ("/tmp/rows.xlsx", "cannot be written as 'xlsx'"),
         ("{inbox}/rows.jsonl", "among"),
     ],
 )
