@@ -71,6 +71,7 @@ class CheckedPartial(OperatorPartial):
 
 def when_complete(task: MappedOperator, check: Callable[[], None]) -> None:
     """Call `check` when the DAG file has been parsed and all tasks have their edges; its errors are import errors."""
+    # Airflow calls this method of every task once the DAG is complete, and calls nothing else of a mapped one.
     task.resolve_template_files = check  # type: ignore[method-assign]
 
 
@@ -151,6 +152,8 @@ def show_form(ti_id: Any, form: Mapping[str, Any]) -> dict[str, Any]:
     from airflow.sdk.execution_time.comms import CreateHITLDetailPayload, HITLDetailRequestResult
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
+    # The API does not report that it keeps an older form of this task instance. Only the reply tells what people will
+    # see.
     reply = SUPERVISOR_COMMS.send(CreateHITLDetailPayload(ti_id=ti_id, **form))
     assert isinstance(reply, HITLDetailRequestResult), reply
     held = reply.model_dump(mode="json", include=set(form))

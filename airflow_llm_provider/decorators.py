@@ -93,6 +93,8 @@ class FunctionTask(DecoratedOperator):
             return Hidden(_resolved(value, context))
 
         if content is self.op_kwargs:
+            # By identity: only the function's arguments are data. The operator's own fields are rendered as Airflow
+            # does it.
             return {name: argument(value) for name, value in content.items()}
         if content is self.op_args:
             return [argument(value) for value in content]
@@ -206,6 +208,8 @@ def _decorator(
     operator: Any, python_callable: Callable[..., Any] | None, arguments: Mapping[str, Any]
 ) -> TaskDecorator:
     """Return what makes a task of a function, with the operator's arguments checked when the DAG is parsed."""
+    # Airflow makes the operator only when the function is called in the DAG file. A decorator with wrong arguments that
+    # is never called would pass.
     operator.require_arguments(arguments)
     return task_decorator_factory(
         python_callable=python_callable, decorated_operator_class=operator, **arguments

@@ -42,6 +42,7 @@ def read_answer(
         error = TerminalError(
             "Nobody answered in time, and nothing is chosen then. Clear the task to ask again."
         )
+    # The choice is the form's default, made by Airflow: it may be an approval, although no person decided.
     elif event.get("timedout"):
         status = reviews.TIMED_OUT
     elif choice == form.REJECT:

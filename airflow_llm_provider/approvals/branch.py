@@ -48,6 +48,7 @@ class BranchReview:
         """What can be chosen, by the text of its button."""
         default = self.default or ()
         several = [choice for choice in (self.proposed, default) if len(choice) > 1]
+        # The default need not be among the branches that the model may choose.
         singles = [(name,) for name in (*self.branches, *default)]
         nothing = [()] if self.multiple or self.default == () else []
         return {_label(choice): choice for choice in (*several, *singles, *nothing)}

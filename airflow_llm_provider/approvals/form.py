@@ -60,6 +60,7 @@ def show(content: Any) -> str:
 def frame(value: Any) -> str:
     """Return text, or data as JSON, in a Markdown fence that is longer than any fence within the text."""
     kind, text = ("text", value) if isinstance(value, str) else ("json", _written(value))
+    # Else each line of a Windows file would end in the code of a carriage return.
     text = text.replace("\r\n", "\n")
     note, text = _note_on(text), visible(text)
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
@@ -149,6 +150,7 @@ def _kept(edit: Any) -> bytes:
         kept = to_json(edit, sort_keys=True)
     except BadRequest:
         kept = b"null"  # a number too long, or too many levels
+    # What goes on is read back from these bytes, so they must hold the very number that a person approved.
     if json.loads(kept) != edit:
         raise InvalidOutput("The edited content has a number that can't be kept exactly.")
     return kept
@@ -238,6 +240,7 @@ def _travels_as_lines(content: Any) -> bool:
 
 def _browser_holds(value: Any) -> bool:
     if isinstance(value, dict):
+        # In JavaScript `__proto__` names the object's prototype, so a field of that name may not come back.
         return "__proto__" not in value and all(map(_browser_holds, value.values()))
     if isinstance(value, list):
         return all(map(_browser_holds, value))
@@ -251,4 +254,5 @@ def _untouched(content: Any, edit: Any) -> Any:
     if isinstance(content, list) and isinstance(edit, list) and len(content) == len(edit):
         return [_untouched(was, now) for was, now in zip(content, edit, strict=True)]
     is_number = isinstance(edit, (int, float)) and not isinstance(edit, bool)
+    # A browser writes 1.0 as 1. The hash is of the bytes, so the same number would look like an edit.
     return content if is_number and not isinstance(content, bool) and content == edit else edit

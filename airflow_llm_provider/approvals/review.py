@@ -127,6 +127,7 @@ class Review:
 
     def asked(self, *, is_shown: bool = True) -> AskedQuestion:
         """Return the question as the ledger keeps it."""
+        # Without the aside: an estimate of the price that has changed is still the same question.
         parts = (self.subject, self.body, list(self.options), self._choice_on_timeout, self._users)
         content = self.content_json
         return AskedQuestion(
@@ -232,12 +233,16 @@ def ask(review: Review, *, hook: Hook, context: Context, resume: str) -> Decisio
             if stored.first_try == scope.first_try:
                 if stored.verdict:
                     return Decision.of(stored)
+                # To show the form again would delete an answer that may be there.
                 if stored.shown_ms:  # by an earlier attempt
                     raise _look_for_answer(review, scope, context, resume)
             _notify(review, context)
+            # Airflow keeps the first form of a task instance and reports no error when it is given another one.
             if _airflow.show_form(context["ti"].id, shown) != shown:
                 raise _changed("Airflow shows another text than it should")
             ledger.write(
+                # Only now: an attempt that is killed before this line shows the form again, one that is killed after it
+                # does not.
                 lambda connection, now_ms: reviews.store_shown(connection, now_ms, scope, review.key)
             )
     except LLMError as error:
@@ -284,6 +289,7 @@ def take_answer(
                 validators,
                 is_editable=CHANGE in review.options,
             )
+            # Kept before the error is raised, so that an edit that is not valid is not lost.
             ledger.write(lambda connection, _: reviews.store_verdict(connection, scope, review.key, verdict))
         if error:
             raise error

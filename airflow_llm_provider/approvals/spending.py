@@ -84,6 +84,8 @@ class PriceCheck:
             decision = take_answer(review, event, hook=hook, context=context)
         elif self._is_above:
             stored = find_review(_PRICE, hook=hook, context=context)
+            # Before the task is parked: a person would be shown the earlier price again, and could not approve the new
+            # one.
             if stored and stored.asked.shown:
                 self._require_covered(orjson.loads(stored.asked.content), hook, context)
             decision = ask(review, hook=hook, context=context, resume=resume)
@@ -185,6 +187,7 @@ def ask_to_raise(
 
 def keep_raise(event: Mapping[str, Any], *, reviewers: Reviewers, hook: Hook, context: Context) -> None:
     """Keep what a person decided about a budget; raises AirflowFailException when the amount is not one."""
+    # The error that led to the question is gone with its attempt. `frozen` takes what the ledger says was shown.
     review = _raise_review(reviewers, subject="", body="", content={})
     take_answer(review, event, hook=hook, context=context, validators=[_amount_complaint])
 

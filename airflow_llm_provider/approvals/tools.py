@@ -47,6 +47,7 @@ def verdicts(
         stored = await ledger.read(lambda connection, _: reviews.find(connection, scope, _KEY))
         if stored is None or stored.verdict is None or stored.first_try != scope.first_try:
             return None
+        # A model that is asked again may want other calls. An approval holds only for those that a person has seen.
         if stored.asked.asked_hash != review_of(needed, reviewers).asked(is_shown=False).asked_hash:
             raise TerminalError(
                 f"{needed} A person has been asked about other calls of this task, and Airflow shows one question per "

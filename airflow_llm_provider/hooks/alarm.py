@@ -52,6 +52,7 @@ class BudgetAlarm:
             "cap_usd": usd(warning.budget.cap_micro_usd),
         }
         for notifier in self._notifiers:
+            # In a thread: a notifier may send an email, and the calls in flight need the event loop.
             self._calls.append(self._loop.run_in_executor(None, self._notify, notifier, values))
 
     def _notify(self, notifier: Any, values: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ async def close_account(
                 usd(outcome.cost_micro_usd or 0),
                 usd(outcome.strong_alone_micro_usd),
             )
+        # Later, with the next group of commits: a saving is worth no transaction of its own.
         engine.ledger.record_later(saving_of(outcome, scope, options))
     log.info("%s", await cost_line(engine, scope))
 
@@ -86,6 +87,7 @@ async def cost_line(engine: Calls, scope: CallScope) -> str:
         spent, left = await engine.ledger.read(
             lambda connection, now_ms: _run_cost(connection, now_ms, scope)
         )
+    # The answer is there. That the ledger cannot be read for a log line is no reason to fail the task.
     except LLMError:
         return f"{line}."
     rest = "".join(f"; ${usd(amount)} of {name} left" for name, amount in left.items())
@@ -97,6 +99,7 @@ def _run_cost(connection: sa.Connection, now_ms: int, scope: CallScope) -> tuple
     left: dict[str, int] = {}
     for budget in scope_budgets(scope):
         meter = budget.meter(scope, now_ms)
+        # What is reserved for calls in flight cannot be spent by another one, so it is not left.
         taken = sa.select(account.c.settled_micro_usd + account.c.reserved_micro_usd)
         booked = connection.scalar(taken.where(account.c.id == meter.id)) if meter else None
         left[_BUDGET_NAMES[budget.name]] = max(0, budget.cap_micro_usd - int(booked or 0))
@@ -137,6 +140,7 @@ def instead(error: AnswerError, question: Question, options: Options, context: C
         case "default":
             if on_invalid.default is None:
                 return _put(None, None, output, options.output)
+            # Read like an answer, so that downstream gets a value of the same type.
             value = output.parse(output.answer_text(on_invalid.default))
             return _put(value, output.dump(value), output, options.output)
         case "return" if isinstance(error, (InvalidOutput, BusinessError)):

@@ -35,6 +35,7 @@ def _are_validators(value: Any) -> bool:
     others = [each for each in value if not callable(each)]
     if not others:
         return True
+    # Here, so that a DAG file without Judges does not load the module.
     from airflow_llm_provider.validators import Judge
 
     return all(isinstance(each, Judge) for each in others)

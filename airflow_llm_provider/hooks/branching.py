@@ -125,6 +125,7 @@ class Rules:
             if self.default is None:
                 return Decision(outcome="failed", why=why)
             return Decision(outcome="default", why=why, taken=self.default)
+        # Where no branch is proposed, none has a bar of its own, and the operator's counts.
         bars = [self.bars.get(name, self.min_confidence) for name in proposed.branches] or [
             self.min_confidence
         ]
@@ -155,6 +156,7 @@ def choosing(question: Question, branches: Mapping[str, str], *, multiple: bool)
         multiple: any number of branches may fit, also none.
     """
     which = "every branch that fits, or none" if multiple else "the one branch that fits best"
+    # Indented, so that a description of several lines stays one item of the list.
     listed = "\n".join(f"- {name}: {text}".replace("\n", "\n  ") for name, text in branches.items())
     prompt = _QUESTION.format(prompt=question.prompt, which=which, branches=listed)
     return dataclasses.replace(
@@ -184,6 +186,7 @@ async def propose(
     if agreement is None:
         failed = outcomes[0]
         assert isinstance(failed, AnswerError), "an answer is a vote for something"
+        # All votes were paid for, and this error is the only one that is returned.
         failed.usage = usage
         return failed
     is_poll = votes > 1
@@ -222,6 +225,7 @@ def _read(outcome: Reply | AnswerError) -> tuple[tuple[str, ...], float] | None:
     if isinstance(outcome, AnswerError):
         return None
     choice = outcome.value.choice
+    # The order of the ids says nothing: two votes for the same branches agree.
     return (choice,) if isinstance(choice, str) else tuple(sorted(set(choice))), outcome.value.confidence
 
 
@@ -245,6 +249,7 @@ def _added_up(usages: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return {
         **first,
         **{name: sum((usage[name] for usage in others), first[name]) for name in _ADDED_UP},
+        # An unknown price makes the sum unknown. It never counts as 0.
         "cost_usd": None if None in costs else str(sum(map(Decimal, costs))),
         "reused": all(usage["reused"] for usage in (first, *others)),
     }

@@ -188,6 +188,7 @@ class ClaudeHook(BaseHook):
             max_in_flight: how many are asked at once.
             **options: as for `ask`.
         """
+        # Bounded: where the consumer is slow, asking waits for it, and answers do not fill the memory.
         outcomes: queue.Queue[Reply[Any] | LLMError | _End] = queue.Queue(maxsize=max_in_flight)
         is_left = threading.Event()
         working: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = []
@@ -196,6 +197,7 @@ class ClaudeHook(BaseHook):
             task = asyncio.current_task()
             assert task is not None, "a coroutine of asyncio.run is a task"
             working.append((asyncio.get_running_loop(), task))
+            # The consumer may have left before this loop had started; then there was nothing yet that it could cancel.
             if is_left.is_set():
                 return
             async with (
@@ -205,6 +207,7 @@ class ClaudeHook(BaseHook):
                 ) as answered,
             ):
                 async for outcome in answered:
+                    # A full queue blocks, and the calls in flight need the event loop.
                     await asyncio.to_thread(outcomes.put, outcome)
 
         def run() -> None:
@@ -224,6 +227,8 @@ class ClaudeHook(BaseHook):
             if outcome.error is not None:
                 raise outcome.error
         finally:
+            # Set before the tasks are looked at, and read by the thread after it has entered its own: one of the two
+            # ends it.
             is_left.set()
             for loop, task in working:
                 with suppress(RuntimeError):  # the loop has ended
@@ -238,6 +243,7 @@ class ClaudeHook(BaseHook):
 
         `async with hook.session() as claude: reply = await claude.ask(…)`
         """
+        # The loop is the caller's, who may do other work in it: `cancel` must not end that.
         async with self._open_session(_DEFAULTS, own_loop=False) as claude:
             yield claude
 
@@ -284,6 +290,7 @@ class ClaudeHook(BaseHook):
             try:
                 reply = await question.ask(engine, options, scope)
             except AnswerError as error:
+                # An answer that is not valid was paid for as well, and the log says what it cost.
                 await close_account(engine, scope, error, options)
                 raise
             await close_account(engine, scope, reply, options)
@@ -327,6 +334,7 @@ class ClaudeHook(BaseHook):
                     )
                 yield engine
             finally:
+                # Closing commits what is left, which can still warn of a budget. So the notifiers are awaited after it.
                 await engine.close()
                 await alarm.wait()
         finally:
@@ -344,6 +352,7 @@ class ClaudeHook(BaseHook):
             return asyncio.run(work)
         except BaseExceptionGroup as group:
             error = gravest(group)
+            # An LLMError says everything by itself. Any other error is a bug, whose traceback is wanted.
             raise self.for_airflow(error, context) from (None if isinstance(error, LLMError) else group)
         except AnswerError as error:
             raise error from None
@@ -358,6 +367,7 @@ class ClaudeHook(BaseHook):
                 "continues from it."
             ) from None
         finally:
+            # The same hook may be used again, in a script or a notebook.
             self._is_cancelled, self._stray = False, None
             self._forget_connection()
 
@@ -454,6 +464,7 @@ class ClaudeHook(BaseHook):
             return BudgetNeedsPerson(f"{where}BudgetExceeded: {error}", error)
         if isinstance(error, TerminalError):
             return AirflowFailException(f"{where}{type(error).__name__}: {error}")
+        # Changed in place: the retry policy needs its class and the delay in it.
         error.args = (f"{where}{error}",)
         return error
 
@@ -504,10 +515,12 @@ def _where(context: Context | None) -> str:
 
 def _is_listed(model: str, models: dict[str, Any]) -> bool:
     """Tell whether the API lists a model, by its id or by the alias of a dated one."""
+    # The id of a dated model ends in a date, whose year begins with 2.
     return any(listed == model or listed.startswith(f"{model}-2") for listed in models)
 
 
 def gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the error that ended a task group, the gravest first."""
     errors = [gravest(e) if isinstance(e, BaseExceptionGroup) else e for e in group.exceptions]
+    # A terminal error first: while it stands, no retry of the task can help.
     return next((error for error in errors if isinstance(error, TerminalError)), errors[0])

@@ -57,6 +57,7 @@ class Fields:
         if given is None or given == "":
             return None
         try:
+            # float(True) would be 1: a limit of one request per minute.
             value = math.nan if isinstance(given, bool) else float(given)
         except (TypeError, ValueError, OverflowError):
             value = math.nan
@@ -95,6 +96,7 @@ class Fields:
         if not host:
             return None
         if "://" not in host:
+            # The SDK adds `/v1` by itself, so one in the field would be doubled.
             host = f"{self.connection.schema or 'https'}://{host.rstrip('/').removesuffix('/v1')}"
             if self.connection.port:
                 host += f":{self.connection.port}"

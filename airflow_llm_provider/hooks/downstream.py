@@ -73,6 +73,7 @@ def skip_all_except(context: Context, followed: Collection[str]) -> None:
     task = _own(context)
     dag = task.get_dag()
     assert dag is not None, "a task that runs has a DAG"
+    # An edge to a group is an edge to its first tasks, so these are what is followed.
     roots = {root for name in followed for root in _roots(dag, name)}
     kept = roots | {
         relative for name in roots for relative in dag.get_task(name).get_flat_relative_ids(upstream=False)
@@ -91,6 +92,7 @@ def require_skippable(task: Operator, tasks: Iterable[Operator], *, or_fail: boo
         or_fail: whether the task fails instead of a skip. Then a task that runs after failures is refused. Else every
             task that does not have the same map index is refused.
     """
+    # The decision of a task without map indexes is always found by the scheduler.
     if not _airflow.needs_expansion(task):
         return
     others = [each for each in tasks if not each.is_teardown and not _shares_index(task, each)]
@@ -181,6 +183,7 @@ def _own(context: Context) -> Operator:
     task: Any = context["task"]
     dag = task.get_dag()
     assert dag is not None, "a task that runs has a DAG"
+    # Only the task in the DAG tells that it is mapped, and what its groups are.
     found: Operator = dag.task_dict[task.task_id]
     return found
 

@@ -71,6 +71,7 @@ def map_indexes(task: BaseOperator | MappedOperator) -> range:
         raise NeedsUpstream(f"its arguments come from {', '.join(sorted(upstream))}")
     if mapped is None:
         return range(-1, 0)
+    # `.expand()` makes every combination of its lists, `.expand_kwargs()` one instance per item of its list.
     return range(math.prod(map(len, mapped.values())) if isinstance(mapped, dict) else len(mapped))
 
 

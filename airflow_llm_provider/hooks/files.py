@@ -22,6 +22,7 @@ def named_roots(roots: Sequence[str] | str | None) -> list[str]:
     from airflow.sdk.configuration import conf
 
     named = roots if roots is not None else conf.get("llm", "roots", fallback="")
+    # A single string taken as a list would give one root per letter, and `/` among them would allow every file.
     names = named.split(",") if isinstance(named, str) else map(str, named)
     return [name.strip() for name in names if name.strip()]
 
@@ -72,6 +73,7 @@ def _content(name: str, path: Any, roots: list[str] | None) -> Any:
         content = read(found[0])
     except (Unreadable, OSError) as error:
         raise AirflowFailException(f"The input {name!r} cannot be read: {error}") from error
+    # As a text, and not as a block: only a text can be read in parts where it is too long for the model.
     if len(content.parts) == 1 and content.text is not None:
         return content.text
     return to_blocks(content)
@@ -99,6 +101,7 @@ def write(location: str, value: Any) -> str:
 
     from airflow_llm_provider.engine.request import to_json
 
+    # A URL may name an Airflow connection, as in `s3://conn@bucket/key`, which only ObjectStoragePath understands.
     path = object_storage(location) if "://" in location else UPath(location)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(value.encode() if isinstance(value, str) else to_json(value))

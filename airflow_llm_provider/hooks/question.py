@@ -127,6 +127,7 @@ class Question:
         self._require_valid(options)
         request, terms = self.request(engine, options), self.terms(engine, options, scope)
         name = self._longest
+        # An answer that exists already is about the whole text, so the text is not read in parts.
         if name is None or self.given is not None or surely_fits(request, options.long_input):
             return engine.ask(request, terms)
         return ask_about(

@@ -55,6 +55,7 @@ def prune_ledger(claude_conn_id: str | None = DEFAULT_CONNECTION) -> dict[str, i
     try:
         database.migrate()
         with database.read() as connection:
+            # The times in the rows are by the database's clock, which need not agree with this machine's.
             now_ms = database.now_ms(connection)
         gone = prune(
             database,

@@ -181,6 +181,7 @@ class Claude:
         try:
             for row in rows:
                 begun.append(asyncio.ensure_future(one(row)))
+                # Rows are taken only as outcomes are consumed, so a generator of any length needs little memory.
                 if len(begun) >= max_in_flight * _AHEAD:
                     yield await begun.popleft()
             while begun:
@@ -188,4 +189,5 @@ class Claude:
         finally:
             for task in begun:
                 task.cancel()
+            # Waited for: the caller closes the engine next, and no call may still use it then.
             await asyncio.gather(*begun, return_exceptions=True)

@@ -68,6 +68,7 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
     """
 
     runs_in_worker: ClassVar[bool] = True
+    # Without it the scheduler would not look for the decision when a skipped task is cleared, and would run the task.
     inherits_from_skipmixin = True
 
     def __init__(
@@ -124,6 +125,8 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
         record = _record(proposed)
         if decision.outcome == "ask":
             decision = self._ask_person(decision, record, branches, context)
+        # A model that cannot be reached may answer a retry, so its error keeps its class. An unsure choice is in the
+        # ledger, where a retry would find the same, so the task fails for good.
         if decision.outcome == "failed":
             context["ti"].xcom_push(key=RECORD, value={**record, **decision.record()})
             where = f"{self.dag_id}.{self.task_id}"
@@ -139,6 +142,7 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
 
         branches = self._offered()
         record = context["ti"].xcom_pull(key=RECORD, map_indexes=context["ti"].map_index)
+        # From what was shown, and not made again: inputs and confidence may have changed since.
         asked = self._branch_review(record, record.pop("asked"), branches)
         answer = take_answer(asked.review(), event, hook=self.hook, context=context)
         return self._take(asked.decided(answer), record, context)
@@ -150,6 +154,7 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
         said = f"{decision.outcome.capitalize()}: {', '.join(taken) or 'none'}"
         self.log.log(level, "%s; %s", said, decision.why)
         context["ti"].xcom_push(key=RECORD, value={**record, **decision.record()})
+        # Last, because it raises where there is something to skip.
         downstream.skip_all_except(context, taken)
         return taken if self.multiple or len(taken) != 1 else taken[0]
 
@@ -173,6 +178,8 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
             proposed = self.hook.run(self._ask(question, context), context)
         except BudgetNeedsPerson as needed:
             raise self.ask_for_budget(needed, context) from None
+        # Pushed here because what follows may fail, park the task or skip, each by an exception; the calls are paid
+        # for.
         if usage := _usage(proposed):
             context["ti"].xcom_push(key=USAGE, value=usage)
         return proposed

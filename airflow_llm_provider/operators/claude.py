@@ -103,6 +103,7 @@ class ClaudeOperator(ClaudeTask):
     """
 
     template_fields: Sequence[str] = (*SHARED_TEMPLATE_FIELDS, "inputs", "messages")
+    # Airflow lets the other tasks of the DAG make this class from an XCom; it refuses every other class.
     deserialization_allowed_class_fields = ("output_type",)
     runs_in_worker: ClassVar[bool] = False
     _decision: Mapping[str, Any] | None = (
@@ -216,6 +217,7 @@ class ClaudeOperator(ClaudeTask):
     @classmethod
     def start_mapped_in_triggerer(cls, task: MappedOperator) -> None:
         """Decide where the instances of a mapped task run."""
+        # `deferrable` and the arguments of the call may also stand in the DAG's default_args.
         given = {**(task.dag.default_args if task.dag else {}), **task.partial_kwargs}
         if given.get("deferrable") and not cls.runs_in_worker:
             arguments = {name: value for name, value in given.items() if name in ARGUMENTS}
@@ -240,6 +242,9 @@ class ClaudeOperator(ClaudeTask):
             reply: Reply | AnswerError = self.hook.answer(question, options, context)
         except ApprovalNeeded as needed:
             self._ask_for_approval(needed, context)
+            # The decision is in the ledger now, and so are the model's earlier replies: the same loop continues behind
+            # them. Not `self.execute`: that of a decorator would call the function again, which may return another
+            # prompt.
             return ClaudeOperator.execute(self, context)
         except BudgetNeedsPerson as needed:
             raise self.ask_for_budget(needed, context) from None
@@ -253,6 +258,7 @@ class ClaudeOperator(ClaudeTask):
         """Push what describes the answer, and return the answer or what takes its place."""
         from airflow_llm_provider.hooks.answers import instead, returned, xcoms
 
+        # Pushed before anything raises: a failed answer was paid for as well, and these XComs say what it cost.
         for key, value in xcoms(reply).items():
             context["ti"].xcom_push(key=key, value=value)
         try:
@@ -276,6 +282,7 @@ class ClaudeOperator(ClaudeTask):
         if event is None:
             ask(review, hook=self.hook, context=context, resume="resume_after_approval")
         else:
+            # The decision is about these calls only. The model may make others, which a person has not seen.
             self._decision = None
             take_answer(review, event, hook=self.hook, context=context)
 

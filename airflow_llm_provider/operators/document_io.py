@@ -66,6 +66,7 @@ def require_resolvable(task_id: str, documents: Any) -> None:
 
 def is_mapped_over_a_task(task: Any) -> bool:
     """Tell whether `.expand()` took its values from another task."""
+    # The instance that runs has lost its mapping; the task that the DAG holds has it.
     in_dag = task.dag.get_task(task.task_id)
     values = in_dag.expand_input.value if isinstance(in_dag, MappedOperator) else None
     return any(XComArg.iter_xcom_references(values))
@@ -126,12 +127,14 @@ def row_sink(
     except (ValueError, MissingExtra, TypeError) as error:
         raise Misplaced(str(error)) from error
     except OSError as error:
+        # Any other error, such as a full disk, may be gone at the next try, so it does not fail the task for good.
         if error.errno not in _IN_THE_WAY:
             raise
         raise Misplaced(error.strerror) from error
     try:
         _require_apart(sink.files, documents, strings)
     except Misplaced:
+        # The writer holds an open temporary file by now.
         sink.discard()
         raise
     return sink
@@ -140,6 +143,7 @@ def row_sink(
 def _require_apart(files: Sequence[str], documents: Any, strings: str) -> None:
     """Raise Misplaced for files among the documents: the next run would read, and pay for, its own rows."""
     for given in documents if isinstance(documents, Rows) else [documents]:
+        # A string that stands alone is always a path. In a list it is a text, unless `strings` says that it is a path.
         names_files = isinstance(given, str) and (strings == "path" or given is documents)
         if not (is_file(given) or names_files):
             continue
@@ -157,6 +161,7 @@ def _lies_among(files: Sequence[str], documents: Any) -> str | None:
     if not given:
         return None  # the empty path would be the working folder
     try:
+        # A link or `..` can be another way to the same folder, so local paths are compared by what they resolve to.
         base = os.path.realpath(given) if is_local else given.rstrip("/")
     except ValueError:
         return None  # no path at all, which is said when it would be read

@@ -175,6 +175,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
         if not comes_later(reading := arguments.get("reading")):
             Reading.of(reading)
         if "max_failed" in arguments and not comes_later(arguments["max_failed"]):
+            # Only its form is checked; any number of documents does for that.
             tolerated(arguments["max_failed"], 100)
         on_invalid = OnInvalid.of(arguments.get("on_invalid"))
         require(
@@ -223,6 +224,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
             )
         require_text(self.task_id, "prompt", self.prompt)
         if read_flag(self.task_id, "dry_run", self.is_dry_run):
+            # Not `self.estimate`: that of a decorator would call the function a second time.
             return ClaudeDocumentsOperator.estimate(self, context).as_dict()
         self._require_confirmed_price(context)
         try:
@@ -230,9 +232,11 @@ class ClaudeDocumentsOperator(ClaudeTask):
         except BudgetNeedsPerson as needed:
             raise self.ask_for_budget(needed, context) from None
         if failure := self._failure(manifest, run, context):
+            # A task that fails returns nothing, and the manifest says where the rows and the dead letters are.
             context["ti"].xcom_push(key="manifest", value=manifest)
             if isinstance(failure, BudgetNeedsPerson):
                 failure = self.ask_for_budget(failure, context)
+            # ClaudeRetryPolicy finds the delay that the API asked for in the cause.
             raise failure from run.retryable
         return manifest
 
@@ -244,6 +248,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
         found = manifest["documents"]
         if refused := run.over_budget:
             pending = manifest["outcomes"]["pending"]
+            # The amount that is proposed to the person then has room for all documents that are pending.
             if isinstance(refused, BudgetAsks):
                 refused.calls = pending
             refused.args = (f"{pending} of {found} documents are pending. {refused}",)
@@ -284,8 +289,11 @@ class ClaudeDocumentsOperator(ClaudeTask):
 
         async with self.hook.open_engine(self.options, context, own_loop=True) as engine:
             run = self._run(engine, context)
+            # The output is checked and opened before anything is asked: nothing is paid for rows that could not be
+            # written.
             with self._sink(context["ti"].map_index) as sink:
                 manifest = await run.run(self._found(), sink)
+                # In a thread: it writes and uploads all rows, and the event loop must not stand still meanwhile.
                 landed = await asyncio.to_thread(sink.publish, manifest)
             self.log.info("%s", await cost_line(engine, run.scope))
             return {**manifest, **landed.paths(), "rows": landed.rows}, run
@@ -334,6 +342,8 @@ class ClaudeDocumentsOperator(ClaudeTask):
         from airflow_llm_provider.documents.formats import MissingExtra
         from airflow_llm_provider.documents.sources import list_documents
 
+        # A mapped instance is made from plain values, so a path that another task named looks like one that the author
+        # typed.
         is_typed = self._is_literal and not is_mapped_over_a_task(self)
         reading = Reading.of(self.reading)
         try:
@@ -379,6 +389,7 @@ def tolerated(max_failed: int | str, documents: int) -> int:
         is_share = text.endswith("%")
         if is_share and 0 <= allowed <= 100:
             return int(allowed * documents / 100)
+        # A float is refused: 0.01 could be meant as a count or as a share, and only the % sign decides.
         if not is_share and not isinstance(max_failed, (float, bool)) and int(text) >= 0:
             return int(text)
     except ValueError:

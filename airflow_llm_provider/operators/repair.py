@@ -81,6 +81,7 @@ class ValidationRepairOperator(ClaudeOperator):
     def question(self) -> Question:
         """The answer to check, or the question to ask."""
         question = super().question
+        # The answer is what is checked. As an input it would be sent whole with every repair.
         others = {name: value for name, value in question.inputs.items() if name != _ANSWER}
         if self._is_given and question.inputs.get(_ANSWER) is None:
             raise AirflowFailException(

@@ -37,6 +37,7 @@ class ClaudeRetryPolicy(RetryPolicy):
     ) -> RetryDecision:
         """Choose the delay before the next attempt."""
         del try_number, max_tries, context  # Airflow counts the attempts
+        # The documents operator raises an AirflowException, and the error that states the delay is its cause.
         error: BaseException | None = exception
         while error is not None:
             if isinstance(error, RetryableError) and error.retry_after_s:
@@ -79,6 +80,7 @@ class ClaudeTask(BaseOperator):
     claude_conn_id: str
 
     def __init__(self, **kwargs: Any) -> None:
+        # An argument that is set here would win over the author's own policy in `default_args`.
         if "retry_policy" not in (kwargs.get("default_args") or {}):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())
         super().__init__(**kwargs)
@@ -116,6 +118,7 @@ class ClaudeTask(BaseOperator):
             )
             for name in names
         }
+        # A value object checks itself when it is made, so this checks what the templates gave.
         with self.failing_for_good():
             return dataclasses.replace(content, **rendered)
 
@@ -133,6 +136,7 @@ class ClaudeTask(BaseOperator):
         """Park the task until a person has raised the budget; return the error where nobody can be asked."""
         from airflow_llm_provider.approvals import spending
 
+        # It raises where a person is asked, so what follows runs only where no person can be asked.
         why = spending.ask_to_raise(
             needed.refused,
             reviewers=self.options.reviewers,
@@ -147,10 +151,12 @@ class ClaudeTask(BaseOperator):
         from airflow_llm_provider.approvals import spending
 
         spending.keep_raise(event, reviewers=self.options.reviewers, hook=self.hook, context=context)
+        # From the start again: what was answered before is in the ledger and costs nothing.
         return self.execute(context)
 
     def on_kill(self) -> None:
         """Drop the calls in flight; what is settled stays in the ledger."""
+        # Only cancels and does not wait: Airflow sends SIGKILL five seconds after SIGTERM.
         self.hook.cancel()
 
 

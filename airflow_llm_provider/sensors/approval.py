@@ -42,6 +42,7 @@ class Content:
         return "<content>"
 
 
+# Not a BaseSensorOperator: that has a timeout of its own, of seven days.
 class ApprovalSensor(BaseOperator, SkipMixin):
     """Ask a person to approve, change or reject what a task produced; waits without a worker or a trigger.
 
@@ -133,6 +134,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         """Return a partial, with its arguments checked when the DAG is parsed."""
         cls.require_arguments(kwargs)
         made = super().partial(**kwargs)
+        # The partial has filled in Airflow's own defaults by now. What the author has set is known from these alone.
         scopes = (made.kwargs["dag"], made.kwargs["task_group"])
         given = [scope.default_args or {} for scope in scopes if scope is not None]
         made.kwargs.update(_defaults_beside({name: None for each in (*given, kwargs) for name in each}))
@@ -234,6 +236,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
 
     def _facts(self, context: Context) -> Facts:
         ti = context["ti"]
+        # A template names no task that could be seen here, so all tasks directly upstream count.
         sources = self._sources or sorted(self.upstream_task_ids)
         return Facts(
             # Airflow resolves nothing that is empty.
@@ -256,11 +259,13 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         if self.do_xcom_push:
             # Pushed now: Airflow pushes nothing for a task that skips others.
             ti.xcom_push("return_value", record)
+            # What was rejected must not be found by a task that reads this XCom.
             if not decision.is_rejected:
                 ti.xcom_push("content", decision.content)
         if decision.is_rejected and self.on_reject == "skip":
             is_all = self.ignore_downstream_trigger_rules
             relatives = self.get_flat_relatives if is_all else self.get_direct_relatives
+            # A teardown runs whatever was decided, as after Airflow's own approval operator.
             tasks = [task for task in relatives(upstream=False) if not task.is_teardown]
             downstream.skip(context, tasks, why=decision.rejection)
         elif self.on_reject not in ("skip", "fail"):

@@ -141,6 +141,7 @@ class RandomShare:
 
     def judge(self, facts: Facts) -> Judged:
         """Draw by the hash of the identity."""
+        # A random number would be another one at a retry, and could ask, or not ask, the second time.
         drawn = hashlib.sha256(f"{self.seed}\0{facts.identity}".encode()).digest()
         asks = int.from_bytes(drawn[:8]) < self.share * 2**64
         return Judged(asks, f"{'' if asks else 'not '}drawn for the sample of {self.share:.2%}")

@@ -47,6 +47,7 @@ async def resolved(
         if isinstance(value, (list, tuple)):
             return [await walk(item, render=render) for item in value]
         if isinstance(value, Mapping):
+            # What was pulled is returned as it is. Walked again, a document could hold a template or name another XCom.
             if list(value) == [XCOM]:
                 task_id, key = value[XCOM]
                 return await _pull(ti, task_id, key)
@@ -58,6 +59,7 @@ async def resolved(
         return await _referenced(value, ti) if hasattr(value, "iter_references") else value
 
     return {
+        # What an upstream task returned is not walked: it is data, whatever it looks like.
         name: value if name in data else await walk(value, render=name in templates)
         for name, value in arguments.items()
     }
@@ -68,11 +70,15 @@ async def _mapped(ti: Any) -> tuple[dict[str, Any], frozenset[str]]:
     stored = _airflow.expand_input(ti.task)
     if stored.EXPAND_INPUT_TYPE == "dict-of-lists":
         data = frozenset(name for name, value in stored.value.items() if hasattr(value, "iter_references"))
+        # This is `.expand()`: lists by argument, of which Airflow makes all combinations, so it has to choose by the
+        # map index.
         lists = {
             name: await _referenced(value, ti) if name in data else value
             for name, value in stored.value.items()
         }
         return _airflow.expanded(lists, ti), data
+    # This is `.expand_kwargs()`: one dict of arguments per map index. The list can be an XCom, and so can each dict in
+    # it.
     rows = stored.value
     row = (await _referenced(rows, ti) if hasattr(rows, "iter_references") else rows)[ti.map_index]
     if hasattr(row, "iter_references"):
@@ -95,9 +101,11 @@ async def _pull(ti: Any, task_id: str, key: str) -> Any:
     now = time.monotonic()
     for old in [name for name, (since, _) in _pulls.items() if now - since > _SHARED_S]:
         del _pulls[old]
+    # By event loop: a future belongs to one loop and cannot be awaited in another.
     name = (id(asyncio.get_running_loop()), ti.dag_id, ti.run_id, task_id, key)
     if name not in _pulls:
         _pulls[name] = now, asyncio.ensure_future(_airflow.pull_xcom(ti, task_id, key))
+    # The pull is shared, so the end of one trigger must not cancel it for the others.
     return await asyncio.shield(_pulls[name][1])
 
 

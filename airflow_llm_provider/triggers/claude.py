@@ -81,12 +81,15 @@ class ClaudeTrigger(BaseTrigger):
         ti: Any = self.task_instance
         if ti is None:
             raise NeedsWorker("dag.test() gives a trigger no task instance")
+        # No worker has started for this attempt, so the XComs of the attempt before are still there. A task that fails
+        # now must not seem to have an answer.
         if ti.try_number > 1:
             for key in ("return_value", USAGE, CHECKS):
                 await _airflow.delete_xcom(ti, key)
         if "scope" in call:  # a worker has resolved them, and what they hold is data
             given = decoded(call["arguments"])
         else:
+            # A trigger never gets an answer to some requests to the supervisor, such as a pull without map_indexes.
             async with asyncio.timeout(_RESOLVE_S):
                 given = await resolved(call["arguments"], self._context, TEMPLATES)
         question = Question.of({**given, "output_type": type_from_name(given.get("output_type"))})
@@ -107,9 +110,11 @@ class ClaudeTrigger(BaseTrigger):
             except AnswerError as error:  # the worker that raises it pushes nothing more
                 await self._push_all(xcoms(error))
                 raise
+            # The task's own budget cannot say `ask` here. One of the ledger can, and only a worker can park the task.
             except BudgetAsks as refused:
                 raise NeedsWorker(f"a person is asked: {refused}") from refused
             engine.ledger.record_later(saving_of(reply, scope, options))
+        # In a thread: it may write to a disk or an object store, and all triggers of the process share this event loop.
         answer = await asyncio.to_thread(returned, reply, question, options)
         await self._push_all(xcoms(reply))
         if call["push"] and answer is not None:
@@ -142,6 +147,7 @@ class ClaudeTrigger(BaseTrigger):
                 f"A downstream task expands over the answer, which is a {type(answer).__name__}."
             )
         length = len(answer) if is_mapped_over else None
+        # Pushed here and not within TaskSuccessEvent, which would encode it twice: downstream would get a JSON string.
         await _airflow.push_xcom(self.task_instance, "return_value", answer, mapped_length=length)
 
 
@@ -154,6 +160,7 @@ def _options(given: Mapping[str, Any]) -> Options:
 
 
 def _event(payload: dict[str, Any]) -> TriggerEvent:
+    # Airflow logs the payload of an event, so an event never carries an answer.
     return TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's class
 
 

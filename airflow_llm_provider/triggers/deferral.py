@@ -15,6 +15,7 @@ from airflow.sdk.definitions.xcom_arg import PlainXComArg, XComArg
 from airflow_llm_provider import _airflow
 from airflow_llm_provider.options import VALUE_OBJECTS, Budget, OnInvalid, Options, Reuse
 
+# By name: DAG files load this module, and the trigger would load the engine with it.
 TRIGGER = "airflow_llm_provider.triggers.claude.ClaudeTrigger"
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ def encode_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _budget(arguments: Mapping[str, Any]) -> Budget:
     given = arguments.get("budget")
+    # A budget from another task is not known yet; the trigger checks it once it is.
     return Budget() if isinstance(given, XComArg) else Budget.of(given)
 
 
@@ -160,6 +162,7 @@ def _followable(reference: XComArg) -> PlainXComArg:
     if not isinstance(reference, PlainXComArg):
         raise NeedsWorker("it uses .map(), .zip() or .concat() on an XCom")
     upstream = reference.operator
+    # A trigger pulls one XCom, at map index -1. A mapped task has one per map index, and none there.
     if upstream.is_mapped or upstream.get_closest_mapped_task_group() is not None:
         raise NeedsWorker(f"its upstream {upstream.task_id!r} is mapped")
     return reference
@@ -215,6 +218,7 @@ def _require_plain_expansion(task: MappedOperator) -> None:
         # Airflow hands a value object to the trigger as its repr; plain values in its place arrive as they are.
         if objects := sorted(name for name, values in row.items() if _has_value_object(values)):
             raise NeedsWorker(f"it is mapped over value objects ({', '.join(objects)})")
+        # Only to find what cannot be encoded: Airflow itself hands mapped values to the trigger.
         encode(row)
 
 

@@ -13,6 +13,7 @@ from airflow_llm_provider.hooks.connection import Connection
 
 _IDLE_S = 60.0  # an engine without users is closed after this time
 
+# By event loop, because an engine's sockets belong to one.
 _keepers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Connection, _Keeper]] = (
     weakref.WeakKeyDictionary()
 )
@@ -25,8 +26,10 @@ async def shared_engine(connection: Connection) -> AsyncIterator[Engine]:
     keeper = keepers.get(connection)
     if keeper is None:
         keeper = keepers[connection] = _Keeper(connection, keepers)
+    # Counted before the first await: the keeper must not close an engine that a trigger already waits for.
     keeper.users += 1
     try:
+        # All triggers wait for the same future, so the end of one must not cancel it.
         yield await asyncio.shield(keeper.engine)
     finally:
         keeper.users -= 1
