@@ -81,7 +81,7 @@ OF_ONE_CALL = [
     ({"messages": ["Hello"]}, "messages[0] is of type str: give dicts, each with a role and content."),
     ({"messages": [{"role": "user"}]}, "messages[0] is of type dict: give dicts"),
     ({"inputs": ["a letter"]}, "inputs= is of type list: give a dict of data by name."),
-    ({"tools": [3]}, "A tool is a function"),
+    ({"tools": [3]}, "A tool has to be a function"),
     ({"deferrable": "yes"}, "deferrable='yes': give True or False."),
     ({"tool_limits": 5}, "tool_limits= is a int: give ToolLimits(max_turns=…, …)"),
 ]

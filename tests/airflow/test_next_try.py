@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG
 
+from airflow_llm_provider import OnInvalid, RequestFields
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
 from airflow_llm_provider.testing.invoice import Invoice
 from airflow_llm_provider.testing.standin import StandIn
@@ -32,7 +33,7 @@ def one_attempt(deployment):
 
 @pytest.mark.parametrize(
     ("max_failed", "state"),
-    [(0, "failed"), (2, "failed"), (3, "success"), (0.14, "failed"), (0.15, "success")],
+    [(0, "failed"), (2, "failed"), (3, "success"), ("14%", "failed"), ("15%", "success")],
 )
 def test_the_task_fails_when_more_than_max_failed_are_dead_letters(deployment, max_failed, state):
     deployment.server.fail(kind="refusal", matching=lambda question: int(question.text.split("$")[1][0]) < 3)
@@ -191,7 +192,7 @@ def test_an_addition_is_asked_and_a_removal_is_dropped(deployment):
         {"prompt": "Who owes it?"},
         {"system": "You are an accountant."},
         {"model": "strong"},
-        {"max_tokens": 100},
+        {"request": RequestFields(max_tokens=100)},
         {"output_type": {"type": "object", "properties": {}, "additionalProperties": False}},
     ],
     ids=lambda change: next(iter(change)),
@@ -281,7 +282,7 @@ def test_a_wrong_shape_is_repaired_and_a_later_run_pays_for_neither(deployment):
 
 def test_a_document_stays_dead_at_no_cost_until_its_dead_are_retried(deployment):
     deployment.server.fail(kind="wrong_shape")
-    asking = {"output_type": DEBT, "max_repairs": 1, "max_failed": 1}
+    asking = {"output_type": DEBT, "on_invalid": OnInvalid(max_repairs=1), "max_failed": 1}
     assert deployment.ask(deployment.texts(1), **asking).outcomes == {"dead_letter": 1}
     deployment.server.heal()
     assert deployment.ask(deployment.texts(1), **asking).outcomes == {"dead_letter": 1}

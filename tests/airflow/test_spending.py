@@ -103,7 +103,7 @@ def test_below_the_bar_nobody_is_asked(deployment: Any, ask: Any) -> None:
     desk = ask(confirm_above_usd=1)
     assert desk.states() == {"approval": "success"}, desk.log
     assert desk.form() is None
-    assert "Nobody is asked: about $" in desk.log
+    assert "Nobody was asked: about $" in desk.log
     assert "not above $1.000000" in desk.log
     assert deployment.server.invoice.paid == 12
 
@@ -218,7 +218,7 @@ def test_a_budget_that_asks_is_raised_for_the_task_by_what_a_person_says(deploym
     }
     shown = desk.form()["body"].replace("\\", "")
     assert f"{12 - paid} of 12 documents are pending. run nightly/" in shown
-    assert "left in budget 'run_budget_usd'" in shown
+    assert "left in budget 'budget.run_usd'" in shown
     offered = float(desk.form()["params"]["content"]["value"]["raise to (USD)"])
     assert offered > 0.012  # what all twelve will have cost
     desk.answer("Approve")
@@ -312,7 +312,7 @@ def test_a_task_that_has_asked_about_its_price_says_that_it_can_not_ask_again(
 ) -> None:
     desk = ask(task_usd=0.0001, on_exceeded="ask").answer("Approve")
     assert desk.states() == {"approval": "failed"}
-    assert "left in budget 'budget_usd'" in desk.log
+    assert "left in budget 'budget.task_usd'" in desk.log
     assert "It is not raised: " in desk.log
     assert "Airflow shows another text than it should" in desk.log
     assert deployment.server.seen == 0
@@ -320,7 +320,7 @@ def test_a_task_that_has_asked_about_its_price_says_that_it_can_not_ask_again(
 
 def test_a_budget_that_asks_keeps_a_deferrable_task_in_a_worker() -> None:
     with pytest.raises(NeedsWorker, match="parks the task"):
-        encode_arguments({"on_exceeded": "ask"})
+        encode_arguments({"budget": Budget(on_exceeded="ask")})
 
 
 async def test_a_standing_budget_that_asks_sends_a_deferred_task_to_a_worker(deployment: Any) -> None:
@@ -336,5 +336,5 @@ async def test_a_standing_budget_that_asks_sends_a_deferred_task_to_a_worker(dep
     trigger.task_instance = SimpleNamespace(**one, try_number=1, max_tries=0, task=task)
     trigger._context = {"ti": trigger.task_instance}
     event = await anext(trigger.run())
-    assert event.payload["needs_worker"].startswith("a person is to be asked: all, ")
+    assert event.payload["needs_worker"].startswith("a person is asked: all, ")
     assert deployment.server.seen == 0
