@@ -15,6 +15,9 @@ TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
 # Two processes, one file at a time each: files share fixtures that are slow to make, such as a PostgreSQL.
 PARALLEL ?= -n 2 --dist loadfile
 
+# pytest rewrites its modules once, and not at every start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check house bench test-dags test-distributed chaos security package lower-bounds pythons stranger docs stand-in clean
 
