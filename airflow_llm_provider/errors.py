@@ -274,6 +274,7 @@ class BusinessError(AnswerError):
 def _by_kind(error: type[LLMError]) -> dict[str, type[LLMError]]:
     kinds = {error.kind: error}
     for child in error.__subclasses__():
+        # A class without a `kind` of its own, such as BudgetSkips, inherits it. The name then means the parent class.
         kinds |= {kind: cls for kind, cls in _by_kind(child).items() if kind not in kinds}
     return kinds
 
@@ -292,6 +293,7 @@ def require_kinds(argument: str, kinds: Iterable[str]) -> None:
 
 def record_of(error: LLMError) -> dict[str, Any]:
     """Return an error as plain data, which a trigger can send."""
+    # The reply of an AnswerError is left out, because Airflow logs the events of triggers.
     retry_after_s = error.retry_after_s if isinstance(error, RetryableError) else None
     return {"error": type(error).__name__, "message": str(error), "retry_after_s": retry_after_s}
 

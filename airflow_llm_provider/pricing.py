@@ -60,6 +60,7 @@ class Usage:
     @classmethod
     def from_api(cls, usage: Mapping[str, Any]) -> Self:
         """Read the `usage` object of the Messages API, whose `input_tokens` excludes cached tokens."""
+        # The API omits what was not used, or sends null.
         writes = usage.get("cache_creation_input_tokens") or 0
         hourly = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens") or 0
         return cls(
@@ -93,10 +94,12 @@ class RateCard:
         total_input = usage.input_tokens
         rates = next(rates for start, rates in reversed(self.tiers) if total_input > start or start == 0)
         exact: int = sum(getattr(usage, kind) * rate for kind, rate in rates.items())
+        # Rounded once, at the end, and up: integer division rounds down, and the minus signs turn that around.
         return -(-exact // _SCALE)
 
     def ceiling_micro_usd(self, *, input_tokens: int, output_tokens: int) -> int:
         """Return the highest price of these tokens, with every input token billed as the most expensive kind."""
+        # The call may have fewer tokens than this bound. Then a lower tier applies, so all tiers below count.
         return max(
             -(
                 -(
@@ -117,6 +120,7 @@ def rate_card(model: str, *, factor: Decimal = Decimal(1)) -> RateCard | None:
         model: The model id.
         factor: By which every list price is multiplied.
     """
+    # The day is part of the cache's key, so that a process that runs for days uses the new prices.
     return _rate_card(model, factor, dt.datetime.now(dt.UTC).date())
 
 
@@ -134,6 +138,7 @@ def _rate_card(model: str, factor: Decimal, day: dt.date) -> RateCard | None:
     from genai_prices import calc_price
     from genai_prices.types import TieredPrices
 
+    # The beginning of the day, because the result is cached for the whole day.
     begun = dt.datetime.combine(day, dt.time(), dt.UTC)
     try:
         known = calc_price(
@@ -190,6 +195,7 @@ def micro_usd(dollars: object) -> int:
         raise ValueError(f"{dollars!r} is not an amount in US dollars, such as 2.50")
     if amount > _MAX_USD:
         raise ValueError(f"{dollars!r} is more than {_MAX_USD:,} US dollars")
+    # Rounded down, so that a cap is never higher than what was typed.
     return int(amount * 1_000_000)
 
 
@@ -300,6 +306,7 @@ def _discount(percent: object) -> Decimal:
 def _number(value: object) -> Decimal:
     """Return a number; anything else becomes -1, which every check rejects."""
     try:
+        # From the text: Decimal(0.1) would have the binary digits of the float.
         number = Decimal(-1) if isinstance(value, bool) else Decimal(str(value))
     except InvalidOperation:
         return Decimal(-1)

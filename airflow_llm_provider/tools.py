@@ -66,6 +66,7 @@ class Tool:
             if param.arg_name in properties and param.description:
                 properties[param.arg_name].setdefault("description", param.description)
         for name, parameter in self._parameters.items():
+            # Other defaults may not be JSON, and the function applies them anyway.
             if isinstance(parameter.default, (str, int, float)):
                 properties[name].setdefault("default", parameter.default)
         description = {"description": docstring.description.strip()} if docstring.description else {}

@@ -128,6 +128,7 @@ def add_up(value: Any, chain: Sequence[Call], *, trace_id: str) -> Reply:
         model=last.message.model,
         stop_reason=last.message.stop_reason or "",
         usage=usages[0] if len(usages) == 1 else Usage.total(usages),
+        # A sum without an unpriced call would look like the whole cost.
         cost_micro_usd=sum(known) if len(known) == len(costs) else None,
         reused=not any(purchase.sends for purchase in chain),
         attempts=sum(purchase.sends for purchase in chain),
@@ -166,6 +167,7 @@ class _PrefixGuard:
     async def __aenter__(self) -> None:
         if not self.key:
             return
+        # The event stays after it was set, so later requests with this prefix go on at once.
         if event := self.events.get(self.key):
             await event.wait()
         else:
@@ -173,6 +175,7 @@ class _PrefixGuard:
             self.first = True
 
     async def __aexit__(self, *_: object) -> None:
+        # Also after an error. Otherwise the requests that wait for this prefix would never go on.
         if self.first:
             self.events[self.key].set()
 
@@ -261,6 +264,7 @@ class Calls:
         Raises:
             LLMError: when nothing could be sent or no retry helped.
         """
+        # Before the permit: an answer from the ledger uses nothing of the rate limit.
         if answer := await self.ledger.find_reply(request.fingerprint, scope, reuse):
             return Call.from_ledger(answer, purpose=purpose)
         if self.is_read_only:
@@ -279,6 +283,7 @@ class Calls:
             family=request.family,
             ceiling_tokens=request.input_ceiling_tokens,
         )
+        # The wait for the cache comes before the permit, so that no permit is held while nothing can be sent.
         async with self.cache_warmup.guard(request):
             # The deadline counts from the first attempt to send: waiting for a permit says nothing about this call.
             sends = _Sends(permit=await self.rate_limiter.acquire(request, scope))
@@ -307,13 +312,17 @@ class Calls:
             for endpoint in (self.endpoint, *self.others.values()):
                 await endpoint.client.close()
         finally:
+            # Also after an error, because calls that were paid may still have to be committed. In a thread, because
+            # that takes time.
             await asyncio.to_thread(self.ledger.close)
 
     async def _send(self, request: Request, entry: NewAttempt, endpoint: Endpoint, sends: _Sends) -> Call:
         """Open an attempt, send it, settle it."""
+        # The first permit was waited for before the deadline began. Each retry takes a permit of its own.
         permit, sends.permit = sends.permit or await self.rate_limiter.acquire(request, entry.scope), None
         try:
             opened = await self._open(request, entry, permit)
+        # Cancellation as well: a permit that is not released is lost to all processes.
         except BaseException:
             permit.release()
             raise
@@ -327,6 +336,7 @@ class Calls:
             raw = await endpoint.client.send(
                 request, timeout_s=self.endpoint.timeout_s, on_headers=permit.read_headers
             )
+            # Within the `try`: a reply that cannot be read may have been billed, so it is booked like a lost one.
             message = Message.parse(raw)
             latency_s = time.monotonic() - started
             card = endpoint.prices.card(request.model)
@@ -334,13 +344,17 @@ class Calls:
         except LLMError as error:
             permit.record_error(error)
             self.tally.unproven += _may_be_billed(error)
+            # Awaited, because the retry claims the same key, which has to be free by then.
             await self.ledger.record(_failure(request, entry, error))
             raise
         except BaseException as error:  # cancelled, or an error of ours: free the claim and the reservation
             self.tally.unproven += 1
             why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
+            # Not awaited, since a second cancellation could interrupt the wait. `close` commits what was submitted.
             self.ledger.record_later(_failure(request, entry, NetworkError(why, billed=True)))
             raise
+        # Committed before the caller gets the reply. If the process is killed after this, the next attempt takes the
+        # reply from the ledger.
         await self.ledger.record(
             Settlement(
                 attempt_id=entry.id,
@@ -381,6 +395,7 @@ class Calls:
                 raise budget_error(opened, request.model, entry.scope.connection_id)
             # Another call asks the same, or has reserved the money. Its answer, the money that is left when it settles,
             # or the end of its lease is worth waiting for.
+            # The random part keeps calls that wait for the same key from asking at the same time.
             wait_s = 0.2 + random.random() * 0.3
             patience_s -= wait_s
             if patience_s < 0 and isinstance(opened, BudgetRefusal):
@@ -391,6 +406,7 @@ class Calls:
                     "The next attempt takes its answer; raise deadline_s in the connection if calls take that long."
                 )
             await self.sleep(wait_s)
+            # The API may have asked for a pause since this call got its permit.
             await permit.wait_out_pause()
 
 
@@ -403,6 +419,7 @@ class _Sends:
 
 
 def _prompt(request: Request) -> Callable[[], bytes]:
+    # Few prompts are kept. The others are never written as JSON.
     return lambda: request.body(request.schema)
 
 

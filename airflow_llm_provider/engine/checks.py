@@ -88,8 +88,10 @@ def require_criteria_met(judge: Judge, message: Message) -> None:
     reasons: list[str] = []
     judged = {found["criterion"] for found in findings}
     for number, criterion in enumerate(judge.criteria, start=1):
+        # A criterion that the judge left out is not approved.
         if number not in judged:
             raise AnswerError(f"The reply has no finding for criterion {number}.")
+        # Two findings about one criterion may contradict each other. Then it is not met.
         unmet = [found["why"] for found in findings if found["criterion"] == number and not found["is_met"]]
         reasons += [why.strip() or f"Not met: {criterion}" for why in unmet]
     if reasons:
@@ -128,6 +130,7 @@ def run_validator(validator: Validator, value: Any, source: str | None) -> Compl
     name = getattr(validator, "__name__", repr(validator))
     try:
         complaint = validator(value, source=source) if reads_source(validator) else validator(value)
+    # An error that the author chose keeps its class, and with it the answer to "does a retry help?".
     except LLMError:
         raise
     except Exception as error:

@@ -114,6 +114,7 @@ async def _map_reduce(
         return_exceptions=True,
     )
     if failed := [each for each in asked if isinstance(each, BaseException)]:
+        # A TerminalError goes first: a retry of the task cannot help as long as it is there.
         raise _of_whole(next((error for error in failed if isinstance(error, TerminalError)), failed[0]))
     replies = [each for each in asked if isinstance(each, Reply)]
     answers = [terms.output.dump(reply.value) for reply in replies]
@@ -121,6 +122,7 @@ async def _map_reduce(
         whole = orjson.dumps(terms.output.wrap(joined)).decode()
         # Each part is valid, but together they may not be: merging them then takes the model's judgement.
         with contextlib.suppress(InvalidOutput):
+            # The joined answer is given, so nothing is sent here; only the checks run.
             checked = await engine.ask(request(""), _checking(terms, whole, source(text)))
             return Reply.of_parts(replies, checked.value)
     summary = orjson.dumps(answers, option=orjson.OPT_INDENT_2).decode()

@@ -148,6 +148,7 @@ class AnthropicClient:
             if request.max_tokens > MAX_UNSTREAMED_TOKENS:
                 return await self._stream(fields, timeout_s, on_headers)
             # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
+            # The SDK's timeout is for one read. A server that sends a byte from time to time would never reach it.
             async with asyncio.timeout(timeout_s):
                 response = await sdk.post(
                     "/v1/messages", cast_to=self._raw, content=to_json(fields), options={"timeout": timeout_s}
@@ -160,6 +161,7 @@ class AnthropicClient:
                 billed=True,
             ) from error
         except Exception as error:  # noqa: BLE001  # whatever the SDK raises gets its class
+            # The rate limiter learns the limits from a refusal, too, above all from a 429.
             if (refused := getattr(error, "response", None)) is not None:
                 on_headers(refused.headers)
             raise self._translated(error) from None
@@ -218,6 +220,7 @@ class AnthropicClient:
 
     async def close(self) -> None:
         """Close the open sockets."""
+        # The property would import the SDK only to close a client that was never used.
         if "_sdk" in self.__dict__:
             await self._sdk.close()
 
@@ -336,6 +339,7 @@ class AnthropicClient:
                     f"The output type has a part that the API has no schema for ({error}). Give every field a type "
                     "of its own; Any is not one. Nothing was sent."
                 ) from error
+            # The schema is stored too: as long as it lives, no other object can have its id.
             known = self._schemas[id(schema)] = (schema, taken)
         return known[1]
 
@@ -377,6 +381,7 @@ def _load_sdk() -> None:
 
     The garbage collector is off meanwhile: it would take a third of the time to search 3,000 new modules.
     """
+    # The parent of a forked worker, or another provider, may have imported it without silencing its loggers.
     if "anthropic" in sys.modules:
         _silence_loggers()
         return
@@ -386,6 +391,7 @@ def _load_sdk() -> None:
         import aiohttp  # noqa: F401  # the SDK's backend
         import anthropic  # noqa: F401
 
+        # The modules stay as long as the process, so no later collection has to search them.
         gc.freeze()
         _silence_loggers()
     finally:
@@ -426,6 +432,7 @@ def _split_port(entry: str) -> tuple[str, str]:
     if entry.startswith("["):  # [::1]:8080
         name, _, port = entry.removeprefix("[").partition("]")
         return name, port.removeprefix(":")
+    # More colons are an IPv6 address without a port.
     if entry.count(":") == 1:
         name, _, port = entry.partition(":")
         return name, port
@@ -494,6 +501,7 @@ def error_of_status(status: int, *, code: str, said: str, retry_after: str | Non
     retry_after_s = _retry_after_s(retry_after)
     if status < 300:
         return ServerError(f"{said}. The stream ended before the message was complete.", billed=True)
+    # Before the statuses: a spent limit can have the status 429, and a retry does not help.
     if "spend_limit" in code or "billing" in code or status == 402:
         return SpendLimitReached(
             f"{said}. The account's own limit is reached. Raise it in the Claude Console."
@@ -506,6 +514,7 @@ def error_of_status(status: int, *, code: str, said: str, retry_after: str | Non
         return Overloaded(said, retry_after_s=retry_after_s)
     if status == 404:
         return UnknownModel(f"{said}. `airflow-llm test-connection` lists the models that the key can use.")
+    # The API has no status of its own for a prompt that is longer than the context window.
     if status == 413 or "prompt is too long" in said:
         return TooLong(said)
     if status in (408, 409) or status >= 500:

@@ -31,6 +31,7 @@ async def for_each(
     async with asyncio.TaskGroup() as group:
         while batch := await asyncio.to_thread(lambda: list(islice(iterator, chunk))):
             for item in batch:
+                # The place is taken before the task is made. Otherwise there would be a waiting task for every item.
                 await room.acquire()
                 # A task per item, not a worker that loops: it keeps the stack of a call short.
                 group.create_task(work(item)).add_done_callback(lambda _: room.release())

@@ -31,6 +31,7 @@ class Endpoint:
     client: Client
     address: str = ""
     connection_id: str = ""
+    # A mapping has no hash, so it is left out of the endpoint's own.
     tiers: Mapping[str, str] = field(default_factory=dict, hash=False)
     default_tier: str = "balanced"
     fallbacks: tuple[str, ...] = ()

@@ -60,8 +60,12 @@ class Engine(Calls):
         try:
             return await self._ask_models(request, terms)
         except AnswerError as error:
+            # An answer that was paid for just now is not asked again: `retry_dead` is about dead letters of earlier
+            # runs.
             if not (terms.retry_dead and error.reused):
                 raise
+            # The repairs are reopened too. If the new answer has the same fault, the old repair would come from the
+            # ledger and fail again.
             for fingerprint in error.fingerprints:
                 await self.ledger.record(Reopening(fingerprint, terms.scope))
         return await self._ask_models(request, terms)
@@ -90,6 +94,7 @@ class Engine(Calls):
                 raise
             return None
         route = self._route(terms.options)
+        # An unsure answer leads to a stronger model, and only `ask` may send a request.
         if route.escalate and terms.options.route.is_unsure(value):
             return None
         reply = add_up(value, [call], trace_id=terms.scope.trace_id)
@@ -121,6 +126,7 @@ class Engine(Calls):
             outcome: Reply | LLMError
             try:
                 outcome = await self.ask(request, terms)
+            # An exception would end `for_each`, and with it all other requests.
             except LLMError as error:
                 outcome = error
             done(index, outcome)
@@ -158,6 +164,8 @@ class Engine(Calls):
                     except LLMError as error:
                         if target.is_last or error.kind not in terms.options.route.fall_back_on:
                             raise
+            # It is not an LLMError, so the fallbacks above do not catch it. The answer may be right, and another
+            # model would be paid for no reason.
             except _Unjudged as unjudged:
                 raise unjudged.error from None
             except AnswerError as error:
@@ -167,6 +175,7 @@ class Engine(Calls):
                 continue
             if is_last or not terms.options.route.is_unsure(value):
                 reply = add_up(value, chain, trace_id=terms.scope.trace_id)
+                # A given answer has no tokens, so nothing follows from it about the cost of the last model.
                 if not route.escalate or terms.given is not None:
                     return reply
                 alone = route.alone(chain[0], self.endpoint.prices)
@@ -223,6 +232,8 @@ class Engine(Calls):
             return made
 
         tools = self._conversation(request, terms, scope, take_turn, chain)
+        # `cache_first` is not in the fingerprint. So this may change in the middle of a run, and no answer is paid
+        # for again.
         if self.source_repairs.caching_pays:
             request = dataclasses.replace(request, cache_first=True)
         fix: Repair | None = None
@@ -239,20 +250,27 @@ class Engine(Calls):
                 chain.append(made)
                 self.source_repairs.count(made, fix)
             try:
+                # The answer is the reply after the last tool call. A repair has to continue from there.
                 if tools:
                     request, made = await tools.finish(request, made)
+                # A small repair is a request of its own, without the document. A later repair that needs the document
+                # continues the conversation from before it.
                 if fix is None or fix.has_source:
                     with_source = request
                 if fix:
+                    # A small repair returns only the fields at fault. The checks need the whole answer.
                     chain[-1] = made = made.saying(fix.answer(made.message.text, terms.output))
                 value = _accepted(made.message, terms)
+                # Judges come last, because each of them is a paid call.
                 for judge in terms.judges:
                     await self._require_met(judge, made, terms, asked, chain, request.family, tools, policies)
                 return value
             except AnswerError as error:
+                # A judge's complaint does not hold the answer, and a repair has to show it.
                 error.reply_text = error.reply_text or made.message.text
                 self.keep_prompt(request, made)
                 self.keep_complaint(_complain(chain, error, terms.item_id), error)
+                # Counted per kind: a refusal that is asked again does not use up the repairs of an invalid answer.
                 failed[error.kind] += 1
                 next_request: Request | None
                 if failed[error.kind] >= _attempts(error, terms, policies):
@@ -301,8 +319,10 @@ class Engine(Calls):
         chain.append(verdict)
         try:
             require_criteria_met(judge, verdict.message)
+        # A criterion is not met: a repair can correct that.
         except InvalidOutput:
             raise
+        # A repair would change an answer that may be right, so this is not an InvalidOutput.
         except AnswerError as error:
             raise BusinessError(f"The judge gave no verdict: {error}") from error
 
@@ -313,6 +333,7 @@ class Engine(Calls):
         if terms.toolbox is None:
             return None
         prices = self._prices(scope)
+        # Before the first call, so that nothing is paid under a limit that cannot be kept.
         terms.toolbox.require_price(request, prices)
         return terms.toolbox.conversation(
             ledger=self.ledger,
@@ -388,6 +409,7 @@ def _asked_otherwise(request: Request, error: AnswerError) -> Request | None:
     match error.kind:
         case "tool_limit":
             return None
+        # The same `max_tokens` would cut the answer off again.
         case "truncation":
             if request.max_tokens >= MOST_TOKENS:
                 return None
@@ -398,6 +420,7 @@ def _asked_otherwise(request: Request, error: AnswerError) -> Request | None:
 
 def _accepted(message: Message, terms: Terms) -> Any:
     """Return the value of a message that is whole, of the right form, and that no function complains of."""
+    # First of all checks: an answer that was cut off, or a refusal, may still fit the output type.
     require_complete(message)
     value, how = terms.output.read(message.text)
     if how:
@@ -415,8 +438,10 @@ def _accepted(message: Message, terms: Terms) -> Any:
 
 def _complain(chain: list[Call], error: AnswerError, item_id: str | None) -> Call:
     """Log the complaint, and put it into the chain's last answer; return that call."""
+    # A judge's verdict stands in the chain after the answer that it is about.
     at = max(number for number, purchase in enumerate(chain) if purchase.purpose != "judge")
     chain[at] = dataclasses.replace(chain[at], complaint=str(error))
+    # A complaint has one line per field, and a log record should be one line.
     line = " ".join(str(error).split())
     short = line if len(line) <= _LONGEST_LOGGED else f"{line[:_LONGEST_LOGGED]}…"
     log.info("%s%s (%s): %s", _about(item_id), error.kind, chain[at].attempt_id or chain[at].purpose, short)

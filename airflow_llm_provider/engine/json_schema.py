@@ -25,6 +25,7 @@ def require_checkable(schema: Mapping[str, Any]) -> None:
     _require_schema(schema, "")
     root = DRAFT202012.create_resource(schema)
     left = [(root, Registry().resolver_with_root(root))]
+    # A schema may refer to itself, so each target is checked once.
     seen = {id(schema)}
     while left:
         resource, resolver = left.pop()
@@ -36,6 +37,8 @@ def require_checkable(schema: Mapping[str, Any]) -> None:
                 raise _no_schema(f"{keyword} {part[keyword]!r} points to nothing in it") from None
             if id(found.contents) not in seen:
                 seen.add(id(found.contents))
+                # A reference may point to a place that is not a schema by its keyword, which the check of the whole
+                # does not look at.
                 _require_schema(found.contents, f" of {part[keyword]!r}")
                 left.append((DRAFT202012.create_resource(found.contents), found.resolver))
         try:
@@ -102,6 +105,7 @@ def part_of(schema: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any
         return None
     if used:
         part["$defs"] = {name: definitions[name] for name in definitions if name in used}
+    # The API's limit counts the fields of all objects together.
     optional = sum(len(each.get("properties", ())) - len(each.get("required", ())) for each in _walk(part))
     return part if optional <= _MOST_OPTIONAL else None
 

@@ -162,6 +162,7 @@ class OutputType:
         """Return the schema of some top-level fields, always the same object; None if the API would reject it."""
         wanted = tuple(names)
         if wanted not in self._parts:
+            # Kept, because the client caches the API's form of a schema by the identity of the schema.
             self._parts[wanted] = part_of(self.schema or {}, wanted)
         return self._parts[wanted]
 
@@ -223,6 +224,7 @@ class OutputType:
             details = error.errors(include_url=False, include_context=False)
             raise _invalid(
                 ((".".join(map(str, e["loc"])), e["msg"]) for e in details),
+                # A null may stand for something that only the document says, so it is not a fault of form.
                 is_of_form=all(_is_of_form(e["type"]) and e["input"] is not None for e in details),
             ) from error
         return value if self._wrapped is None else getattr(value, self._field or "")
@@ -231,6 +233,7 @@ class OutputType:
         from jsonschema import Draft202012Validator
 
         try:
+            # Python reads NaN, Infinity and 1e999, which an answer must not have.
             data = json.loads(text, parse_constant=_finite, parse_float=_finite)
         except ValueError as error:
             raise InvalidOutput(f"The answer is not JSON: {error}.", needs_source=False) from error
@@ -292,6 +295,7 @@ class OutputType:
     def _field(self) -> str | None:
         """The field for a value that is not an object itself."""
         inner = self._inner_schema or {}
+        # The schema of a recursive type is a reference to one of its definitions, which is an object.
         if self.is_text or inner.get("type") == "object" or "$ref" in inner:
             return None
         return _LIST_FIELD if self.is_list else _VALUE_FIELD

@@ -95,6 +95,7 @@ class _BucketState:
         """Wait a short time for the limits in the headers of the first reply."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._first_limits.wait(), _WAIT_FOR_LIMITS_S)
+        # After a timeout, too: the server may be slow, or state no limits at all.
         self._first_limits.set()
 
     async def refresh(self) -> None:
@@ -102,6 +103,7 @@ class _BucketState:
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_state())
             self._reading.add_done_callback(_ignore_exception)
+        # Other callers wait for the same read, so a caller that is cancelled must not cancel it.
         await asyncio.shield(self._reading)
 
     async def lease_block(
@@ -126,6 +128,7 @@ class _BucketState:
             spare=spare,
             correction=self._correction,
         )
+        # Taken before the transaction: what other calls add while it runs goes with the next block.
         self._correction = NO_AMOUNTS
 
         try:
@@ -207,6 +210,7 @@ class _BucketState:
             self._publish(
                 lambda connection, now_ms: rate_limits.store_limits(connection, now_ms, self.bucket, limits)
             )
+        # Otherwise the waiting calls go on when the limits are stored: see `_publish`.
         elif not is_half_used:
             self._first_limits.set()
 
@@ -267,6 +271,7 @@ class _BucketState:
             self._first_limits.set()
 
         task = asyncio.create_task(store())
+        # asyncio holds only a weak reference to a task, which could be collected before it is done.
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
@@ -336,6 +341,7 @@ class _PermitQueue:
         try:
             await waiter
         except asyncio.CancelledError:
+            # The permit came at the same time as the cancellation. Another call can use it.
             if waiter.done() and not waiter.cancelled() and not waiter.exception():
                 self.put_back(cost)
             raise

@@ -52,6 +52,7 @@ class Repair:
 
     def answer(self, reply: str, output: OutputType) -> str:
         """Return the whole answer, with what the reply repaired."""
+        # A reply that is not one JSON object is not put in. Its own check complains about it.
         if self.draft is None or (structure := output.structure(reply)) is None:
             return reply
         spans = member_spans(structure)
@@ -73,14 +74,17 @@ def repair(
         small: Whether a request without the document is allowed.
     """
     answer = error.reply_text
+    # An empty answer has nothing that could be written differently.
     needed = error.needs_source or not answer.strip()
     if small and not needed and (made := _small(asked, answer, error, output, framing)):
         return made
     request = asked.followed_by(
+        # The API rejects a message without text.
         {"role": "assistant", "content": answer.strip() or "(nothing)"},
         {
             "role": "user",
             "content": [
+                # A complaint may quote the answer or the document, so it is data and not part of the instruction.
                 text_block(str(error), framing, title="complaint"),
                 {"type": "text", "text": _WITH_SOURCE},
             ],

@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from airflow_llm_provider.errors import AnswerError, NetworkError, Refused, Truncated
 from airflow_llm_provider.pricing import Usage, usd
 
+# Above this a count is an error of the server. Sums of smaller ones fit the ledger's 64-bit columns.
 _TOO_MANY_TOKENS = 2**31
 
 
@@ -35,12 +36,15 @@ class Message:
             message = cls(
                 model=body["model"],
                 stop_reason=body["stop_reason"],
+                # A reply may have several text blocks, with thinking and tool calls between them.
                 text="".join(block["text"] for block in content if block["type"] == "text"),
                 content=content,
                 usage=Usage.from_api(body["usage"]),
             )
+            # Checked here, where a wrong value still becomes an error that books the call as perhaps billed.
             message._require_sound()
             return message
+        # The server sent a whole response, so it may have charged for it: `billed` is true.
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise NetworkError(
                 f"The server's answer is not a Messages API reply ({type(error).__name__}: {error}). "
@@ -54,6 +58,7 @@ class Message:
             raise TypeError("its model and stop_reason should be text")
         for kind in Usage.__dataclass_fields__:
             tokens = getattr(self.usage, kind)
+            # Not isinstance(): for Python, JSON's true is an int, too.
             if type(tokens) is not int or not 0 <= tokens < _TOO_MANY_TOKENS:
                 raise TypeError(f"{kind} in its usage should be a number of tokens")
         for call in (block for block in self.content if block["type"] == "tool_use"):
@@ -116,6 +121,7 @@ class Reply(Generic[T]):
             parts[-1],
             value=value,
             usage=Usage.total(part.usage for part in parts),
+            # One unknown price makes the sum unknown. The sum of the others would look like the whole cost.
             cost_micro_usd=sum(known) if len(known) == len(costs) else None,
             reused=all(part.reused for part in parts),
             attempts=sum(part.attempts for part in parts),

@@ -88,8 +88,10 @@ class Request:
             "messages": self.messages,
             "max_tokens": self.max_tokens,
             "schema": self.schema,
+            # Sorting the keys below loses this order.
             "property_order": _property_order(self.schema),
             "effort": self.effort,
+            # Metadata says who asks. It does not shape the answer.
             "extra": {name: value for name, value in self.extra.items() if name != "metadata"},
         }
         if self.tools:
@@ -108,6 +110,7 @@ class Request:
             "messages": self._marked(),
         }
         if self.system:
+            # The cache holds everything before a mark. A mark after the shared blocks includes the system prompt.
             body["system"] = [
                 {"type": "text", "text": self.system, **self._mark(last=not self.shared_blocks)}
             ]
@@ -128,6 +131,7 @@ class Request:
         if not self.shared_blocks:
             return ""
         blocks = self.messages[0]["content"][: self.shared_blocks]
+        # Everything that the API puts before the shared blocks is part of what it caches.
         shared = [self.endpoint, self.model, self.system, self.schema, self.tools, self.effort, blocks]
         return hashlib.sha256(to_json(shared)).hexdigest()
 
@@ -217,6 +221,7 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise BadRequest(f"JSON has no number {value}. Nothing was sent.")
+        # Above 2**53 a float does not stand for one integer only, so the two are not known to be equal.
         return int(value) if value.is_integer() and abs(value) <= 2**53 else value
     return value
 
@@ -233,10 +238,12 @@ def _property_order(schema: Any) -> list[list[str]]:
 
 def _text_bytes(value: Any) -> int:
     if isinstance(value, str):
+        # A lone surrogate is an error when the request is written as JSON. Counting bytes is not the place for it.
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Mapping):
         if value.get("type") == "base64":  # `input_ceiling` bounds pages and images
             return 100
+        # An upper bound includes JSON's own characters: four quotes, a colon and a comma.
         return sum(len(str(key)) + _text_bytes(item) + 6 for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return sum(_text_bytes(item) + 1 for item in value)

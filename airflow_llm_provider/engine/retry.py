@@ -33,6 +33,7 @@ class RetryPolicy:
     deadline_s: float | None = None
 
     def __post_init__(self) -> None:
+        # A bool is an int in Python, so attempts=True would mean 1.
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
             raise ValueError(f"attempts={self.attempts!r}: give a whole number, 1 or more")
         for name in ("first_wait_s", "max_wait_s", "deadline_s"):
@@ -103,6 +104,7 @@ def retrying(
             state
         )
         asked = error.retry_after_s if isinstance(error, RetryableError) else None
+        # A request that is sent before Retry-After is over would be refused again.
         return max(jittered, asked or 0.0)
 
     def stop(state: tenacity.RetryCallState) -> bool:

@@ -32,6 +32,7 @@ def text_block(text: str, framing: Framing = "document", *, title: str | None = 
 
 def _tag(text: str) -> str:
     """Return a tag name that the text does not contain; the same text gives the same name."""
+    # Not a random tag: the same text must make the same request, or it would be paid for again.
     seed = hashlib.sha256(text.encode())
     while (tag := f"document-{seed.hexdigest()[:16]}") in text:
         seed.update(b"\0")

@@ -145,6 +145,7 @@ class ToolRunner:
             ApprovalNeeded: There is no decision yet.
         """
         asked = [call for call in calls if call.tool.needs_approval]
+        # A list, because all() cannot take the async generator that this would be without brackets.
         if all([await self._has_begun(call) for call in asked]):
             return APPROVED
         needed = ApprovalNeeded(effects.digest(*(call.intent.key for call in asked)), asked)
@@ -169,6 +170,8 @@ class ToolRunner:
         if call.tool.needs_approval and not verdict.is_approved and not await self._has_begun(call):
             reason = verdict.reason or "No reason was given."
             return _reject(call, f"A person refused this call, and nothing was done. {reason}")
+        # Committed before the tool runs. If the process is killed meanwhile, the next attempt knows that the effect
+        # may have happened.
         begun = await self._begin(call.intent)
         if begun.outcome:
             return _recorded_outcome(begun, begun.outcome, call)
@@ -193,6 +196,7 @@ class ToolRunner:
             begun = await self.ledger.write(partial(effects.begin, intent=intent, lease_ms=_LEASE_MS))
             if begun.outcome or begun.holder == intent.holder:
                 return begun
+            # Only a tool that may run once gets here: `effects.begin` takes over all other calls.
             if not begun.is_live:
                 raise _effect_unknown(begun)
             # Another process of this task instance is making it.
@@ -205,6 +209,8 @@ class ToolRunner:
 
     async def _run(self, call: ToolCall) -> Outcome:
         """Run a tool and record how it ended."""
+        # A task of its own, behind a shield: when the caller is cancelled, an irreversible tool can still end and be
+        # recorded.
         running = asyncio.ensure_future(self._run_and_record(call))
         beating = asyncio.ensure_future(self._renew(call.intent))
         try:
@@ -225,6 +231,7 @@ class ToolRunner:
         """Renew the lease that tells other processes that the call is running."""
         while True:
             await asyncio.sleep(BEAT_S)
+            # A lease lasts for several renewals, so one of them may fail.
             with contextlib.suppress(LedgerUnavailable):
                 await self.ledger.write(partial(effects.renew, intent=intent, lease_ms=_LEASE_MS))
 
@@ -251,6 +258,7 @@ async def _in_thread(call: Callable[[], Outcome]) -> Outcome:
     done: concurrent.futures.Future[Outcome] = concurrent.futures.Future()
 
     def work() -> None:
+        # The caller was cancelled before the thread began, so the tool does not run.
         if not done.set_running_or_notify_cancel():
             return
         try:
@@ -258,6 +266,7 @@ async def _in_thread(call: Callable[[], Outcome]) -> Outcome:
         except BaseException as error:  # noqa: BLE001  # raised where it is awaited
             done.set_exception(error)
 
+    # A new thread has an empty context. The tool gets the context variables of its caller.
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(work,), name="llm-tool", daemon=True).start()
     return await asyncio.wrap_future(done)
@@ -296,6 +305,7 @@ def _reject(call: ToolCall | str, complaint: str) -> Outcome:
 
 def _recorded_outcome(found: Effect, outcome: Outcome, call: ToolCall) -> Outcome:
     """Return the recorded outcome of a call, or an error if a tool that may run once ran with other arguments."""
+    # Compared as data: a model may write the same arguments in another order or with other spaces.
     if json.loads(found.arguments) == json.loads(call.intent.arguments):
         log.info("Tool %s ran before and returned: %s", call, _shorten(outcome.content))
         return outcome
@@ -474,9 +484,12 @@ class Conversation:
         outcomes = {id_: outcome for id_, outcome in read.items() if isinstance(outcome, Outcome)}
         calls = {id_: call for id_, call in read.items() if isinstance(call, ToolCall)}
         careful = {id_: call for id_, call in calls.items() if call.is_careful}
+        # These run before a person is asked. When the task parks for the decision, their results are in the ledger
+        # already.
         outcomes |= await self._at_once({id_: call for id_, call in calls.items() if id_ not in careful})
         verdict = await self.runner.approve(list(careful.values()))
         for id_, call in careful.items():
+            # Without a timeout, because its effect would be unknown if it was cut off.
             if call.tool.irreversible:
                 outcomes[id_] = await self.runner.outcome(call, verdict)
             else:
@@ -489,6 +502,7 @@ class Conversation:
         made = [self.runner.outcome(call, verdict) for call in calls.values()]
         try:
             async with asyncio.timeout(self._left_s):
+                # All are awaited to their end, so that no tool still runs when the error of another one is raised.
                 done = await asyncio.gather(*made, return_exceptions=True)
         except TimeoutError:
             raise self._out_of_time(f"while {', '.join(map(str, calls.values()))} ran") from None
@@ -505,6 +519,7 @@ _KEPT = "Paid answers and tool results are in the ledger. Clear the task, and it
 
 def _tool_blocks(message: Message) -> list[Block]:
     """Return the tool calls of a reply that stopped for them."""
+    # A reply that was cut off may end with a tool call that has only part of its arguments.
     if message.stop_reason != "tool_use":
         return []
     return [block for block in message.content if block["type"] == "tool_use"]

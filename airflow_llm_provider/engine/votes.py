@@ -78,6 +78,7 @@ def count_votes(votes: Sequence[tuple[Choice, float] | None]) -> Agreement[Choic
 
 
 async def _outcome(asking: Awaitable[Reply]) -> Reply | LLMError:
+    # Returned, not raised: the TaskGroup would cancel the other votes, which are paid all the same.
     try:
         return await asking
     except LLMError as error:
