@@ -23,6 +23,7 @@ from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import FAILED, IS_OPEN, OPEN, UNPROVEN, account, call, is_in
 from airflow_llm_provider.pricing import usd
 
+# Locked in the order of their ids, so that two transactions that end the same calls do not deadlock.
 _BOOKED = (
     sa.select(call.c.id, call.c.state, call.c.accounts, call.c.ceiling_micro_usd, call.c.cost_micro_usd)
     .where(call.c.id.in_(sa.bindparam("ids", expanding=True)), call.c.accounts.is_not(None))
@@ -30,6 +31,7 @@ _BOOKED = (
     .with_for_update()
 )
 _EXISTING = sa.select(account.c.id).where(account.c.id.in_(sa.bindparam("ids", expanding=True)))
+# The last rows that a transaction locks: see the lock order in `writes.Writes`.
 _LOCKED = (
     sa.select(account)
     .where(account.c.id.in_(sa.bindparam("ids", expanding=True)))
@@ -125,6 +127,8 @@ class AccountChanges:
         """Remember what a call is booked at; `row` has its id, state, accounts, ceiling and cost."""
         if row.accounts is None:
             return
+        # An unknown price adds nothing. Where a budget applies, a call without a price was refused before it was
+        # opened.
         ceiling, cost = row.ceiling_micro_usd or 0, row.cost_micro_usd or 0
         is_open = row.state == OPEN
         settled = 0 if is_open else cost
@@ -153,6 +157,7 @@ class AccountChanges:
             move = self.moves.setdefault(name, [0, 0])
             move[0] += settled - booked.settled
             move[1] -= booked.reserved
+        # A group may hold two ends of one attempt. The second must add only what differs from the first.
         booked.state, booked.settled, booked.reserved = state, settled, 0
 
 
@@ -193,6 +198,7 @@ class Accounts:
         Raises:
             MissingAccounts: A meter has no account yet.
         """
+        # Read in the transaction that reserves, so that a changed cap holds from the next call on.
         self._stored = stored_budgets(connection)
         shared = [*self._configured, *self._stored]
         distinct = {id(scope): scope for scope in scopes}
@@ -208,6 +214,7 @@ class Accounts:
         runs = {key: run_meter(scope).id for key, scope in distinct.items()}
         ids = sorted(needed.keys() | set(runs.values()))
         existing = {name for chunk in chunks(ids) for name in connection.scalars(_EXISTING, {"ids": chunk})}
+        # Making an account locks calls, so it cannot be done in this transaction: see the class.
         if missing := [needed[name] for name in sorted(needed.keys() - existing)]:
             raise MissingAccounts(missing)
         for pairs in bound.values():
@@ -278,7 +285,9 @@ class Accounts:
             name: row.reserved_micro_usd + changes.moves.get(name, (0, 0))[1] for name, row in rows.items()
         }
         refusals: dict[str, BudgetRefusal] = {}
+        # One after the other, each on top of those before it: together they must not pass the cap either.
         for attempt, ceiling, bound in changes.reservations:
+            # `budgets.set_budget` may have deleted the account since `budgets_of` saw it.
             if lost := [meter for _, meter in bound.budgets if meter and meter.id not in rows]:
                 raise MissingAccounts(lost)
             if refusal := _refusal(ceiling, bound, settled, reserved):
@@ -287,6 +296,7 @@ class Accounts:
             for name in bound.accounts:
                 if name in reserved:
                     reserved[name] += ceiling or 0
+        # A transaction without reservations says nothing about whether the money is short.
         if changes.reservations:
             self.is_short = any(refusal.may_fit for refusal in refusals.values())
         warnings = [warning for row in rows.values() for warning in self._warnings_of(row, settled[row.id])]
@@ -295,6 +305,7 @@ class Accounts:
                 "account": name,
                 "settled": settled[name],
                 "reserved": reserved[name],
+                # Never lowered: a sum that falls, and rises again, warns once.
                 "warned": max(row.warned_micro_usd, settled[name])
                 if name in self._watched
                 else row.warned_micro_usd,
@@ -311,6 +322,7 @@ class Accounts:
 
     def _watch(self, budget: Budget, meter: Meter) -> None:
         if meter.id not in self._watched and len(self._watched) >= _MAX_WATCHED:
+            # The oldest one: a process that runs for days sees the meters of new days and runs all the time.
             del self._watched[next(iter(self._watched))]
         self._watched.setdefault(meter.id, {})[budget.name] = budget
 

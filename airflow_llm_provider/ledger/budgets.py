@@ -141,6 +141,7 @@ class Meter:
     @property
     def applies_to(self) -> str:
         """The DAG or connection that it counts for; empty if it counts all."""
+        # The first column is the DAG or the connection: see `_whose`.
         return str(self.whose[0][1]) if self.whose else ""
 
     def calls(self) -> sa.ColumnElement[bool]:
@@ -165,6 +166,7 @@ def scope_budgets(scope: CallScope) -> Iterator[Budget]:
             yield _scope_budget(name, cap, kind, scope.on_exceeded)
 
 
+# Kept, because every group of attempts asks for them, and each Budget is validated when it is made.
 @lru_cache(maxsize=256)
 def _scope_budget(name: str, cap: int, kind: str, on_exceeded: str) -> Budget:
     return Budget(name=name, cap_micro_usd=cap, scope=kind, on_exceeded=on_exceeded, origin="operator")
@@ -178,6 +180,7 @@ def run_meter(scope: CallScope) -> Meter:
 def warnings_due(budget: Budget, before_micro_usd: int, now_micro_usd: int) -> Iterable[int]:
     """Return the percentages of the cap that were passed between two readings of the meter."""
     cap = budget.cap_micro_usd
+    # In whole numbers, so that no rounding of a share decides about a warning.
     return [p for p in WARN_AT_PERCENT if before_micro_usd * 100 < p * cap <= now_micro_usd * 100]
 
 
@@ -237,6 +240,7 @@ def _whose(kind: str, scope: CallScope) -> tuple[str, tuple[tuple[str, str | int
 
 @lru_cache(maxsize=1024)
 def _meter(kind: str, period: Period | None, label: str, whose: tuple[tuple[str, str | int], ...]) -> Meter:
+    # The NUL keeps apart what would otherwise be joined to the same text, such as "a" + "bc" and "ab" + "c".
     name = "\0".join([kind, period.name if period else "", *(str(value) for _, value in whose)])
     label = f"{label}, {period.name}" if period else label
     return Meter(
@@ -361,6 +365,7 @@ def budget_error(refusal: BudgetRefusal, model: str, connection_id: str) -> LLME
         f"{budget.name!r}{reserved}. Nothing was sent; {_remedy(budget)} Paid answers are kept."
     )
     if budget.on_exceeded == "wait" and meter and meter.period:
+        # The period is by the database's clock, and this machine's clock may be ahead of it.
         wait_s = max(1.0, meter.period.until_ms / 1000 - time.time())
         return BudgetWaits(f"{said} The next {budget.per} begins in {wait_s:.0f} s.", retry_after_s=wait_s)
     if budget.on_exceeded == "ask":

@@ -59,6 +59,7 @@ class Intent:
         once per request of the model.
         """
         scope = self.scope
+        # Without the number of the try: a retry, and a try after a clear, must find the same effect.
         parts = [scope.dag_id, scope.run_id, scope.task_id, scope.map_index, self.item_id, self.tool]
         if not self.is_irreversible:
             parts += [self.call_id, self.tool_use_id]
@@ -150,7 +151,9 @@ def begin(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: i
         "input": zlib.compress(intent.arguments),
     }
     new = insert(connection.dialect.name, effect).values(**made, **held)
+    # First insert, then read: if two processes begin the same call, the database keeps one row, and both read it.
     connection.execute(new.on_conflict_do_nothing())
+    # A repeatable call is taken over, even from a process that is still running it: running it twice does no harm.
     if not intent.is_irreversible:
         connection.execute(
             sa.update(effect).where(effect.c.id == intent.id, effect.c.state == BEGUN).values(**held)
@@ -164,6 +167,7 @@ def renew(connection: sa.Connection, now_ms: int, intent: Intent, *, lease_ms: i
     """Renew the lease of a call that is still running."""
     connection.execute(
         sa.update(effect)
+        # Only as its holder: a process from which the call was taken over must not go on renewing the lease.
         .where(effect.c.id == intent.id, effect.c.holder == intent.holder)
         .values(lease_until_ms=now_ms + lease_ms)
     )
@@ -174,6 +178,7 @@ def end(connection: sa.Connection, now_ms: int, effect_id: str, outcome: Outcome
     packed = zlib.compress(json.dumps({"content": outcome.content, "is_error": outcome.is_error}).encode())
     connection.execute(
         sa.update(effect)
+        # Two processes may have run a repeatable call. Both must send the model the same, which is what ended first.
         .where(effect.c.id == effect_id, effect.c.state == BEGUN)
         .values(state=ENDED, output=packed, ended_ms=now_ms)
     )
@@ -207,10 +212,12 @@ def list_effects(
     if run_id is not None:
         query = query.where(effect.c.run_id == run_id)
     if id_begins_with:
+        # A person types the beginning of the id. % and _ in it must not be wildcards of LIKE.
         query = query.where(effect.c.id.startswith(id_begins_with, autoescape=True))
     return [Effect.of(row, now_ms) for row in connection.execute(query)]
 
 
 def digest(*parts: Any) -> str:
     """Return the hash of JSON data, 64 hex digits."""
+    # The keys are sorted, because a model may write the same arguments in another order.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -38,6 +38,7 @@ class FileLock:
         """
         lock = self._open(mode)
         try:
+            # Usually the lock is free, and then no thread is needed to wait for it.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not _wait_for(lock, self._timeout_s):
@@ -74,6 +75,7 @@ def _wait_for(lock: int, timeout_s: float) -> bool:
 
     def wait() -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # The timeout and the grant may come at the same time. Under the guard, exactly one side gets the open file.
         with guard:
             if wanted:
                 granted.set()

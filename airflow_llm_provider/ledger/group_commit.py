@@ -124,6 +124,7 @@ class GroupCommit(Generic[Item, Result]):
             if entry is None:
                 return group, True
             if not group:
+                # Set once per group: later items do not make the first one wait longer than `linger_s`.
                 timeout_s, deadline = self._quiet_s, time.monotonic() + self._linger_s
             group.append(entry)
         return group, False

@@ -88,6 +88,7 @@ class Ledger:
         self.database = Database(url, synchronous=synchronous, timeout_s=deadline_s)
         self._transactions = Transactions(self.database, deadline_s=deadline_s)
         with contextlib.ExitStack() as on_failure:
+            # If the tables cannot be made, there is no object that the caller could close.
             on_failure.callback(self.database.close)
             with self._transactions.in_our_words():
                 self._transactions.retried(self.database.migrate)
@@ -133,6 +134,8 @@ class Ledger:
             self._writer.submit(attempt)
         )
         try:
+            # The writer commits the opening even if the caller is cancelled. Its outcome says what has to be given
+            # up.
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(lambda opened: self._give_up(attempt, opened))
@@ -221,6 +224,7 @@ class Ledger:
                     with self.database.write() as connection:
                         self.accounts.make(connection, self.database.now_ms(connection), meter)
                 continue
+            # After the commit: a transaction that is rolled back and run again would warn twice.
             self._send_warnings()
             return done
 
@@ -231,6 +235,8 @@ class Ledger:
                 self._writes.renew(connection, self.database.now_ms(connection))
             self._send_warnings()
             if self._unwritten:
+                # The renewal has succeeded, so the database is back. If it goes away again, `_write` keeps them once
+                # more.
                 unwritten, self._unwritten = self._unwritten, []
                 self._write(unwritten)
         except LLMError as error:

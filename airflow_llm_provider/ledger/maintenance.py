@@ -149,6 +149,7 @@ def export(
         query = query.select_from(call.outerjoin(payload, payload.c.call_id == call.c.id))
     query = query.where(*(wanted or Filter()).of(call, call.c.opened_ms), call.c.id > sa.bindparam("last"))
     query, last = query.order_by(call.c.id).limit(_EXPORT_PAGE), ""
+    # One transaction per page: SQLite's log grows as long as a reader stays.
     while True:
         with database.read() as connection:
             rows = connection.execute(query, {"last": last}).mappings().all()
@@ -292,6 +293,7 @@ class _Pruning:
             .select_from(source)
             .where(
                 key > sa.bindparam("last"),
+                # Ids begin with the time, so the primary key bounds the search; `closed_ms` is exact.
                 key < first_id_of(self._before_ms),
                 call.c.state != OPEN,
                 call.c.closed_ms < self._before_ms,
@@ -322,6 +324,7 @@ class _Pruning:
         while parts:
             with self._database.write() as connection:
                 began = time.perf_counter()  # without the wait for the lock
+                # In the transaction that removes: a run that has become active keeps the rest of its calls.
                 self._notice_new_runs(connection)
                 while parts and time.perf_counter() - began < _STEP_S:
                     work(connection, parts.popleft())
@@ -339,6 +342,7 @@ class _Pruning:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _remove(self, connection: sa.Connection, rows: Sequence[Any]) -> None:
+        # Once more, because runs may have become active since the page was read.
         ids = [row.id for row in self._idle(rows)]
         # On PostgreSQL, rows that another transaction has locked are left for the next pruning.
         free = sa.select(call.c.id).where(call.c.id.in_(ids), call.c.state != OPEN)
@@ -404,12 +408,14 @@ class _Pruning:
     def _remove_some_documents(
         self, is_orphan: sa.ColumnElement[bool], connection: sa.Connection, sightings: Sequence[str]
     ) -> None:
+        # The condition is tested again: a call may have been opened or answered since the page was read.
         deleted = connection.execute(document.delete().where(document.c.sighting.in_(sightings), is_orphan))
         self._done.documents += deleted.rowcount
 
 
 def _live_runs(connection: sa.Connection, since_ms: int) -> set[_Run]:
     """Return the DAG runs that did anything since a time, or have something open."""
+    # A person may need days to decide. Meanwhile the run makes no calls.
     pending = review.c.decided_ms.is_(None)
     queries = (
         sa.select(call.c.dag_id, call.c.run_id).where(call.c.id >= first_id_of(since_ms)),

@@ -25,11 +25,13 @@ class PayloadPolicy:
         """Return whether a prompt is kept; the sample has the same prompts in every run."""
         if self._share is None:
             return False
+        # The bits of a hash are evenly distributed, so its first 32 bits can draw the sample.
         return error or int(fingerprint[:8], 16) < self._share * 2**32
 
 
 def pack_prompt(prompt: Callable[[], bytes]) -> bytes:
     """Compress a request body; `prompt` makes it, so that a prompt that is not kept is not made."""
+    # The fastest level, because the writer's thread does this while calls wait for its commit.
     return zlib.compress(prompt(), level=1)
 
 

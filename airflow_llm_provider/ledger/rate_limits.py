@@ -160,6 +160,7 @@ def take_permits(connection: sa.Connection, now_ms: float, request: PermitReques
         for kind, span in spans:
             free[kind] = max(free[kind], at) + span
         times.append(at)
+    # There is at least one time: `_share` returns at least 1, and the first call always gets a place.
     waiting[request.dag_id][request.holder] = times[-1] + _WAITING_MS
     text = json.dumps({d: held for d, held in waiting.items() if held}, separators=(",", ":"))
     _update(connection, request.bucket, waiting=text, **dict(zip(_FREE, free, strict=True)))
@@ -201,6 +202,7 @@ def slow_down(
         limit = bucket.stated.rpm or row.rpm
         pace = 60_000 * (_rates(row, bucket.stated, now_ms)[0][0] or 0.0) or _observed_rpm(connection, bucket)
         values = {"cut_rpm": max(pace / 2, limit / 16 if limit else _LEAST_RPM)}
+        # The rate grows back from the end of the pause on, since nothing is sent during it.
         values["cut_ms"] = max(now_ms, quiet_until_ms)
     if quiet_until_ms > row.quiet_until_ms or values:
         # The limit is used up, so there is no burst until it is free again.
@@ -214,6 +216,7 @@ def store_limits(connection: sa.Connection, now_ms: float, bucket: Bucket, limit
     """Store the limits that the API's headers state; from then on calls are spread evenly."""
     row = _locked_row(connection, bucket)
     values: dict[str, Any] = dict(zip(("rpm", "itpm", "otpm"), limits.per_minute, strict=True))
+    # Limits are stored once half of one is used, so there is no full burst to begin with.
     if row.learnt_ms < now_ms - _FORGOTTEN_MS:
         values |= {name: max(getattr(row, name), now_ms + limits.burst_s * 1000) for name in _FREE}
     _update(connection, bucket, learnt_ms=now_ms, **values)
@@ -250,6 +253,7 @@ def _corrected(row: sa.Row[Any], rates: Sequence[float | None], correction: Amou
 
 def _observed_rpm(connection: sa.Connection, bucket: Bucket) -> float:
     """Return the rate of the calls that all processes have sent lately; ids begin with the time."""
+    # By the local clock, as ids are: they are made by the callers and not by the database.
     since = first_id_of(int((time.time() - _OBSERVED_S) * 1000))
     sent = sa.select(sa.func.count()).where(call.c.id >= since, call.c.connection_id == bucket.connection_id)
     if bucket.model is not None:
@@ -275,6 +279,7 @@ def _locked_row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
     row = connection.execute(_LOCKED, {"bucket": bucket.name}).one_or_none()
     if row is None:
         new = insert(connection.dialect.name, rate_limit).values(name=bucket.name, waiting="{}")
+        # Two processes may make the row at the same time. Both then lock the one that was kept.
         connection.execute(new.on_conflict_do_nothing())
         row = connection.execute(_LOCKED, {"bucket": bucket.name}).one()
     return row

@@ -78,6 +78,7 @@ class Costs:
     @property
     def cached_micro_usd(self) -> int:
         """What prompt caching saved, in micro-USD."""
+        # Rounded only here: the rounded parts would not add up to the rounded total.
         return round(self.cached_pico_usd / _PICO_PER_MICRO)
 
     @property
@@ -176,6 +177,7 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
 
 def spent_micro_usd(connection: sa.Connection, dag_id: str, run_id: str) -> int:
     """Return what a DAG run has cost so far, unproven attempts included, as far as prices are known."""
+    # The cost of an unproven attempt is its ceiling, so all states can be added up.
     query = sa.select(sa.func.coalesce(sa.func.sum(call.c.cost_micro_usd), 0)).where(
         call.c.dag_id == dag_id, call.c.run_id == run_id
     )
@@ -206,6 +208,7 @@ def totals_by_state(
         call.c.state,
         sa.func.count(),
         sa.func.coalesce(sa.func.sum(cost), 0),
+        # count(column) leaves out NULL, which stands for an unknown price.
         sa.func.count() - sa.func.count(cost),
     ).group_by(call.c.state)
     if dag_id is not None:
@@ -294,8 +297,11 @@ def _keys(
     """Return the table to select from, joined with tags if needed, and the expressions to group by."""
     if columns == ("tag",):
         tags = _tags(connection, table)
+        # An outer join, so that calls without tags are a group, too.
         return table.outerjoin(tags, sa.true()), [tags.c.value]
     return table, [
+        # A literal: for PostgreSQL, two bound parameters would make two expressions, and SELECT and GROUP BY need the
+        # same.
         time // sa.literal_column(str(_DAY_MS), sa.BigInteger) if name == "day" else table.c[name]
         for name in columns
     ]
@@ -328,6 +334,7 @@ def _saved_by_caching(one: Costs, card: RateCard | None) -> int:
 
 def _order(item: tuple[tuple[Any, ...], Costs]) -> tuple[Any, ...]:
     key, one = item
+    # As text, because a part may be None, which cannot be compared with text.
     return (-one.cost_micro_usd - one.unproven_micro_usd, -one.calls, tuple(str(part) for part in key))
 
 

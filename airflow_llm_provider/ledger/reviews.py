@@ -135,10 +135,13 @@ def store_question(
     """
     known = find(connection, scope, key)
     if known is None or known.asked.shown is None:
+        # A review without a form was never shown, so a question may take its place.
         connection.execute(review.delete().where(review.c.id == _id(scope, key)))
         first = insert(connection.dialect.name, review).values(**_columns(scope, key, asked), shown_ms=0)
         # Another process of the same task instance may have been faster.
         connection.execute(first.on_conflict_do_nothing())
+    # Airflow 3.3 shows the first form of a task instance again, whatever it is given later. So the stored form is
+    # opened again and not replaced.
     elif known.first_try != scope.first_try and (frozen or known.asked.asked_hash == asked.asked_hash):
         _update(connection, scope, key, first_try=scope.first_try, shown_ms=0, **_NOTHING_DECIDED)
     else:
@@ -216,6 +219,7 @@ def _update(connection: sa.Connection, scope: CallScope, key: str, **columns: An
 
 
 def _id(scope: CallScope, key: str) -> str:
+    # Without the number of the try: a retry, and a try after a clear, must find what was shown before.
     parts = (scope.dag_id, scope.run_id, scope.task_id, str(scope.map_index), key)
     return digest("\0".join(parts).encode())
 

@@ -84,6 +84,7 @@ class Transactions:
             with begin() as connection:
                 return work(connection, self._database.now_ms(connection))
 
+        # Around the retries, not within: they decide by the database's own error whether it may pass.
         with self.in_our_words():
             return self.retried(once)
 
@@ -107,6 +108,7 @@ def open_transactions(
         if url not in _migrated:
             with transactions.in_our_words():
                 transactions.retried(database.migrate)
+            # Only after it succeeded: otherwise the next use in this process would find no tables.
             _migrated.add(url)
         yield transactions
     finally:

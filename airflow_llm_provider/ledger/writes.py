@@ -64,6 +64,7 @@ SETTLE = (
         cache_write_5m_tokens=sa.bindparam("write_5m"),
         cache_write_1h_tokens=sa.bindparam("write_1h"),
         cost_micro_usd=sa.bindparam("cost"),
+        # A late reply replaces what was written when the lease had ended.
         error_class=None,
         error=None,
     )
@@ -89,6 +90,7 @@ def _unlocked(*conditions: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     return call.c.id.in_(sa.select(call.c.id).where(*conditions).with_for_update(skip_locked=True))
 
 
+# Its attempts were selected and locked by one of the OVERDUE statements, so they are still open.
 EXPIRE = (
     call.update()
     .where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
@@ -108,11 +110,13 @@ OVERDUE = (
 )
 OVERDUE_OF = OVERDUE.where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
 OVERDUE_RESERVED = OVERDUE.where(call.c.accounts.is_not(None))
+# A row that is locked now is renewed at the next beat, if its attempt is still open. A lease lasts for several beats.
 RENEW = (
     call.update()
     .where(_unlocked(call.c.holder == sa.bindparam("held_by"), IS_OPEN))
     .values(lease_until_ms=sa.bindparam("until"))
 )
+# A refused attempt was never sent. Without its row, its claim is free.
 WITHDRAW = call.delete().where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
 KEEP_PROMPT = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
 RECORD_INVALID_ANSWER = (
@@ -125,6 +129,7 @@ REOPEN = (
     .where(
         call.c.fingerprint == sa.bindparam("fingerprint_"),
         IS_ANSWERED,
+        # What this task has paid for since its last clear stays: a retry must not pay for it once more.
         sa.not_(
             sa.and_(
                 call.c.dag_id == sa.bindparam("dag"),
@@ -202,6 +207,7 @@ class Writes:
             by_kind.setdefault(type(write), []).append(write)
         settled, failed = by_kind.get(Settlement, []), by_kind.get(Failure, [])
         changes = AccountChanges()
+        # The calls that end, and that accounts count, are locked before the first of them is changed.
         changes.read(connection, sorted({write.attempt_id for write in (*settled, *failed)}))
         self._settle(connection, now, settled, changes)
         self._fail(connection, now, failed, changes)
@@ -211,7 +217,9 @@ class Writes:
         self._record_sightings(connection, by_kind.get(Sighting, []))
         self._record_savings(connection, now, by_kind.get(Saving, []))
         outcomes = self._open(connection, now, by_kind.get(NewAttempt, []), changes)
+        # Last, by the lock order. All calls of a budget share its account, so it is locked only until the commit.
         refused = self._move_accounts(connection, changes)
+        # `_open` keeps the order of the attempts, so each write takes the next outcome.
         opened = iter(
             refused.get(outcome.attempt_id, outcome) if isinstance(outcome, OpenedAttempt) else outcome
             for outcome in outcomes
@@ -335,6 +343,7 @@ class Writes:
             )
 
     def _reopen(self, connection: sa.Connection, reopened: Sequence[Reopening]) -> None:
+        # In a fixed order, as wherever several rows are locked: otherwise two groups could deadlock.
         for reopening in sorted(reopened, key=lambda r: r.fingerprint):
             scope = reopening.scope
             connection.execute(
@@ -350,6 +359,7 @@ class Writes:
 
     def _record_sightings(self, connection: sa.Connection, sightings: Sequence[Sighting]) -> None:
         if latest := {s.sighting: s.fingerprint for s in sightings}:
+            # Sorted for the same reason as in `_reopen`.
             rows = [{"sighting": s, "fingerprint": latest[s]} for s in sorted(latest)]
             connection.execute(self._upsert_sighting, rows)
 
@@ -366,9 +376,11 @@ class Writes:
         if self._accounts.is_short:
             # A budget needs what killed processes have reserved, as soon as their leases have ended.
             self._expire(connection, now, OVERDUE_RESERVED, {"before": now}, changes)
+        # By the identity of the scope: the attempts of a task share one object.
         by_scope = self._accounts.budgets_of(connection, now, (attempt.scope for attempt in attempts))
         budgets = [by_scope[id(attempt.scope)] for attempt in attempts]
         rows = [self._row(attempt, now, its) for attempt, its in zip(attempts, budgets, strict=True)]
+        # Before the claims: a late reply holds no claim, so the insert would succeed and its request be paid again.
         late = self._late_replies(connection, rows)
         unpaid = [row for row in rows if row["claim"] not in late]
         holders = self._claim(connection, unpaid)
