@@ -135,6 +135,7 @@ def checked(text: str) -> str:
     Raises:
         Unreadable: the text contains a lone surrogate or a NUL, or it is blank.
     """
+    # A NUL is valid UTF-8, and a binary file can pass as text but for it.
     if (position := text.find("\0")) >= 0:
         raise Unreadable("unreadable", _binary(position))
     if not text.isascii():

@@ -114,11 +114,13 @@ class RequestSizes:
         size = shared.text_bytes
         fewest = 1 / _MOST_BYTES_PER_TOKEN
         usual = max(fewest, history.tokens_per_byte) if history else 1 / _BYTES_PER_TOKEN
+        # One byte is at most one token, so this high is a bound.
         uncounted = Range(low=fewest, likely=usual, high=1.0)
         if not sample:
             return cls(base_bytes=size, base=uncounted * size, per_byte=uncounted)
         client = run.engine.endpoint.client
         try:
+            # The shared part is counted once by itself, so that what is left is the documents' own.
             base = await client.count_tokens(shared, timeout_s=_COUNT_TIMEOUT_S)
             counts = await asyncio.gather(
                 *(client.count_tokens(request, timeout_s=_COUNT_TIMEOUT_S) for request in sample)
@@ -195,6 +197,7 @@ class History:
                 likely=statistics.fmean(outputs),
                 high=max(outputs) * (1 + margin),
             ),
+            # Where fewer than half of the calls used the cache, it cannot be counted on.
             prefix_tokens=max(cached) if 2 * sum(map(bool, cached)) >= count else 0,
             latency_s=statistics.fmean(call.latency_ms for call in answers) / 1000,
             extras=Range(
@@ -342,6 +345,7 @@ class Costs:
         ):
             if per_minute:
                 seconds[name] = amount / per_minute * 60
+        # The limits hold at the same time, so the tightest one sets the pace.
         slowest = max(seconds, key=lambda name: seconds[name])
         return seconds[slowest], slowest
 
@@ -384,6 +388,8 @@ class Costs:
         likely = _price(card, tokens.likely, prefix, output.likely)
         high = float(_price(card, tokens.high, prefix, output.high))
         if prefix:
+            # The first call writes the prefix to the cache, which costs more than sending it. Later ones read it, with
+            # few misses.
             high += (written - likely) * (1 if self.calls == 1 else _RARE_CACHE_MISSES)
         return Range(
             low=_price(card, tokens.low, cheapest, output.low),

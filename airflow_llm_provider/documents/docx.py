@@ -63,6 +63,7 @@ def docx_text(raw: bytes) -> str:
 
 
 def _check_archive(raw: bytes) -> None:
+    # The signature of an OLE file, the container of old .doc files and of encrypted .docx files.
     if raw.startswith(b"\xd0\xcf\x11\xe0"):
         raise Unreadable(
             "unreadable", "an encrypted Word document, or one of the old .doc format. Save it as plain .docx."
@@ -99,6 +100,7 @@ def _blocks(parent: Any, lines: list[str]) -> None:
             _paragraph(element, lines)
         elif element.tag == f"{_W}tbl":
             _table(element, lines)
+        # The tag of a comment is no string. A Fallback repeats, for old programs, the text of the Choice beside it.
         elif isinstance(element.tag, str) and element.tag != _FALLBACK:
             _blocks(element, lines)
 
@@ -108,6 +110,7 @@ def _paragraph(paragraph: Any, lines: list[str]) -> None:
     boxes: list[str] = []
     _runs(paragraph, pieces, boxes)
     lines.append("".join(pieces))
+    # A text box is anchored within a paragraph and shown beside it, so its text follows the paragraph.
     lines.extend(boxes)
 
 

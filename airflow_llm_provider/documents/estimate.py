@@ -195,6 +195,7 @@ class _Plan:
         self.repeated = 0
         self._run = run
         self._paid_for = paid_for
+        # Read-only: the engine raises NotSettled where it would send a request, which says what would be paid for.
         self._engine = dataclasses.replace(run.engine, is_read_only=True)
         self._random = random.Random(0)  # the same sample for the same documents
 
@@ -224,6 +225,7 @@ class _Plan:
             if await self._engine.recall(sighting, run.terms, final=run.is_final) is not None:
                 return "reused"
         content = await run.read(document)
+        # With it the engine would ask again about each dead letter; `_one` counts those itself.
         terms = dataclasses.replace(run.terms_about(document, content), retry_dead=False)
 
         def about(text: str) -> Request:
@@ -240,6 +242,7 @@ class _Plan:
             ]
             if len(texts) > 1:
                 outcomes.append(await self._merge(text, about, terms, outcomes))
+        # The next estimate of the same range then finds the answer that this document is going to have.
         if sighting is not None and set(outcomes) != {"reused"}:
             self._paid_for.add(self._claim(sighting))
         return next(each for each in ("pending", "repeated", "reused") if each in outcomes)
@@ -268,6 +271,7 @@ class _Plan:
                 return self._count(missing.request)
             return "reused"
         if not terms.output.is_list:  # lists are joined, which costs nothing
+            # Four bytes are about one token.
             answer = "-" * round(len(parts) * usual_answer_tokens(self._run.prompt.output.schema) * 4)
             self._count(about(answer), merged=len(parts))
         return "reused"

@@ -24,6 +24,7 @@ IsWanted: TypeAlias = Callable[[str], bool]
 """Tells by its path below the folder whether a file is to be listed."""
 
 LOCAL_PROTOCOLS = frozenset({"", "file", "local"})
+# Protocols of the same store: a file given as `s3a://` lies below a root given as `s3://`.
 _SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "https": "http"}
 _MAGIC = re.compile(r"[*?\[]")
 _ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "md5", "crc32c", "generation", "VersionId")
@@ -49,6 +50,7 @@ def locate(path: PathLike, to_path: ToPath = url_to_path) -> str | UPath:
     """Return a local path as an absolute `str`, its links not resolved, and any other path as its UPath."""
     if isinstance(path, str):
         if "://" not in path:
+            # Links are not resolved: ids and URIs are what the author wrote. Roots are compared by the resolved path.
             return os.path.abspath(path)
         path = to_path(path)
     protocol = getattr(path, "protocol", None)
@@ -109,6 +111,7 @@ class Roots:
             return True
         if "::" in key or "::" in store.protocol:  # a chained file system reads from another store
             return False
+        # Part by part, and not as text: `bucket/inbox` does not lie below `bucket/in`.
         parts = _parts(store, key)
         return any(parts[: len(root)] == root for root in self._remote)
 
@@ -134,6 +137,7 @@ def _parts(store: UPath, key: str) -> tuple[str, ...]:
     """Return protocol, bucket or host, and the parts of the path, normalised for comparison."""
     protocol, _, rest = uri_of(store, key).partition("://")
     protocol = _SAME_STORE.get(protocol, protocol)
+    # A web server decodes %2e%2e to `..`, which would lead out of the root.
     if protocol == "http":
         rest = unquote(rest)
     host, _, path = rest.lstrip("/").partition("/")
@@ -147,6 +151,7 @@ def open_regular(path: str) -> IO[bytes]:
     Raises:
         OSError: the path is not a regular file, or it cannot be opened.
     """
+    # O_NOFOLLOW refuses a file that has become a link. With O_NONBLOCK, opening a pipe does not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -159,6 +164,7 @@ def split_glob(path: str) -> tuple[str, str] | None:
     match = _MAGIC.search(path)
     if match is None:
         return None
+    # Up to the last slash before the wildcard: the part before it is a folder that can be listed.
     cut = path.rfind("/", 0, match.start())
     return (path[:cut] or "/", path[cut + 1 :]) if cut >= 0 else ("", path)
 
@@ -258,6 +264,7 @@ def _walk_files(
             stat = entry.stat()
             if not is_dir:
                 yield file_document(real, stat, name=prefix + relative, uri=uri)
+            # By inode: a link can lead back to a folder above it, and the walk would never end.
             elif (stat.st_dev, stat.st_ino) not in seen:
                 seen.add((stat.st_dev, stat.st_ino))
                 stack.append((_entries(real), relative + "/", uri))
@@ -349,6 +356,7 @@ def _objects(fs: Any, folder: str) -> list[dict[str, Any]]:
             continue  # a marker object, which stands for a folder
         if name.rstrip("/").rpartition("/")[2].startswith("."):
             continue
+        # Only what is needed: a store's description of an object is much larger, and a folder can hold many.
         found.append({key: info[key] for key in keep if info.get(key) is not None})
     fs.invalidate_cache(folder)
     found.sort(key=lambda i: i["name"].rstrip("/") + ("/" if i["type"] == "directory" else ""), reverse=True)
@@ -356,6 +364,7 @@ def _objects(fs: Any, folder: str) -> list[dict[str, Any]]:
 
 
 def _stamp(info: dict[str, Any]) -> str | None:
+    # An etag changes with the content. Where a store has none, size and time are the next best.
     for name in _ETAGS:
         if info.get(name) is not None:
             return str(info[name])

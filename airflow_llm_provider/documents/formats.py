@@ -278,6 +278,7 @@ class _CsvWriter:
 
     def finish(self) -> None:
         self._text.flush()
+        # Without it, the wrapper would close the file when it is collected, and the file is the caller's.
         self._text.detach()
 
 
@@ -398,6 +399,7 @@ def _scalar(kind: ColumnType) -> tuple[Any, Convert]:
 
 def _integer(value: Any) -> int:
     number = int(value)
+    # JSON has one kind of number: 3.0 is an integer, 3.5 is not. Python's integers have no limit, int64 has.
     if number != value or not -(2**63) <= number < 2**63:
         raise _NotOfType("not a 64-bit integer")
     return number

@@ -30,6 +30,7 @@ def html_text(raw: bytes, encoding: str = "utf-8") -> str:
     from lxml import etree  # type: ignore[import-untyped]
     from lxml.html import HTMLParser, document_fromstring  # type: ignore[import-untyped]
 
+    # lxml refuses a decoded text that declares an encoding.
     source = _XML_DECLARATION.sub("", _decode(raw, encoding), count=1)
     # Without huge_tree, the parser drops what is nested more than 256 deep, and reports nothing.
     parser = HTMLParser(huge_tree=True)
@@ -39,12 +40,14 @@ def html_text(raw: bytes, encoding: str = "utf-8") -> str:
         if "empty" in str(error).lower():
             raise Unreadable("empty", "there is no text in this HTML") from None
         raise Unreadable("unreadable", f"HTML that cannot be parsed ({type(error).__name__})") from None
+    # With this error the parser has dropped a part of the page, which nothing else tells.
     if any(entry.type == etree.ErrorTypes.ERR_RESOURCE_LIMIT for entry in parser.error_log):
         raise Unreadable("unreadable", "HTML nested too deeply")
     _keep_only_hiding(tree)
     if layout_is_cheap(tree, len(source)):
         try:
             text = Inscriptis(tree).get_text()
+        # The other walk uses no recursion.
         except RecursionError:
             text = _without_layout(tree)
     else:
@@ -59,6 +62,7 @@ def _decode(raw: bytes, encoding: str) -> str:
     try:
         return decode(raw, encoding)
     except Unreadable as error:
+        # HTML wants the declaration within the first 1,024 bytes.
         declared = _CHARSET.search(raw[:4096])
         if error.reason != "unreadable" or declared is None:
             raise
@@ -185,6 +189,7 @@ def layout_is_cheap(tree: Any, size: int) -> bool:
                     table.end_row()
                     width = sum(table.widths)
                     padded += width * table.height
+                    # A nested table is text of the cell around it, which pads it again.
                     widths[-1] += width
                     heights[-1] += table.height
         if text:

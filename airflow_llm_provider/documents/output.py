@@ -133,6 +133,7 @@ class OutputFiles:
             for name in self.names:
                 if Path(self.key(name)).is_dir():
                     raise IsADirectoryError(errno.EISDIR, f"{name!r} is a folder")
+            # With the longest name: the hidden name is longer still, and file systems limit the length of a name.
             trial = Path(_hidden_path(self.folder, max(self.names, key=len)))
             trial.touch(exist_ok=False)
             trial.unlink()
@@ -164,6 +165,7 @@ class StagedFiles:
         if self._target.store is not None:
             self._aside = tempfile.mkdtemp(prefix="airflow-llm-staged-")
         else:
+            # A process that was killed could not remove its temporary files; this run does.
             _remove_stale(self._target)
         return self
 
@@ -180,11 +182,14 @@ class StagedFiles:
     def file(self, name: str) -> Iterator[IO[bytes]]:
         """Open the file that will be published as `name`."""
         path = _hidden_path(self._aside or self._target.folder, name if self._aside is None else "")
+        # O_EXCL: a file of this name must not exist, and a link of this name is not followed.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._ready[name] = path
         with open(descriptor, "wb", buffering=1024 * 1024) as file:
             yield file
             file.flush()
+            # A rename can reach the disk before the content does. After a power cut the new name would be an empty
+            # file.
             if self._aside is None:
                 os.fsync(file.fileno())
 
@@ -207,9 +212,12 @@ class StagedFiles:
         last = list(self._ready)[-1:]
         for name in list(self._ready):
             if [name] == last:
+                # Just before the last file, the manifest: a run that is killed earlier leaves the earlier dead letters
+                # in place.
                 for old in self._removed:
                     _remove(target, old)
             if target.store is None:
+                # A rename within one folder: a reader sees the old file or the new one, never a part.
                 Path(self._ready[name]).replace(target.key(name))
             else:
                 target.store.fs.put_file(self._ready[name], target.key(name))
@@ -327,6 +335,8 @@ class RowWriter:
         self._schema = schema
         self._list_type = list_type
         self._check = row_check(self._target.format, schema=schema, list_type=list_type)
+        # Rows come in the order of the answers and are published in the order of the input, so they are kept until the
+        # end.
         self._spool: IO[bytes] = tempfile.TemporaryFile(dir=spool_dir)  # noqa: SIM115 - it lives as long as the writer
         self._offsets = array("q")
         self._end = 0
@@ -358,6 +368,7 @@ class RowWriter:
             RowDoesNotFit: a row does not fit the format. None was taken, so the document can be a dead letter instead.
         """
         rows = [row] if isinstance(row, Mapping) else list(row)
+        # All rows are checked before one is kept: a document is either in the rows or a dead letter.
         for each in rows:
             self._check(each)
         self._put(index, _ROW, rows)
@@ -431,6 +442,7 @@ class RowWriter:
         self._spool.flush()
         position = self._spool.seek(0)
         for offset in self._offsets:
+            # A document that is pending has neither a row nor a dead letter.
             if offset == _MISSING:
                 continue
             if offset != position:  # a seek drops the buffer, and rows that came in order need none
@@ -464,6 +476,7 @@ def read_dead_letters(path: PathLike, *, to_path: ToPath = url_to_path) -> Itera
         yield from _read_local(Path(where))
         return
     fs, key = where.fs, where.path.rstrip("/")
+    # fsspec remembers listings, and the run may have written the file since.
     fs.invalidate_cache()
     if key.endswith(_SUFFIX):
         found = [key]
@@ -474,6 +487,8 @@ def read_dead_letters(path: PathLike, *, to_path: ToPath = url_to_path) -> Itera
         beside = target.key(target.dead_letters)
         found = [beside] if fs.exists(beside) else []
         if not found:
+            # A run without dead letters has no such file. That is told from a wrong path by the rows: this raises
+            # without them.
             fs.info(key)
     for name in found:
         with fs.open(name, "rb") as file:
@@ -490,6 +505,7 @@ def _read_local(path: Path) -> Iterator[dict[str, Any]]:
         beside = Path(target.key(target.dead_letters))
         found = [beside] if beside.exists() else []
         if not found:
+            # As above: it raises where there are no rows either.
             path.stat()
     for name in found:
         with open(name, "rb") as file:

@@ -92,6 +92,7 @@ def _texts(pdf: Any) -> tuple[list[str], list[int]]:
             text = layer.get_text_bounded().replace("\r\n", "\n").replace("\0", "")
             if not text.strip():
                 text = ""
+                # A page without any object is blank. One with objects and no text shows something, such as a scan.
                 if pdfium.FPDFPage_CountObjects(page) > 0:
                     unread.append(index)
             texts.append(text)
@@ -137,6 +138,7 @@ def _same_every_time(pdf: bytes) -> bytes:
     fixed = bytearray(pdf)
     if created := _CREATED.search(fixed):
         fixed[created.start(1) : created.end(1)] = b"20000101000000"
+    # Only in the trailer: the same bytes could stand in a page.
     if file_id := _FILE_ID.search(fixed, max(fixed.rfind(b"trailer"), 0)):
         for group in (1, 2):
             fixed[file_id.start(group) : file_id.end(group)] = b"0" * 32

@@ -44,6 +44,7 @@ class _Reader:
         self._owner = 0
 
     def read(self, raw: bytes, mode: PdfMode) -> tuple[tuple[Part, ...], int]:
+        # One PDF at a time: question and answer go over one pair of pipes.
         with self._lock:
             process = self._running()
             assert process.stdin is not None
@@ -82,6 +83,7 @@ class _Reader:
         if process is None or self._owner != os.getpid():
             return
         process.kill()
+        # Else the killed child stays as a zombie until the task ends.
         process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
@@ -92,12 +94,14 @@ class _Reader:
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Read PDFs until the parent process closes the pipe, which also happens when it is killed."""
     _limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
+    # A crash would write up to a gigabyte of memory to the disk, with the document in it.
     _limit(resource.RLIMIT_CORE, 0)
     while True:
         try:
             mode, raw = _read(requests).decode(), _read(requests)
         except EOFError:
             return
+        # The limit counts from the start of the process, so it moves up with each PDF.
         _limit(resource.RLIMIT_CPU, int(time.process_time()) + MAX_CPU_S)
         answer: dict[str, object]
         try:

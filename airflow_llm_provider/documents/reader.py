@@ -67,6 +67,7 @@ def read(
 
 
 def _row_content(text: str, max_bytes: int) -> Content:
+    # A text has at least as many bytes as characters, so a huge one is refused before it is encoded.
     if len(text) > max_bytes:
         raise _too_large(len(text), max_bytes)
     raw = checked(text).encode()
@@ -97,6 +98,7 @@ def _read_file(path: str, max_bytes: int) -> bytes:
     """Read a regular file; a file that has become a link, a pipe or a device since it was listed is refused."""
     try:
         with open_regular(path) as file:
+            # Of the open file: it may have grown since it was listed.
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise _too_large(size, max_bytes)

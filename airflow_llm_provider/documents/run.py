@@ -210,6 +210,7 @@ class Run:
     def taken(self, documents: Iterable[Document | Rejected]) -> Iterator[tuple[int, Document | Rejected]]:
         """Yield the documents up to the limit, numbered from 0; those beyond it are counted as pending."""
         taken = 0
+        # Counted beyond the limit as well: the outcomes must add up to the documents that were found.
         for document in documents:
             self.found += 1
             if self.limit is not None and taken >= self.limit:
@@ -244,12 +245,14 @@ class Run:
     async def _answer(self, document: Document) -> Reply:
         sighting = self.prompt.sighting(document)
         if sighting is not None:
+            # Before the file is read: a file that has not changed since it was answered need not be opened.
             known = await self.engine.recall(sighting, self.terms, final=self.is_final)
             if known is not None:
                 return known
         content = await self.read(document)
         request = self.prompt.request(content)
         if sighting is not None:
+            # The next run finds the answer to this request by the file's stamp alone.
             self.engine.sight(sighting, request)
         terms, text = self.terms_about(document, content), content.sole_text
         if text is None or surely_fits(request, self.prompt.options.long_input):
@@ -266,6 +269,7 @@ class Run:
             sink.add(index, [{**row, "item": number, "data": item} for number, item in enumerate(data)])
         else:
             sink.add(index, row)
+        # After the row was taken: a row that does not fit is counted as a dead letter instead.
         self.outcomes[outcome] += 1
         if reply.reused:
             self.saved_micro_usd += reply.cost_micro_usd or 0
@@ -284,6 +288,7 @@ class Run:
     ) -> None:
         self.outcomes["dead_letter"] += 1
         self.reasons[reason] += 1
+        # Any other dead letter would be the same at the next try of the task.
         if isinstance(error, (RetryableError, OSError)):
             self.retryable = _longer_wait(self.retryable, error)
         letter: dict[str, Any] = {
@@ -324,6 +329,7 @@ class Run:
         rate = done / elapsed if elapsed else 0.0
         counts = ", ".join(f"{name} {self.outcomes[name]}" for name in OUTCOMES if self.outcomes[name])
         waiting = self.found - self.outcomes.total()
+        # Documents are listed while others are asked about, so their number is known only at the end of the list.
         eta = f", about {waiting / rate:.0f} s left" if self._listed_all and waiting and rate else ""
         total = f"{self.found}" if self._listed_all else f"{self.found}+"
         cost = usd(self.engine.tally.paid_micro_usd)

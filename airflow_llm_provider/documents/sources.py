@@ -118,6 +118,7 @@ def _once_each(found: Iterator[Document | Rejected], limit: int | None) -> Itera
             yield item
             continue
         known = len(seen)
+        # The hash and not the id itself: 100,000 long ids would take much memory.
         seen.add(hash(item.id))
         if len(seen) == known:
             yield Rejected(
@@ -213,6 +214,7 @@ class _Lister:
         return self._opened(self._remote(where, shown, prefix))
 
     def _local(self, path: str, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
+        # A file may have `*` or `[` in its name; what exists under the exact name is that file.
         glob = None if os.path.lexists(path) else split_glob(path)
         folder = glob[0] if glob else path
         self.roots.require(folder, shown)
@@ -230,6 +232,7 @@ class _Lister:
             return iter([file_document(real, stat, name=prefix or os.path.basename(path), uri=path)])
         is_wanted, depth = glob_test(glob[1]) if glob else (self._wanted(), self.depth)
         below = _below(prefix, glob)
+        # Without roots the folder itself is one: a link in it must not lead to files elsewhere.
         roots = self.roots if self.restricted else Roots([real])
         return walk_files(folder, roots=roots, is_wanted=is_wanted, depth=depth, prefix=below)
 
@@ -237,10 +240,12 @@ class _Lister:
         key = path.path.rstrip("/") or path.path
         glob = split_glob(key)
         fs = path.fs
+        # As for a local file: an object may have `*` or `[` in its name.
         if glob and fs.exists(key):
             glob = None
         folder = glob[0] if glob else key
         self.roots.require(folder, shown, store=path)
+        # fsspec caches listings for the life of a process, and a retry must see what is there now.
         fs.invalidate_cache()
         if glob is None:
             try:

@@ -37,6 +37,7 @@ def table_rows(
         text_field: see `row_document`.
         encoding: of a file without a byte order mark.
     """
+    # A buffer of our own, because not every store's stream can look ahead, as the byte order mark needs.
     buffered = io.BufferedReader(_Raw(stream), 64 * 1024)
     mark, marked = byte_order_mark(buffered.peek(4))
     buffered.read(len(mark))
@@ -93,6 +94,7 @@ def _jsonl_rows(stream: io.BufferedReader[Any], encoding: str) -> Iterator[tuple
         try:
             raw = readline(MAX_FILE_BYTES + 1)
             is_too_large = len(raw) > MAX_FILE_BYTES
+            # The rest of the line is read and dropped, so that the next row starts at the next line.
             while is_too_large and raw and not raw.endswith(b"\n"):
                 raw = readline(MAX_FILE_BYTES)
         except UnicodeError:
@@ -108,6 +110,7 @@ def _jsonl_rows(stream: io.BufferedReader[Any], encoding: str) -> Iterator[tuple
         try:
             yield line, from_json(raw)
         except (ValueError, RecursionError) as error:
+            # Invalid JSON and bytes in another encoding need different advice.
             is_text = is_unicode(raw.decode(errors="surrogateescape"))
             yield line, _Broken(f"not valid JSON: {error}") if is_text else _not_valid(encoding)
 
@@ -147,6 +150,7 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str) -> Iterator[tuple[in
     reader = csv.reader(lines)
     header: list[str] | None = None
     while True:
+        # A quoted cell may hold line breaks, so a row starts where the one before has ended.
         start = reader.line_num + 1
         lines.left = MAX_FILE_BYTES
         try:
@@ -233,6 +237,7 @@ def row_document(
             return rejected("unreadable", f"the row cannot be written as JSON ({type(error).__name__})")
     if id_field in row:
         given = row[id_field]
+        # Many rows would share the id None or True, and the text of a dict depends on the order of its fields.
         if given is None or given == "" or isinstance(given, bool | Mapping | list | tuple | set | bytes):
             kind = "an empty string" if given == "" else f"a {type(given).__name__!r}"
             return rejected("unreadable", f"its id, field {id_field!r}, is {kind}; give a text or a number")
@@ -296,6 +301,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _hash(text: str) -> str:
+    # surrogatepass: a row with a lone surrogate still needs an id, under which it is a dead letter.
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
