@@ -29,6 +29,7 @@ Check: TypeAlias = Callable[[Any], bool]
 
 def comes_later(value: Any) -> bool:
     """Tell a template, and the output of another task, from a value that is there when the DAG is parsed."""
+    # By the method and not by the class XComArg: this module is also used where Airflow is not loaded.
     return hasattr(value, "iter_references") or (isinstance(value, str) and ("{{" in value or "{%" in value))
 
 
@@ -81,6 +82,7 @@ def is_share(value: Any) -> bool:
 
 def is_whole(least: int) -> Check:
     """Return a check that accepts whole numbers from `least`."""
+    # True is an int to Python, and would count as 1.
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -224,6 +226,7 @@ class Route:
         if self.min_confidence is None:
             return False
         stated = value.get("confidence") if isinstance(value, dict) else getattr(value, "confidence", None)
+        # An answer that states no confidence is not escalated: its type has no such field.
         return isinstance(stated, (int, float)) and stated < self.min_confidence
 
 
@@ -410,6 +413,7 @@ class Reviewers:
                 f"reviewers.timeout={self.timeout!r}: give a timedelta, such as timedelta(hours=8)."
             )
         require_choice("reviewers.on_timeout", self.on_timeout, ("reject", "approve", "fail"))
+        # Without a timeout the question stays open, and the value would never mean anything.
         if self.on_timeout != "reject" and self.timeout is None:
             raise ValueError(f"reviewers.on_timeout={self.on_timeout!r} goes with a timeout: give one.")
 
@@ -518,6 +522,7 @@ class Options:
         require("model", self.model, _or_none(_is_string), "give a tier or a model id; several are a route=.")
         require_choice("reuse", self.reuse, ("always", "run", "never"))
         require("tags", self.tags, is_list_of_strings, "give a list of strings.")
+        # Both name the model that is asked first, and could contradict each other.
         if self.model and self.route.models:
             raise ValueError(
                 "model= and route.models: give one of them. A route begins with its first model."
@@ -541,6 +546,7 @@ class Options:
         }
         plain = {name: value for name, value in values.items() if name not in made and value is not None}
         if "version" in plain:
+            # A version such as 2 and its text "2" are the same label, and the same question.
             plain["version"] = str(plain["version"])
         return cls(**made, **plain)
 

@@ -85,6 +85,7 @@ def _has_iban(text: str, _: str | None) -> bool:
     for match in _IBAN.finditer(text):
         compact = iban.compact(match[1])
         # The match may include words that follow the IBAN.
+        # The shortest IBAN, that of Norway, has 15 characters.
         if any(iban.is_valid(compact[:end]) for end in range(15, len(compact) + 1)):
             return True
     return False

@@ -120,6 +120,7 @@ def quotes_in_source(*at: str) -> Validator:
     _require_paths("quotes_in_source", at)
 
     def quotes_are_in_source(value: Any, source: str) -> Complaint | None:
+        # Once per answer and not once per quote: the document can be long.
         spelled_source, data = _spelled_alike(source), plain(value)
         return Complaint.about(
             (found_at, "is not in the document: copy it word for word")
@@ -148,6 +149,7 @@ def adds_up(parts: str, *more_parts: str, to: str, tolerance: Decimal | str | in
         data = plain(value)
         stated = list(values_at(data, to))
         found = [item for path in (parts, *more_parts) for item in values_at(data, path)]
+        # Not added up then: without the strange number, the complaint about the sum would be wrong.
         if strange := [path for path, number in [*found, *stated] if _decimal(number) is None]:
             return Complaint.about((path, "is not a number") for path in strange)
         summed = sum((_decimal(number) or Decimal() for _, number in found), Decimal())
@@ -208,11 +210,13 @@ def refers_to(*at: str, known: Collection[Any] | None = None, defined_at: str | 
         data = plain(value)
         defined = (name for _, name in values_at(data, defined_at or ""))
         existing = listed if listed is not None else {name for name in defined if isinstance(name, Hashable)}
+        # The complaint is sent to the model and paid for as input, so a long list is left out.
         hint = f": one of {', '.join(map(str, sorted(existing, key=str)))}" if len(existing) <= 20 else ""
         return Complaint.about(
             (found_at, f"refers to something that does not exist{hint}")
             for path in at
             for found_at, name in values_at(data, path)
+            # A list or a dict in the place of a reference would raise an error in the set.
             if not isinstance(name, Hashable) or name not in existing
         )
 
@@ -358,12 +362,15 @@ def _spelled_alike(text: str) -> str:
 
 
 def _decimal(value: Any) -> Decimal | None:
+    # Decimal(str(True)) is an error, but True is an int to Python, and would be 1.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
+        # By its text: Decimal(0.1) would have the error of the float, and sums would not add up.
         number = Decimal(str(value))
     except InvalidOperation:
         return None
+    # "NaN" and "Infinity" are numbers to Decimal, and no comparison with NaN is true.
     return number if number.is_finite() else None
 
 

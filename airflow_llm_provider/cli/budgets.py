@@ -127,6 +127,7 @@ def _writing(url: str) -> Iterator[Database]:
     database = Database(url)
     try:
         with database.write() as connection:
+            # A budget may be set before the first task has run, which would create the ledger.
             if current_version(connection) is None:
                 migrate(connection)
     except (sa.exc.DBAPIError, OSError) as error:
@@ -151,6 +152,7 @@ def _changed(
     given: dict[str, Any] = {}
     if scope is not None:
         given["scope"], colon, given["applies_to"] = scope.partition(":")
+        # A period of the earlier scope may not fit the new one.
         given["per"] = ""
         if colon and not given["applies_to"].strip():  # an empty $DAG in "dag:$DAG" would limit each DAG
             fail(
@@ -158,6 +160,7 @@ def _changed(
             )
     if per is not None:
         given["per"] = per
+    # A budget for each run of a DAG is one of scope `run` to the ledger.
     if per == "run" and given.get("scope", known and known.scope) in ("dag", "run"):
         given |= {"scope": "run", "per": ""}
     given |= {"timezone": timezone} if timezone else {}

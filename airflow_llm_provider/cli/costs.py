@@ -122,6 +122,7 @@ def _write_csv(report: Report) -> None:
     writer.writeheader()
     for row in _rows(report):
         writer.writerow(
+            # Only names can hold a formula. A negative amount must stay a number, although it begins like one.
             {name: cell(value) if name in report.columns else value for name, value in row.items()}
         )
 
@@ -139,6 +140,7 @@ def _show(report: Report, top: int) -> None:
     if rest := groups[top:]:
         shares.append(((f"… {len(rest):,} more", *blank), sum((one for _, one in rest), Costs())))
     figures = [list(_cells(one)) for one in (*(one for _, one in shares), report.total)]
+    # A terminal has little room, so a column without any figure is left out.
     used = [number for number, column in enumerate(zip(*figures, strict=True)) if any(column)]
     table = Table(*report.columns)
     for number in used:

@@ -55,6 +55,7 @@ def list_letters(
     table = Table("document", "reason", "error", "message")
     for letter in letters:
         cells = (letter["document_id"], letter["reason"], letter.get("error", ""), letter.get("message", ""))
+        # As Text: in a string rich would read `[…]` of a document as markup.
         table.add_row(*(Text(shown(cell, 200), overflow="fold") for cell in cells))
     console = Console()
     console.print(table)
@@ -150,6 +151,7 @@ def _read(path: str) -> list[Letter]:
         fail(f"There is no file at {path}, and no dead letters beside it.")
     except (OSError, ValueError, ImportError) as error:
         fail(f"{path} cannot be read: {error}")
+    # A file of rows is JSON lines as well.
     if not all(map(_is_letter, letters)):
         fail(f"{path} does not hold dead letters: one of its lines has no document and reason.")
     return letters
@@ -178,6 +180,7 @@ async def _reopen(url: str, fingerprints: Collection[str]) -> set[str]:
     ledger = await asyncio.to_thread(Ledger, url)
     try:
         asked = sorted(fingerprints)
+        # Only a request that has an answer in this ledger can be reopened; the output says how many were.
         answers = await asyncio.gather(*(ledger.find_reply(one, scope, "always") for one in asked))
         found = {fingerprint for fingerprint, answer in zip(asked, answers, strict=True) if answer}
         await asyncio.gather(*(ledger.record(Reopening(one, scope)) for one in sorted(found)))

@@ -99,6 +99,7 @@ def _own_stand_in(home: Path, open_things: ExitStack) -> Endpoint:
     known: int | None = None
     with suppress(FileNotFoundError, ValueError, KeyError):
         known = int(json.loads(port_file.read_text())["port"])
+    # The address is part of a request's key, so answers are found again only at the same port.
     for port in (*([known] if known else []), *_PORTS, 0):
         try:
             server = open_things.enter_context(StandIn(port=port, latency_s=_LATENCY_S))

@@ -86,6 +86,7 @@ def settle_effect(
         if len(found) != 1:
             fail(f"{len(found) or 'No'} tool calls have an id that begins with {shown(effect_id)}.")
         [effect] = found
+        # A call whose end is known must not be overwritten: the model was told its output.
         if not effect.is_unknown:
             fail(f"There is nothing to settle: the tool call {effect.id[:12]} {_STATES[_state(effect)]}.")
         if output is None:

@@ -143,6 +143,7 @@ def _add(estimates: DagEstimate, dag: DAG, run: DagRun, paid_for: set[str]) -> N
             for map_index in map_indexes(task):
                 with rendered_task(task, run, map_index) as (operator, context):
                     one = operator.estimate(context, paid_for=paid_for)  # type: ignore[attr-defined]
+                # The runs of a backfill and the instances of a mapped task are added up per task.
                 known = estimates.tasks.get(task.task_id)
                 estimates.tasks[task.task_id] = one if known is None else known + one
         except NeedsUpstream as reason:

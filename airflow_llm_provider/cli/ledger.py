@@ -215,6 +215,7 @@ def prune_ledger(
     typer.echo(f"{gone.rows:,} calls and {gone.payloads:,} prompts and replies {verb}{notes}.")
     if gone.kept:
         typer.echo(f"{gone.kept:,} old calls stay: their runs are still active.")
+    # SQLite gives no space back to the disk without a VACUUM, which locks and copies the whole file.
     if gone.rows and not dry_run and url.startswith("sqlite"):
         typer.echo("The file keeps its size; the free space in it is used again.")
 

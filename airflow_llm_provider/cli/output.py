@@ -29,6 +29,7 @@ class ShowsByItself(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command in front of its options."""
         if not args or (args[0].startswith("-") and args[0] != "--help"):
+            # An option alone is one of the default command; only `--help` is for the group.
             args = [next(name for name in ("show", "list") if name in self.commands), *args]
         return super().parse_args(ctx, args)
 
@@ -41,6 +42,7 @@ def fail(message: object) -> NoReturn:
 
 def echo_json(value: Any) -> None:
     """Write `value` as indented JSON, in ASCII."""
+    # ASCII: a document's text cannot control the terminal then, and any terminal's encoding can write it.
     typer.echo(json.dumps(value, indent=2))
 
 

@@ -145,6 +145,7 @@ class LocalAirflow(RunningAirflow):
             child = ChildSession.start(component, command, folder=self.home, env=self.environment(), log=log)
             self.components[component] = child
             self.started.append(child)
+            # With the time of creation, because the system gives a pid to another process later.
             self._state.setdefault("processes", []).append([child.pid, created_at(child.pid)])
             self._save()
 
@@ -226,6 +227,7 @@ class LocalAirflow(RunningAirflow):
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(self.home / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
+            # The kernel frees the lock when the process ends, however it ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
@@ -240,6 +242,7 @@ class LocalAirflow(RunningAirflow):
         }
         with suppress(FileNotFoundError):
             self._state |= json.loads((self.home / "launcher.json").read_text())
+        # Before the ports are chosen: a component that an earlier run left behind still holds them.
         end_strays(self._state.pop("processes", []), self.home)
         for port in ("port", "worker_log_port", "trigger_log_port"):
             self._state[port] = free_port(self._state.get(port, 0))
@@ -248,8 +251,10 @@ class LocalAirflow(RunningAirflow):
 
     def _save(self) -> None:
         draft = self.home / "launcher.json.new"
+        # Readable by the owner alone from the first byte on: the file holds secrets.
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(self._state, file)
+        # Replaced as a whole: a killed launcher must not leave half a list of processes.
         draft.replace(self.home / "launcher.json")
 
     def _migrate(self) -> None:
@@ -300,6 +305,7 @@ class LocalAirflow(RunningAirflow):
         return datetime.fromisoformat(beat).timestamp() > self.components[name].started_at
 
     def _end_all(self) -> None:
+        # So that `check` does not take the end of a component for a failure.
         for child in self.started:
             child.killed = True
         running = [child for child in self.components.values() if not child.has_ended()]

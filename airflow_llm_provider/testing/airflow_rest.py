@@ -63,6 +63,7 @@ class RunningAirflow:
         try:
             self.request("POST", f"dags/{quoted(dag_id)}/dagRuns", json=body)
         except httpx2.HTTPStatusError as error:
+            # After a server error the request is sent again, and the first one may have started the run.
             if error.response.status_code != httpx2.codes.CONFLICT or run_id not in self._run_ids(dag_id):
                 raise
         return run_id
@@ -218,6 +219,7 @@ def run_path(dag_id: str, run_id: str) -> str:
 
 def _parsed_since_change(dag: Mapping[str, Any], asked_at: float) -> bool:
     file = Path(dag["fileloc"])
+    # A file with a time in the future would never count as parsed.
     changed_at = min(file.stat().st_mtime, asked_at) if file.exists() else 0.0
     return datetime.fromisoformat(dag["last_parsed_time"]).timestamp() > changed_at
 

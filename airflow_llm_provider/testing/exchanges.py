@@ -71,6 +71,7 @@ class Recording:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600), trust_env=True)
         passed = {name: value for name, value in headers.items() if _PASSED_ON.fullmatch(name)}
         try:
+            # No redirects: one would take the caller's key to another host.
             async with self._session.request(
                 method, self.upstream + path, headers=passed, data=body or None, allow_redirects=False
             ) as response:

@@ -195,6 +195,7 @@ class Orders(Generic[Order]):
         """Place an order, before the older ones."""
         seed = order.seed if isinstance(order, Fault) else 0
         with self._lock:
+            # A new tuple, so that `take` may look without the lock whether there are any orders.
             self._placed = (_Placed(order=order, draws=random.Random(seed)), *self._placed)
 
     def clear(self) -> None:
@@ -227,9 +228,11 @@ def _applies(placed: _Placed[Order], question: Question) -> bool:
             return False
     elif order.matching is not None and not order.matching(question):
         return False
+    # Counted after the match: `after` counts matching requests only.
     placed.seen += 1
     if placed.seen <= order.after:
         return False
+    # Drawn last, and only for requests that match: other requests do not change the order of the draws.
     if isinstance(order, Fault) and order.share is not None:
         return _draw(order, placed.draws, question) < order.share
     return True

@@ -73,6 +73,7 @@ class Limits:
 
     def admit(self, input_tokens: int) -> None:
         """Take one request of `input_tokens` out of the buckets; ApiError 429 when one is short."""
+        # How long an answer gets is not known yet, so the output bucket only has to hold something.
         wanted = {"rpm": 1, "itpm": input_tokens, "otpm": 1}
         waits = {name: bucket.wait_s(wanted[name]) for name, bucket in self._buckets.items()}
         worst = max(waits, key=waits.__getitem__, default=None)

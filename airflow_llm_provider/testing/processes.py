@@ -64,6 +64,7 @@ class ChildSession:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # A process stays in its session when its parent dies, so orphans are found and ended, too.
                 start_new_session=True,
                 **as_user(user),
             )
@@ -135,6 +136,7 @@ def signals_held() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        # Each kind once, and now with its own handler.
         for signum in dict.fromkeys(held):
             os.kill(os.getpid(), signum)
 
@@ -213,6 +215,7 @@ def end_strays(leaders: Collection[tuple[int, float]], folder: Path) -> list[int
         members = session_members({pid})
         leader = next((m for m in members if m.pid == pid), None)
         if leader is not None:
+            # The same pid at another time of creation is another program.
             is_ours = abs(leader.create_time() - created) < 1.0
         else:
             is_ours = any(_folder_of(member) == folder for member in members)

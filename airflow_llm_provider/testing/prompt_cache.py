@@ -64,6 +64,7 @@ class PromptCache:
         for mark in marks:
             if mark.ttl is None or mark.tokens < max(self.minimum_tokens, covered + 1):
                 continue
+            # Only what no shorter mark has covered: each token is written, and charged, once.
             written[mark.ttl] += mark.tokens - covered
             writes.append((mark.digest, _TTL_S[mark.ttl]))
             covered = mark.tokens
@@ -91,12 +92,14 @@ class PromptCache:
                 continue
             entry = self._ends.get(marks[position].digest)
             if entry and entry[0] > now:
+                # As on the API, a read renews the lifetime of what it reads.
                 self._ends[marks[position].digest] = (now + entry[1], entry[1])
                 return marks[position].tokens
         return 0
 
 
 def _marks(question: Question) -> Iterator[_Mark]:
+    # One running hash: the digest at a block covers all blocks before it, so equal digests are equal prefixes.
     running = hashlib.blake2b(f"{question.model}\0{question.key_last4}".encode(), digest_size=16)
     tokens = 0
     for block in question.blocks:
@@ -106,6 +109,7 @@ def _marks(question: Question) -> Iterator[_Mark]:
 
 
 def _content_of(raw: Any) -> bytes:
+    # A mark is not part of the content: the same prefix is found with other marks.
     if isinstance(raw, dict) and "cache_control" in raw:
         raw = {name: value for name, value in raw.items() if name != "cache_control"}
     return orjson.dumps(raw, option=orjson.OPT_SORT_KEYS)

@@ -137,6 +137,7 @@ class _Routes:
             question = await self._question(request)
             if server.keep_requests:
                 server.requests.append(question.body)
+            # Before the limits: tokens that are read from the cache do not count against them.
             reading = server.cache.look(question)
             server.limits.admit(reading.usage.input_tokens + reading.usage.cache_write_tokens)
             fault = server.faults.take(question)
@@ -323,6 +324,7 @@ class _Routes:
             headers["content-type"] = "application/json"
             if fault is None or fault.kind not in ("drop", "slow"):
                 return web.Response(body=pieces[0], headers=headers)
+            # As a plain response has it: without it, aiohttp would send the body in chunks.
             headers["content-length"] = str(len(pieces[0]))
         response = web.StreamResponse(headers=headers)
         with contextlib.suppress(ConnectionError):  # the caller may have disconnected; it is charged anyway
@@ -350,6 +352,7 @@ class _Routes:
     async def _hang(self, request: web.Request) -> web.StreamResponse:
         """Never answer: wait until the client disconnects or the server stops."""
         while request.transport is not None and not request.transport.is_closing():
+            # aiohttp waits for its handlers when it stops, so this one has to end.
             if self.server.stopping.is_set():
                 request.transport.close()
                 break

@@ -219,6 +219,7 @@ class StandIn:
             target=lambda: asyncio.run(self._live(ready)), name=f"stand-in-{self._run_id}", daemon=True
         )
         self._thread.start()
+        # Raises here what went wrong in the thread, such as a port that is taken.
         ready.result()
         return self
 

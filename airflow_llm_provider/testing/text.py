@@ -86,6 +86,7 @@ class Text:
     def lower(self) -> str:
         """Return the text in lower case, with every character at the same position."""
         lower = self.raw.lower()
+        # Some letters have two in lower case, such as the Turkish dotted capital I, and positions would move.
         if len(lower) == len(self.raw):
             return lower
         return "".join(low if len(low := char.lower()) == 1 else char for char in self.raw)
@@ -108,6 +109,7 @@ class Text:
             gap = match.group()
             if gap[0] == "\n":
                 line = match.start() - max(start, self.raw.rfind("\n", 0, match.start()) + 1)
+                # A long line that ends without a full stop goes on in the next one; a blank line ends it.
                 if gap.count("\n") < 2 and line >= _SHORT_LINE:
                     continue
                 end = match.start()

@@ -201,6 +201,7 @@ def message(reply: Reply, usage: Usage, *, model: str, message_id: str) -> dict[
 def events(reply: Reply, usage: Usage, *, model: str, message_id: str) -> Iterator[bytes]:
     """Yield `reply` as the server-sent events of a streamed request, in the API's order."""
     start = message(Reply(), usage, model=model, message_id=message_id)
+    # As on the API: the first event states the input tokens, and the last one the output tokens in all.
     start |= {"stop_reason": None, "usage": usage.to_api() | {"output_tokens": min(1, usage.output_tokens)}}
     yield _event({"type": "message_start", "message": start})
     for index, block in enumerate(reply.content(message_id)):
