@@ -299,6 +299,7 @@ def rendered_task(
         def xcom_pull(self, *args: Any, **kwargs: Any) -> Any:
             return on_xcom_pull(*args, **kwargs)
 
+    # model_construct checks nothing: much of what the scheduler fills in does not exist here.
     ti = TaskInstance.model_construct(
         id=uuid.uuid4(),
         dag_id=run.dag_id,
@@ -321,5 +322,6 @@ def past_runs(dag: Any, first: dt.datetime, last: dt.datetime) -> Iterator[Any]:
     """Yield the runs that the DAG's timetable has between two dates, as Airflow's scheduler would make them."""
     from airflow.serialization.serialized_objects import DagSerialization
 
+    # Only the form of a DAG that the scheduler reads can list its runs.
     timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
     yield from timetable.iter_dagrun_infos_between(first, last)

@@ -67,6 +67,7 @@ class FunctionTask(DecoratedOperator):
     ) -> None:
         if self.returns in kwargs:
             raise TypeError(f"{self.custom_operator_name}: {self.returns}= is what the function returns.")
+        # The operator requires this argument. What it is becomes known when the function is called, in the task.
         kwargs[self.returns] = None
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 
@@ -138,6 +139,7 @@ class _ClaudeTask(FunctionTask, ClaudeOperator):
             arguments = encode_arguments({**self.arguments(), "inputs": dict(self.inputs)})
         except NeedsWorker as reason:
             self.log.warning("Runs in a worker although deferrable=True: %s.", reason)
+            # Not `super().execute`, which would call the function a second time.
             return ClaudeOperator.execute(self, context)
         from airflow_llm_provider.triggers.claude import ClaudeTrigger
 

@@ -206,6 +206,7 @@ class Route:
         require("route.retry", self.retry, _is_mapping, 'give a dict, such as {"server": {"attempts": 3}}.')
         require_kinds("route.fall_back_on", self.fall_back_on)
         if self.retry:
+            # Here, because it imports tenacity, which a DAG file without policies of its own does not need.
             from airflow_llm_provider.engine.retry import policies
 
             policies(self.retry)
@@ -506,6 +507,7 @@ class Options:
     """
 
     model: str | None = None
+    # All options share these defaults; they are frozen.
     route: Route = Route()
     request: RequestFields = RequestFields()
     on_invalid: OnInvalid = OnInvalid()

@@ -64,6 +64,7 @@ class BranchReview:
             reviewers=self.reviewers,
             choices_on_timeout={
                 "reject": default,
+                # After an answer that was not valid there is no proposal that could be taken.
                 "approve": proposed if proposed in self.choices else default,
                 "fail": None,
             },
@@ -74,6 +75,7 @@ class BranchReview:
         """Return the decision that an answer stands for."""
         why = self.content["asked because"]
         taken = self.choices[str(answer.choice)]
+        # Airflow names no user where it chose the default itself, because the time was up.
         if answer.decided_by is None:
             return Decision(outcome="default", why=f"{why}; nobody answered in time", taken=taken)
         feedback = f": {answer.feedback}" if answer.feedback else ""

@@ -178,6 +178,7 @@ class Decision:
             feedback=verdict.feedback,
             decided_by=verdict.decided_by,
             decided_at=dt.datetime.fromtimestamp(verdict.decided_ms / 1000, dt.UTC).isoformat(),
+            # Two clocks: the ledger's database says when it was shown, Airflow when it was answered.
             took_s=max(0, verdict.decided_ms - stored.shown_ms) / 1000,
             why=stored.asked.why,
         )
@@ -229,7 +230,9 @@ def ask(review: Review, *, hook: Hook, context: Context, resume: str) -> Decisio
                 )
             )
             _require_usable(stored, scope)
+            # Before the verdict is used: the approval of an earlier text must not hold for another one.
             shown = _as_shown(stored, asked, review)
+            # A clear moves the first try, and what was decided before no longer counts.
             if stored.first_try == scope.first_try:
                 if stored.verdict:
                     return Decision.of(stored)
@@ -282,6 +285,7 @@ def take_answer(
             if stored is None:
                 raise _changed("The ledger does not know what was shown")
             _as_shown(stored, asked, review)
+            # The content may have changed while the task was parked. What the person saw is what the ledger kept.
             verdict, error = read_answer(
                 orjson.loads(stored.asked.content),
                 event,
@@ -407,6 +411,7 @@ def _as_shown(stored: StoredReview, asked: AskedQuestion, review: Review) -> dic
     if stored.asked.asked_hash == asked.asked_hash:
         return shown
     now = orjson.loads(asked.shown or b"{}")
+    # Airflow keeps these of the first form as well: the first users would decide, whatever the DAG says now.
     if any(shown.get(part) != now[part] for part in ("assigned_users", "options", "defaults")):
         raise _changed("Who may decide, or between what, has changed since it was first shown")
     if review.on_changed == "fail":

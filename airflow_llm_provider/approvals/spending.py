@@ -122,6 +122,8 @@ class PriceCheck:
             body="Nothing has been sent yet. Tokens and price: low, likely, high.",
             content=self._content(),
             aside=form.titled("Asked because", why),
+            # An estimate differs a little at each try. Whether the price is still covered is checked apart, by its
+            # amount.
             on_changed="frozen",
             why=why,
             reviewers=self.reviewers,

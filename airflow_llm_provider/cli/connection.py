@@ -55,6 +55,7 @@ def claude_hook(conn_id: str) -> ClaudeHook:
 
     hook = ClaudeHook(conn_id)
     try:
+        # Read now, so that a wrong field ends the command with one line.
         _ = hook.connection
     except (AirflowFailException, AirflowNotFoundException) as error:
         fail(error)

@@ -115,6 +115,7 @@ class _Demo:
         )
         endpoint.remember()
         typer.echo(f"Airflow is up after {time.monotonic() - started:.0f} s: {airflow.url}")
+        # A stand-in that was given by its address may have answered others before.
         billed_before = endpoint.invoice()
         if endpoint.costs_money:
             self._require_consent(airflow, conf, yes)

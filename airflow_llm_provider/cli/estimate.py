@@ -63,6 +63,7 @@ def estimate(
     read_airflow()
     with contextlib.redirect_stdout(sys.stderr):  # what DAG files print must not mix with the answer
         dag = _find(dag_id, file)
+        # Shared by all tasks and runs: what one of them would pay for, the next would find in the ledger.
         estimates, paid_for = DagEstimate(dag_id=dag_id), set[str]()
         for run in _runs(dag, _conf(conf), backfill):
             estimates.runs += 1

@@ -159,6 +159,7 @@ def export_ledger(
         fail("Prompts and replies are nested, so CSV cannot hold them: leave --csv or --with-payload out.")
     named = {name: value for name, value in (("dag_id", dag), ("run_id", run)) if value is not None}
     wanted = Filter(since_ms=moment_ms("--since", since), until_ms=moment_ms("--until", until), names=named)
+    # The ledger first: opening the file empties it, and a ledger that cannot be read gives nothing to put there.
     with reading(find_ledger(ledger_url, conn_id)) as database, _opened(output) as file:
         calls = export(database, wanted, with_payload=with_payload)
         if not as_csv:

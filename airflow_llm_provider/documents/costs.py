@@ -249,6 +249,8 @@ class WorstCase:
         longest = min(options.request.max_tokens * 2**doublings, MOST_TOKENS)
         verdicts = [verdict for _, verdict, _ in judges]
         return cls(
+            # Each model of the route can use up all its attempts, each attempt can go to every fallback, and every
+            # answer is judged.
             sends=len(options.models) * times * (1 + len(fallbacks)) * (1 + len(judges)),
             output_tokens=max([longest, *(verdict.max_tokens for verdict in verdicts)]),
             more_input_tokens=times * (longest + _COMPLAINT_TOKENS)
@@ -334,6 +336,7 @@ class Costs:
 
     def duration(self, max_in_flight: int) -> tuple[float, str]:
         """Return the likely seconds, and what sets them."""
+        # Calls of one round run side by side, so a round takes about as long as one call.
         rounds = -(-self.calls // max_in_flight)
         latency_s = _FIRST_TOKEN_S + self._output.likely / _TOKENS_PER_S
         limits = self.run.engine.endpoint.limits

@@ -207,6 +207,7 @@ def row_check(
         return lambda row: refuse_unknown(row, known)
     from airflow_llm_provider.documents.formats import ParquetColumns
 
+    # Each row is converted here and once more when it is written. Only here can its document still be a dead letter.
     return ParquetColumns(schema, list_type).convert
 
 

@@ -119,6 +119,7 @@ def _format(raw: bytes, suffix: str) -> str:
     if raw.startswith(b"%PDF-"):
         return "pdf"
     known = _FORMATS.get(suffix, "text")
+    # A zip archive: a Word document under another name, or something that the name tells better.
     if known != "docx" and raw.startswith(b"PK\x03\x04"):
         from airflow_llm_provider.documents.docx import is_docx
 

@@ -308,6 +308,7 @@ class Run:
 
     def end_if_fatal(self, error: LLMError) -> None:
         """Raise `error` when the documents that follow would fail alike."""
+        # An exception here ends the run; no rows are published, and the next try finds the paid answers in the ledger.
         if isinstance(error, _FATAL):
             raise error
         # A server that is down, or does not take this kind of request, fails every document: after as many failures in

@@ -164,6 +164,7 @@ class _Lister:
         """Yield what the items of a list stand for."""
         for number, item in enumerate(items, 1):
             where = f"item {number}"
+            # The empty path would be the working folder.
             if self.strings == "path" and item == "":
                 yield Rejected(id=where, uri=None, reason="unreadable", message=f"{where}: the path is empty")
             elif is_path(item) or (isinstance(item, str) and self.strings == "path"):

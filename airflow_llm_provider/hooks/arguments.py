@@ -85,6 +85,7 @@ def require_arguments(arguments: Mapping[str, Any], *, templated: Collection[str
     """
     given = {name: value for name, value in arguments.items() if not comes_later(value)}
     known = {*_DATA, *_PLAIN, *_OPTIONS}
+    # Airflow renders template fields only. Elsewhere the text of the template itself would become the value.
     for name in sorted((arguments.keys() - given.keys()) & known - {*templated}):
         raise ValueError(
             f"{name}={arguments[name]!r}: neither a template nor the output of another task can stand here. Give the "
@@ -98,6 +99,7 @@ def require_arguments(arguments: Mapping[str, Any], *, templated: Collection[str
             require(name, given[name], check, cure)
     if is_list(given.get("model")):
         raise ValueError(f"model={given['model']!r}: name one. Several to escalate through are a route=.")
+    # Made only to be checked: each value object checks itself.
     Options.of(given)
     require_messages(given.get("messages") or ())
     by_name(given.get("tools") or ())
@@ -145,6 +147,7 @@ def read_count(task_id: str, name: str, count: int | str | None) -> int | None:
 
 def read_flag(task_id: str, name: str, value: bool | str | None) -> bool:
     """Read true or false; nothing is false."""
+    # A template gives a text, and the text "False" is true to Python.
     said = str(value).strip().lower()
     if said not in (*_YES, *_NO):
         raise AirflowFailException(f"{task_id}: {name}={value!r}: give true or false.")

@@ -46,6 +46,8 @@ def found_downstream(task: Operator) -> dict[str, str]:
     groups = [group for group in dag.task_group_dict.values() if task.task_id in group.upstream_task_ids]
     group_of = {root.task_id: group for group in groups for root in group.roots}
     found: dict[str, str] = {}
+    # In the DAG's order: the set of ids has another order in each process. The prompt would be another question then,
+    # and would be paid for again.
     for task_id, node in dag.task_dict.items():
         if task_id in task.downstream_task_ids:
             branch = group_of.get(task_id, node)

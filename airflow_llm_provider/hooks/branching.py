@@ -180,6 +180,7 @@ async def propose(
             lambda sample: dataclasses.replace(question, sample=sample).ask(engine, options, scope), votes
         )
     except _UNREACHABLE as error:
+        # A value and not an exception: the rules may take the default branch for it.
         return error
     usage = _added_up([_usage(outcome) for outcome in outcomes])
     agreement = count_votes([_read(outcome) for outcome in outcomes])

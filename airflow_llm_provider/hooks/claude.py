@@ -78,6 +78,8 @@ class ClaudeHook(BaseHook):
 
     # -- questions -----------------------------------------------------------------------------------
 
+    # Three overloads, so that a type checker derives the type of `reply.value` from `output_type`. A JSON schema gives
+    # none.
     @overload
     def ask(
         self,
@@ -348,6 +350,7 @@ class ClaudeHook(BaseHook):
         """
         try:
             if _is_loop_running():
+                # A notebook has a running loop, and asyncio.run refuses to start a second one in the same thread.
                 return _in_a_thread(work)
             return asyncio.run(work)
         except BaseExceptionGroup as group:

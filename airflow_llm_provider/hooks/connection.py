@@ -47,6 +47,7 @@ class Fields:
             extra = None
         if not isinstance(extra, dict):
             raise _wrong(conn_id, 'its extra should be a JSON object, such as {"rpm": 600}')
+        # A connection of another type may have fields that are meant for other programs.
         if connection.conn_type == "claude":
             _warn_of_unknown(extra, conn_id)
         return cls(conn_id=conn_id, connection=connection, extra=connection.extra_dejson)  # masked in logs
@@ -84,6 +85,7 @@ class Fields:
     def key(self) -> str:
         """Return the API key; empty when the connection has none."""
         key: str = (self.connection.password or "").strip()
+        # The key is sent in an HTTP header, which takes printable ASCII only.
         if not (key.isascii() and key.isprintable()):
             raise self.wrong(
                 "the API key in its password field has a line break or another character that no key has"

@@ -84,6 +84,7 @@ def rendered_task(
     Raises:
         NeedsUpstream: the output of another task is among its arguments.
     """
+    # A pull from a run that does not exist would give None, and the estimate would be of another question.
     with _airflow.rendered_task(task, run, map_index, _refuse) as (operator, context):
         yield operator, context
 

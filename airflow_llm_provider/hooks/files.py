@@ -65,6 +65,7 @@ def _content(name: str, path: Any, roots: list[str] | None) -> Any:
     from airflow_llm_provider.documents.sources import list_documents
 
     found = list(list_documents([path], roots=roots, to_path=object_storage))
+    # A folder or a table stands for many documents.
     if len(found) != 1:
         raise AirflowFailException(f"The input {name!r} is one file, and {path} is {len(found)} documents.")
     try:

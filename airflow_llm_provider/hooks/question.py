@@ -92,6 +92,8 @@ class Question:
             model=engine.endpoint.model(options.models[0]),
             system=self.system,
             messages=messages,
+            # The request bounds its text by its bytes. Images and pages have base64 instead, so their bound is counted
+            # here.
             input_ceiling=ceiling_of_blocks(messages),
             max_tokens=options.request.max_tokens,
             schema=self.output.schema,
@@ -100,6 +102,7 @@ class Question:
             extra=options.request.extra,
             endpoint=engine.endpoint.address,
             version=options.version,
+            # It is a part of the request's key: without it, several votes would be one request with one answer.
             sample=self.sample,
         )
 
@@ -149,6 +152,7 @@ class Question:
         blocks = [
             block for name, value in self._inputs(text).items() for block in content_blocks(name, value)
         ]
+        # A quote could not be looked up in a page or an image, so nothing is checked against a part of the source.
         if not all(block["source"].get("type") == "text" for block in blocks):
             return None
         if not blocks:
@@ -167,6 +171,8 @@ class Question:
             raise TerminalError(f"{error} Nothing was sent.") from None
         if not self.prompt or not self.prompt.strip():  # a decorated function may have returned None
             raise TerminalError("The prompt is empty. Nothing was sent.")
+        # The default is needed only after the last repair has failed; that it is wrong must be known before the first
+        # call.
         if options.on_invalid.default is not None:
             try:
                 self.output.parse(self.output.answer_text(options.on_invalid.default))

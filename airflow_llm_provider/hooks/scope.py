@@ -33,6 +33,7 @@ def scope_of(context: Context, options: Options, connection_id: str) -> CallScop
     from airflow_llm_provider.ledger.records import CallScope
 
     ti, task = context["ti"], context["task"]
+    # Sorted and without repeats: the same tags are the same text in the ledger.
     tags = sorted({*options.tags, *(getattr(task.dag, "tags", None) or ())})
     budget = options.budget
     return CallScope(

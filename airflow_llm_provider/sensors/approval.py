@@ -110,6 +110,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
+        # The sensor's own defaults give way to the author's, wherever these are set.
         given = {**(kwargs.get("default_args") or {}), **kwargs}
         super().__init__(**{**_defaults_beside(given), **kwargs})
         self._content: Any = content
@@ -185,6 +186,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         """Ask, or say why nobody is asked."""
         from airflow_llm_provider.approvals.review import ask, pass_without_asking
 
+        # Both checks come first: a person must not be asked for what could not be carried out.
         self._require_rejection_target()
         self._require_plain_validators()
         facts = self._facts(context)

@@ -76,6 +76,7 @@ class BelowConfidence:
         stated = (
             content.get(self.field) if isinstance(content, Mapping) else getattr(content, self.field, None)
         )
+        # True is a number to Python, and would be full confidence.
         if isinstance(stated, bool) or not isinstance(stated, (int, float)):
             return Judged(True, f"no {self.field} is stated")
         asks = not stated >= self.limit  # NaN asks
