@@ -35,6 +35,7 @@ test: $(READY) ## Run the tests that CI runs
 test-slow: $(READY) ## Run what takes too long for CI: shares of a rate limit, all 200 messages, 32 processes with one budget
 	@EXAMPLES=200 $(PYTEST) tests/unit $(PARALLEL) $(ARGS)
 	@$(PYTEST) tests/integration -m slow $(ARGS)
+	@$(PYTEST) tests/airflow -m slow $(PARALLEL) $(ARGS)
 	@INTENTS=200 $(PYTEST) tests/airflow/test_branch.py -k dag_run_runs $(ARGS)
 	@BUDGET_PROCESSES=32 BUDGET_LEASE_S=45 BOOKS_CALLS=10000 $(PYTEST) tests/integration/test_budgets.py -k "dollar or killing or mixed" $(ARGS)
 	@BOOKS_CALLS=10000 $(PYTEST) tests/integration/test_reports_postgres.py -k add_up_by_everything $(ARGS)

@@ -127,7 +127,9 @@ class Refunds:
         assert self.paid()[1:] == [True] * len(others)
 
 
-@pytest.mark.parametrize("rule", ["all_success", "none_failed", "all_done"])
+@pytest.mark.parametrize(
+    "rule", ["all_success", pytest.param("none_failed", marks=pytest.mark.slow), "all_done"]
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_rejection_skips_what_is_directly_downstream_at_its_own_index_through_clears(
     deployment: Any, shape: str, rule: str
