@@ -88,9 +88,11 @@ def is_mapped_over(task: Operator, source: Operator) -> bool:
         return False
     given: Any = expand_input(task).value
     if isinstance(given, Mapping):
+        # Several lists are combined, and then an index is not that of one source.
         if len(given) != 1:
             return False
         (given,) = given.values()
+    # `.map()` changes each item and keeps its index.
     while isinstance(given, MapXComArg):
         given = given.arg
     return isinstance(given, PlainXComArg) and given.operator.task_id == source.task_id

@@ -227,7 +227,6 @@ class Route:
         if self.min_confidence is None:
             return False
         stated = value.get("confidence") if isinstance(value, dict) else getattr(value, "confidence", None)
-        # An answer that states no confidence is not escalated: its type has no such field.
         return isinstance(stated, (int, float)) and stated < self.min_confidence
 
 

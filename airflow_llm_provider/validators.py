@@ -362,7 +362,7 @@ def _spelled_alike(text: str) -> str:
 
 
 def _decimal(value: Any) -> Decimal | None:
-    # Decimal(str(True)) is an error, but True is an int to Python, and would be 1.
+    # True is an int to Python. In an answer it is not a number.
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

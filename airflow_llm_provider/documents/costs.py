@@ -114,7 +114,7 @@ class RequestSizes:
         size = shared.text_bytes
         fewest = 1 / _MOST_BYTES_PER_TOKEN
         usual = max(fewest, history.tokens_per_byte) if history else 1 / _BYTES_PER_TOKEN
-        # One byte is at most one token, so this high is a bound.
+        # A token has at least one byte, so this high is a bound.
         uncounted = Range(low=fewest, likely=usual, high=1.0)
         if not sample:
             return cls(base_bytes=size, base=uncounted * size, per_byte=uncounted)

@@ -225,7 +225,7 @@ class _Plan:
             if await self._engine.recall(sighting, run.terms, final=run.is_final) is not None:
                 return "reused"
         content = await run.read(document)
-        # With it the engine would ask again about each dead letter; `_one` counts those itself.
+        # With retry_dead the engine would ask again about each dead letter; `_one` counts those itself.
         terms = dataclasses.replace(run.terms_about(document, content), retry_dead=False)
 
         def about(text: str) -> Request:

@@ -393,6 +393,7 @@ def _scalar(kind: ColumnType) -> tuple[Any, Convert]:
         "integer": (pa.int64(), _integer),
         "number": (pa.float64(), float),
         "boolean": (pa.bool_(), _boolean),
+        # Six decimals: a price is a whole number of micro-USD.
         "decimal": (pa.decimal128(18, 6), Decimal),
     }
     return converts[kind]

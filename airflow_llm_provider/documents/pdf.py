@@ -126,6 +126,7 @@ def _native(pdf: Any, raw: bytes, pages: list[int] | None) -> Part:
         raise Unreadable(
             "too_large", f"{len(raw):,} bytes of PDF; the API takes {MAX_REQUEST_BYTES * 3 // 4:,}"
         )
+    # The copy numbers its pages from 1 again. The title says which pages of the document they are.
     title = None if pages is None else "pages " + ", ".join(str(index + 1) for index in pages)
     return Part(kind="pdf", data=data, media_type="application/pdf", pages=count, title=title)
 

@@ -76,7 +76,7 @@ class DocumentPrompt:
             "encoding": reading.encoding,
             "max": reading.max_bytes,
         }
-        # What else decides about the request to a file that has not changed: how the file is read.
+        # The fingerprint does not say how a file is read, which changes the request about the same file, too.
         key = hashlib.sha256(self.request(None).fingerprint.encode() + to_json(shapes)).hexdigest()
         # Without the prompt: it may name the day, and answers to an edited prompt are still the best estimate.
         shared = [self.asked_by, self.endpoint.address, self.options.version, self.output.schema]

@@ -87,6 +87,7 @@ def _read_bytes(document: Document, max_bytes: int) -> bytes:
         # The store did not say how large the object is: one byte more than allowed shows that it is too large.
         end = max_bytes + 1 if document.size is None else None
         raw = cast("bytes", document.store.fs.cat_file(document.path, start=None, end=end))
+    # Any other error of a store stays an OSError: the store may answer at the next try of the task.
     except (FileNotFoundError, PermissionError) as error:
         raise Unreadable("unreadable", f"{document.uri!r} cannot be read: {_why(error)}") from None
     if len(raw) > max_bytes:

@@ -167,6 +167,7 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str) -> Iterator[tuple[in
             continue
         if not all(cell.isascii() or is_unicode(cell) for cell in cells):
             yield start, _not_valid(encoding)
+            # No row can be read without the names of its columns.
             if header is None:
                 return
         elif header is None:

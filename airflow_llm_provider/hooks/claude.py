@@ -321,6 +321,7 @@ class ClaudeHook(BaseHook):
         try:
             # A client's sockets belong to one event loop, so that each engine reads the connection for itself.
             connection = self._read_connection()
+            # In a thread: it opens the ledger, which may have to be created or upgraded first.
             engine = await asyncio.to_thread(connection.engine)
             alarm = BudgetAlarm(context, options.budget.notifiers)
             engine.ledger.on_warning = alarm.warn
@@ -355,7 +356,7 @@ class ClaudeHook(BaseHook):
             return asyncio.run(work)
         except BaseExceptionGroup as group:
             error = gravest(group)
-            # An LLMError says everything by itself. Any other error is a bug, whose traceback is wanted.
+            # An LLMError says everything by itself. Any other error needs the traceback of its group.
             raise self.for_airflow(error, context) from (None if isinstance(error, LLMError) else group)
         except AnswerError as error:
             raise error from None

@@ -77,6 +77,7 @@ def synchronous() -> str:
     """Return [llm] synchronous: how SQLite writes to disk."""
     from airflow.sdk.configuration import conf
 
+    # With NORMAL a commit survives a killed process, and not a power cut: a paid answer could be lost.
     text: str = conf.get("llm", "synchronous", fallback="FULL")
     if text.upper() not in ("FULL", "NORMAL"):
         raise AirflowFailException(f"[llm] synchronous is {text!r}, and should be FULL or NORMAL.")

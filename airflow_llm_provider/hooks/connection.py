@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.engine.engine import Engine
 
 DEFAULT_CONNECTION = "claude_default"
+# Models retire. A DAG names a tier, so that another model is set in the connection alone.
 TIERS = {"fast": "claude-haiku-5-5", "balanced": "claude-sonnet-5-5", "strong": "claude-opus-5-5"}
 
 # Connections of other types hold the key of another service. The type may be missing in the environment's JSON.

@@ -183,7 +183,6 @@ def _own(context: Context) -> Operator:
     task: Any = context["task"]
     dag = task.get_dag()
     assert dag is not None, "a task that runs has a DAG"
-    # Only the task in the DAG tells that it is mapped, and what its groups are.
     found: Operator = dag.task_dict[task.task_id]
     return found
 

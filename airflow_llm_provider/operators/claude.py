@@ -103,7 +103,7 @@ class ClaudeOperator(ClaudeTask):
     """
 
     template_fields: Sequence[str] = (*SHARED_TEMPLATE_FIELDS, "inputs", "messages")
-    # Airflow lets the other tasks of the DAG make this class from an XCom; it refuses every other class.
+    # Airflow makes an object from an XCom only where its class is allowed. This allows it for the tasks of the DAG.
     deserialization_allowed_class_fields = ("output_type",)
     runs_in_worker: ClassVar[bool] = False
     _decision: Mapping[str, Any] | None = (
@@ -288,6 +288,7 @@ class ClaudeOperator(ClaudeTask):
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Continue where the trigger could not: raise its error, or make the call here."""
+        # Not an error: the call was not made, or a person has to be asked, which a worker can do.
         if reason := event.get("needs_worker"):
             self.log.warning("Runs in a worker although deferrable=True: %s.", reason)
             return ClaudeOperator.execute(self, context)
