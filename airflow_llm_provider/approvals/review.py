@@ -362,7 +362,7 @@ def _notify(review: Review, context: Context) -> None:
 
 
 def _look_for_answer(review: Review, scope: CallScope, context: Context, resume: str) -> BaseException:
-    """Return what ends an attempt after one that has shown the form: the answer may be there.
+    """Return the exception that parks this attempt: an earlier one has shown the form, so the answer may be stored.
 
     The scheduler can mark a parked task failed when it is answered within seconds. Showing the form again would delete
     the answer, so a trigger looks for it. Every other attempt parks again without a trigger, for an Airflow whose

@@ -159,7 +159,7 @@ class PriceCheck:
 def ask_to_raise(
     refused: BudgetAsks, *, reviewers: Reviewers, hook: Hook, context: Context, resume: str
 ) -> str:
-    """Park the task until a person has said what the budget may hold; return why nobody is asked.
+    """Ask a person to raise the budget, which parks the task; return the reason where nobody can be asked.
 
     Nobody is asked when, since the task was last cleared, a person has rejected it or the raise is used up.
 

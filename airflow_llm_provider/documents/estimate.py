@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from airflow_llm_provider.documents.content import Unreadable
-from airflow_llm_provider.documents.costs import (
+from airflow_llm_provider.documents.cost_estimate import (
     Costs,
     History,
     PendingRequest,

@@ -106,7 +106,7 @@ class Call:
         return cls(purpose="given", message=message, attempt_id="", cost_micro_usd=0, latency_s=0.0, sends=0)
 
     def saying(self, text: str) -> Self:
-        """Return the call with the whole answer in place of the part that was asked for."""
+        """Return a copy whose text is the whole answer: a small repair replies with some fields only."""
         return dataclasses.replace(self, message=dataclasses.replace(self.message, text=text))
 
 

@@ -74,7 +74,7 @@ class Engine(Calls):
         """Return the valid answer that an unchanged document got, without reading the document; None for none.
 
         Args:
-            sighting: the key of the document's state, as `sight` was given it.
+            sighting: the hash of prompt, path and modification stamp, as DocumentPrompt.sighting makes it.
             terms: what the answer must be.
             final: raise AnswerError for a paid answer that is not valid, rather than return None. For callers who
                 would not ask again anyway.

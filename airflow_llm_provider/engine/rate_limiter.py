@@ -109,7 +109,7 @@ class _BucketState:
     async def lease_block(
         self, holder: str, dag_id: str, costs: list[Amounts], spare: int
     ) -> tuple[PermitBlock, float]:
-        """Lease a block of permits, and correct the bucket by what earlier calls used more or less than expected.
+        """Reserve a block of permits; in the same transaction, book what earlier calls used beyond or below expectation.
 
         Args:
             holder: The process that leases.

@@ -39,7 +39,7 @@ USAGE, CHECKS = "llm_usage", "llm_checks"
 _BUDGET_NAMES = {"budget.task_usd": "the task's budget", "budget.run_usd": "the run's budget"}
 
 
-async def close_account(
+async def record_saving_and_log_cost(
     engine: Engine, scope: CallScope, outcome: Reply | AnswerError, options: Options
 ) -> None:
     """Keep what an answer saved, and log what it cost; for an engine that did nothing but this task's work."""

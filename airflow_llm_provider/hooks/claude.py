@@ -285,7 +285,7 @@ class ClaudeHook(BaseHook):
         return self.run(self._answer(question, options, context), context)
 
     async def _answer(self, question: Question, options: Options, context: Context | None) -> Reply[Any]:
-        from airflow_llm_provider.hooks.answers import close_account
+        from airflow_llm_provider.hooks.answers import record_saving_and_log_cost
 
         async with self.open_engine(options, context, own_loop=True) as engine:
             scope = self._scope(options, context)
@@ -293,9 +293,9 @@ class ClaudeHook(BaseHook):
                 reply = await question.ask(engine, options, scope)
             except AnswerError as error:
                 # An answer that is not valid was paid for as well, and the log says what it cost.
-                await close_account(engine, scope, error, options)
+                await record_saving_and_log_cost(engine, scope, error, options)
                 raise
-            await close_account(engine, scope, reply, options)
+            await record_saving_and_log_cost(engine, scope, reply, options)
             return reply
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Retention: how long the configuration has the ledger keep what."""
+"""Retention: how long the ledger keeps calls and payloads, as [llm] says."""
 
 from __future__ import annotations
 

@@ -225,8 +225,8 @@ def prune(
     """Remove old calls, and the prompts and replies of calls that are not quite as old.
 
     A call without its reply stays for the cost reports, but can't be reused: its request is sent again when needed.
-    Open attempts stay whatever their age, and so does everything of a DAG run that has made a call, asked a person
-    or run a tool since. Effects and reviews are never removed: they say what must not happen twice.
+    Open attempts stay whatever their age, and so do the calls of a DAG run that has made or reused a call, asked a
+    person or run a tool since. Effects and reviews are never removed: they say what must not happen twice.
 
     It works in steps of a few milliseconds and pauses between them, so that running tasks hardly wait.
 

@@ -42,7 +42,7 @@ class Costs:
             tokens written cost more, at the list prices of short prompts; negative if caching cost more.
         reused: Replies that were taken from the ledger.
         reused_micro_usd: What they had cost.
-        routed_micro_usd: About what the last models of cascades alone would have cost more.
+        routed_micro_usd: An estimate: what the last models alone would have cost, minus what the routes cost.
     """
 
     calls: int = 0
@@ -92,7 +92,7 @@ class Report:
     """Costs by group, the most expensive first, and their total.
 
     Attributes:
-        columns: What the groups are called by.
+        columns: Names of the columns that the calls are grouped by.
         groups: Costs by the values of `columns`; None stands for calls without a value.
         total: Costs of all calls.
         overlaps: Whether a call may be in several groups, as with tags: then they add up to more than the total.

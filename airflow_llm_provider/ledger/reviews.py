@@ -121,7 +121,7 @@ def store_question(
     *,
     frozen: bool = False,
 ) -> StoredReview:
-    """Store a question before it is shown; return the review as it must be shown, which is as it first was.
+    """Store a question before it is shown; return the review to show: the first version, if it has changed since.
 
     Attempts since the last clear share decisions: a retry asks nobody again, a clear does. If the question has
     changed since it was first asked, the first one is returned.

@@ -169,7 +169,7 @@ def _followable(reference: XComArg) -> PlainXComArg:
 
 
 def require_plain_end(task: Any) -> None:
-    """Raise NeedsWorker for what an end in the trigger would leave out without a word."""
+    """Raise NeedsWorker for outlets, callbacks and multiple_outputs, which Airflow ignores when a trigger ends a task."""
     if task.outlets:
         raise NeedsWorker("it has outlets")
     # A mapped task keeps some of these as arguments for the task it will make.
