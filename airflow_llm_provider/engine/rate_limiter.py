@@ -109,7 +109,7 @@ class _BucketState:
     async def lease_block(
         self, holder: str, dag_id: str, costs: list[Amounts], spare: int
     ) -> tuple[PermitBlock, float]:
-        """Reserve a block of permits; in the same transaction, book what earlier calls used beyond or below expectation.
+        """Reserve a block of permits, and book the difference of earlier calls from what was expected.
 
         Args:
             holder: The process that leases.

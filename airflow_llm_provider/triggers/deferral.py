@@ -169,7 +169,7 @@ def _followable(reference: XComArg) -> PlainXComArg:
 
 
 def require_plain_end(task: Any) -> None:
-    """Raise NeedsWorker for outlets, callbacks and multiple_outputs, which Airflow ignores when a trigger ends a task."""
+    """Raise NeedsWorker for outlets, callbacks, multiple_outputs: Airflow ignores them when a trigger ends a task."""
     if task.outlets:
         raise NeedsWorker("it has outlets")
     # A mapped task keeps some of these as arguments for the task it will make.

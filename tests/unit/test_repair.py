@@ -681,3 +681,11 @@ async def test_a_judge_that_cannot_be_had_is_no_reason_to_ask_another_model(
     wire.script = []
     wire.usually = message('{"findings": [{"criterion": 1, "why": "It is.", "is_met": true}]}')
     assert (await ask(engine, validators=[judge], route=route)).attempts == 1  # the answer was paid
+
+
+def test_each_field_of_a_request_is_decided_on_for_repairs_and_judges() -> None:
+    """A field that is added to Request has to be copied there, or left out on purpose."""
+    copied = {"model", "messages", "max_tokens", "extra", "endpoint", "version", "family"}
+    # A small repair shows no document and calls no tool; its schema is that of the fields at fault.
+    left_out = {"system", "schema", "tools", "effort", "sample", "shared_blocks", "cache_first", "input_ceiling"}
+    assert {field.name for field in dataclasses.fields(Request) if field.init} == copied | left_out
