@@ -687,5 +687,14 @@ def test_each_field_of_a_request_is_decided_on_for_repairs_and_judges() -> None:
     """A field that is added to Request has to be copied there, or left out on purpose."""
     copied = {"model", "messages", "max_tokens", "extra", "endpoint", "version", "family"}
     # A small repair shows no document and calls no tool; its schema is that of the fields at fault.
-    left_out = {"system", "schema", "tools", "effort", "sample", "shared_blocks", "cache_first", "input_ceiling"}
+    left_out = {
+        "system",
+        "schema",
+        "tools",
+        "effort",
+        "sample",
+        "shared_blocks",
+        "cache_first",
+        "input_ceiling",
+    }
     assert {field.name for field in dataclasses.fields(Request) if field.init} == copied | left_out
