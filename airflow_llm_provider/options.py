@@ -241,6 +241,10 @@ class RequestFields:
         stop_sequences: texts at which the model stops.
         metadata: the API's `metadata` object. It does not change the fingerprint.
         extra_body: further fields of the body, for servers that take them.
+        cache_ttl: how long the API keeps the prompt that the documents of a run share: `5m`, or `1h`, whose writes cost
+            more (https://docs.claude.com/en/docs/build-with-claude/prompt-caching). It does not change the fingerprint.
+        service_tier: `auto` or `standard_only`, as the API takes it; None: the API's default. It does not change the
+            fingerprint.
     """
 
     max_tokens: int = 4096
@@ -249,8 +253,13 @@ class RequestFields:
     stop_sequences: Sequence[str] = ()
     metadata: Mapping[str, Any] | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    cache_ttl: Literal["5m", "1h"] = "5m"
+    service_tier: Literal["auto", "standard_only"] | None = None
 
     def __post_init__(self) -> None:
+        require_choice("request.cache_ttl", self.cache_ttl, ("5m", "1h"))
+        if self.service_tier is not None:
+            require_choice("request.service_tier", self.service_tier, ("auto", "standard_only"))
         require("request.max_tokens", self.max_tokens, is_whole(1), "give a whole number, 1 or more.")
         require("request.effort", self.effort, _or_none(_is_string), "give a text, such as 'low'.")
         require("request.stop_sequences", self.stop_sequences, is_list_of_strings, "give a list of strings.")
@@ -272,6 +281,7 @@ class RequestFields:
             "thinking": self.thinking,
             "stop_sequences": list(self.stop_sequences),
             "metadata": self.metadata,
+            "service_tier": self.service_tier,
         }
         return {name: value for name, value in named.items() if value} | dict(self.extra_body)
 

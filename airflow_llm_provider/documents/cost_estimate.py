@@ -73,6 +73,7 @@ class PendingRequest:
         shared_bytes: of the prefix that prompt caching may keep.
         has_bound: whether its price has an upper bound.
         is_certain: whether it is sent for certain; the merge of parts depends on their answers.
+        cache_ttl: how long its prefix is cached.
     """
 
     model: str
@@ -81,6 +82,7 @@ class PendingRequest:
     shared_bytes: int
     has_bound: bool
     is_certain: bool
+    cache_ttl: str = "5m"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -387,7 +389,7 @@ class Costs:
         # The cheapest: the prefix is read from the cache. Without a history, it may be longer than estimated.
         may_cache = not self.history and item.shared_bytes >= _CACHED_FROM_TOKENS
         cheapest = tokens.low if may_cache else prefix
-        written = _price(card, tokens.likely, prefix, output.likely, is_written=True)
+        written = _price(card, tokens.likely, prefix, output.likely, written_for=item.cache_ttl)
         likely = _price(card, tokens.likely, prefix, output.likely)
         high = float(_price(card, tokens.high, prefix, output.high))
         if prefix:
@@ -407,11 +409,11 @@ def _price(
     prefix_tokens: float,
     output_tokens: float,
     *,
-    is_written: bool = False,
+    written_for: str | None = None,
 ) -> int:
-    """Return the price of one call whose prefix is read from the prompt cache, or written to it."""
+    """Return the price of one call whose prefix is read from the prompt cache, or written to it for `5m` or `1h`."""
     prefix = int(min(prefix_tokens, input_tokens))
-    kind = "cache_write_5m_tokens" if is_written else "cache_read_tokens"
+    kind = f"cache_write_{written_for}_tokens" if written_for else "cache_read_tokens"
     usage = {
         "uncached_tokens": int(input_tokens) - prefix,
         kind: prefix,

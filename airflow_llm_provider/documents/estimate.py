@@ -295,6 +295,7 @@ class _Plan:
             shared_bytes=request.shared_bytes,
             has_bound=not request.is_boundless,
             is_certain=not merged,
+            cache_ttl=request.cache_ttl,
         )
         self.items.append(item)
         if merged:

@@ -55,6 +55,7 @@ class DocumentPrompt:
             schema=self.output.schema,
             effort=fields.effort,
             extra=fields.extra,
+            cache_ttl=fields.cache_ttl,
             endpoint=self.endpoint.address,
             version=self.options.version,
             shared_blocks=len(blocks),

@@ -234,7 +234,8 @@ class Engine(Calls):
         tools = self._conversation(request, terms, scope, take_turn, chain)
         # `cache_first` is not in the fingerprint. So this may change in the middle of a run, and no answer is paid
         # for again.
-        if self.source_repairs.caching_pays:
+        # A write for an hour costs twice the input: it never pays off for one document's repairs.
+        if self.source_repairs.caching_pays and request.cache_ttl == "5m":
             request = dataclasses.replace(request, cache_first=True)
         fix: Repair | None = None
         with_source = request  # the conversation in which the document stands

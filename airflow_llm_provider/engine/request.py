@@ -20,6 +20,8 @@ MessageParam = Mapping[str, Any]
 BYTES_PER_TOKEN = 4  # of English text; a first estimate
 # Upper bound of the tokens that the API adds to a request, for schemas and tools.
 FRAME_TOKENS = 2_000
+# Fields of the body that say who asks and how fast. They do not shape the answer, so the fingerprint leaves them out.
+_HINTS = frozenset({"metadata", "service_tier"})
 # Budgets, prices and the reading of the reply rely on these, so `extra` may not replace them.
 _OWN_FIELDS = frozenset({"model", "max_tokens", "messages", "stream"})
 
@@ -44,6 +46,7 @@ class Request:
             run. They and the system prompt are marked for prompt caching. Not in the fingerprint.
         cache_first: Whether the whole first message is marked for prompt caching, so that further requests of the
             conversation read it at a tenth of the price. Not in the fingerprint.
+        cache_ttl: How long the API keeps what is marked: `5m` or `1h`. A hint, not in the fingerprint.
         input_ceiling: Upper bound of the input tokens of content that is not text (pages, images).
         family: A hash shared with requests that use about as many tokens. Estimates are made from the paid requests
             of the same family. Not in the fingerprint.
@@ -62,6 +65,7 @@ class Request:
     sample: int = 0
     shared_blocks: int = 0
     cache_first: bool = False
+    cache_ttl: str = "5m"
     input_ceiling: int = 0
     family: str = ""
 
@@ -91,8 +95,7 @@ class Request:
             # Sorting the keys below loses this order.
             "property_order": _property_order(self.schema),
             "effort": self.effort,
-            # Metadata says who asks. It does not shape the answer.
-            "extra": {name: value for name, value in self.extra.items() if name != "metadata"},
+            "extra": {name: value for name, value in self.extra.items() if name not in _HINTS},
         }
         if self.tools:
             shapes_the_answer["tools"] = self.tools
@@ -176,7 +179,12 @@ class Request:
         return dataclasses.replace(self, messages=[*before, {**last, "content": [*last["content"], block]}])
 
     def _mark(self, *, last: bool) -> dict[str, Any]:
-        return {"cache_control": {"type": "ephemeral"}} if last and self.system else {}
+        return {"cache_control": self._cache_control} if last and self.system else {}
+
+    @property
+    def _cache_control(self) -> dict[str, str]:
+        ttl = {} if self.cache_ttl == "5m" else {"ttl": self.cache_ttl}  # five minutes are the API's default
+        return {"type": "ephemeral", **ttl}
 
     def _marked(self) -> Sequence[MessageParam]:
         """Return the messages with cache breakpoints after the shared blocks and after the first message."""
@@ -187,7 +195,7 @@ class Request:
         marked = {self.shared_blocks - 1} if self.shared_blocks else set()
         marked |= {len(blocks) - 1} if self.cache_first else set()
         for at in marked:
-            blocks[at] = {**blocks[at], "cache_control": {"type": "ephemeral"}}
+            blocks[at] = {**blocks[at], "cache_control": self._cache_control}
         return [{**first, "content": blocks}, *rest] if marked else self.messages
 
 

@@ -100,6 +100,7 @@ class Question:
             tools=[tool.definition for tool in by_name(self.tools).values()],
             effort=options.request.effort,
             extra=options.request.extra,
+            cache_ttl=options.request.cache_ttl,
             endpoint=engine.endpoint.address,
             version=options.version,
             # It is a part of the request's key: without it, several votes would be one request with one answer.

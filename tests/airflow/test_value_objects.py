@@ -404,3 +404,22 @@ def test_dag_test_runs_a_deferred_call_in_the_worker(deployment: Any) -> None:
         read()
     ran = deployment.run(dag)  # by dag.test(), which gives a trigger no task instance
     assert (ran.state, ran.xcom()) == ("success", "Hello?"), ran.log
+
+
+def test_the_shared_prompt_is_cached_for_as_long_as_the_request_says(deployment: Any) -> None:
+    request = RequestFields(cache_ttl="1h", service_tier="standard_only")
+    system = "You are a careful accountant. " * 400
+    ran = deployment.ask(deployment.texts(3), system=system, request=request)
+    assert ran.state == "success", ran.log
+    sent = deployment.server.requests
+    assert {one["service_tier"] for one in sent} == {"standard_only"}
+    marks = [
+        block["cache_control"]
+        for one in sent
+        for block in one["messages"][0]["content"]
+        if "cache_control" in block
+    ]
+    assert marks == [{"type": "ephemeral", "ttl": "1h"}] * 3
+    assert sum(line.cache_write_1h_tokens for line in deployment.server.invoice.lines) > 0
+    # Neither shapes the answer: another lifetime or tier pays for nothing again.
+    assert deployment.ask(deployment.texts(3), system=system).outcomes == {"reused": 3}

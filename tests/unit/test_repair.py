@@ -695,6 +695,7 @@ def test_each_field_of_a_request_is_decided_on_for_repairs_and_judges() -> None:
         "sample",
         "shared_blocks",
         "cache_first",
+        "cache_ttl",
         "input_ceiling",
     }
     assert {field.name for field in dataclasses.fields(Request) if field.init} == copied | left_out
