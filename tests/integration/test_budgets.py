@@ -42,7 +42,7 @@ pytest.register_assert_rewrite("test_budget_claims")
 from test_budget_claims import *  # noqa: E402, F403
 from test_budget_claims import NIGHTLY, accounts, entry, failure, settlement, summed  # noqa: E402
 
-PROCESSES = int(os.environ.get("BUDGET_PROCESSES", "8"))
+PROCESSES = int(os.environ.get("BUDGET_PROCESSES", "4"))
 LEASE_S = float(os.environ.get("BUDGET_LEASE_S", "4.5"))
 DOCUMENTS = 160
 LONG_ANSWER = "word " * 800  # 1,000 tokens, $0.01
