@@ -9,6 +9,12 @@ from airflow_llm_provider.engine.client import Client
 from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
+_NO_LIMIT = 10**12  # per minute; a server that states so much has no limit
+_HEADERS = [
+    (f"anthropic-ratelimit-{kind}-limit", f"anthropic-ratelimit-{kind}-remaining")
+    for kind in ("requests", "input-tokens", "output-tokens")
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
@@ -44,3 +50,20 @@ class Endpoint:
         """Return the model id of a tier, or of the default tier for None; other names are ids already."""
         name = name or self.default_tier
         return self.tiers.get(name, name)
+
+
+def limits_in_headers(headers: Mapping[str, str]) -> tuple[Limits, bool]:
+    """Return the limits that headers state, and whether more than half of one of them is used."""
+    found: list[int | None] = []
+    is_half_used = False
+    for of_limit, of_remaining in _HEADERS:
+        try:
+            limit, remaining = int(headers[of_limit]), int(headers[of_remaining])
+        except (KeyError, ValueError):
+            limit = 0
+        if not 0 < limit < _NO_LIMIT:
+            found.append(None)
+            continue
+        found.append(limit)
+        is_half_used = is_half_used or remaining < limit / 2
+    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]), is_half_used

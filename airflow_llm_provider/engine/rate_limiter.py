@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+from airflow_llm_provider.engine.endpoint import limits_in_headers
 from airflow_llm_provider.engine.request import BYTES_PER_TOKEN, Request
 from airflow_llm_provider.errors import LLMError, RateLimited, RetryableError
 from airflow_llm_provider.ledger import rate_limits
@@ -39,17 +40,12 @@ _FRESH_S = 0.5  # the state read from the ledger is taken as current for this lo
 _FIRST_GUESS_OUTPUT_TOKENS = 300.0
 _MIN_WEIGHT = 0.1  # the least weight of the latest reply in the estimate for the next call
 _STORE_AGAIN_S = 60.0  # unchanged limits are stored again after this long
-_NO_LIMIT = 10**12  # per minute; a server that states so much has no limit
 _MAX_CALLS_BEFORE_LIMITS = 32  # calls sent before the first reply, when no limit is known yet
 _WAIT_FOR_LIMITS_S = 2.0  # how long the other calls wait for that reply
 _EXPIRES_S = 0.1  # an unused permit is dropped after this long; it caps the rate at 110 % in any second
 _SPARE_EXPIRES_S = 2.0  # the same for a permit that was available at once, and whose rate is booked already
 _MIN_SLEEP_S = 0.04  # permits due within it are given together, because waking up costs more than a permit
 _SPARE_S = 0.5  # permits are leased in advance for the calls expected in this time
-_HEADERS = [
-    (f"anthropic-ratelimit-{kind}-limit", f"anthropic-ratelimit-{kind}-remaining")
-    for kind in ("requests", "input-tokens", "output-tokens")
-]
 
 
 class _BucketState:
@@ -201,7 +197,7 @@ class _BucketState:
         """
         if self.bucket.stated:
             return
-        limits, is_half_used = _limits_in(headers)
+        limits, is_half_used = limits_in_headers(headers)
         is_new = limits != self._stored_limits or self.now() - self._stored_at_s > _STORE_AGAIN_S
         has_changed = self.is_limited and bool(self._current_limits) and limits != self._current_limits
         if limits and ((is_half_used and is_new) or has_changed):
@@ -280,23 +276,6 @@ def _ignore_exception(task: asyncio.Task[None]) -> None:
     """Keep asyncio from warning of an exception that was not retrieved."""
     if not task.cancelled():
         task.exception()  # raised where the task is awaited, if it still is
-
-
-def _limits_in(headers: Mapping[str, str]) -> tuple[Limits, bool]:
-    """Return the limits that headers state, and whether more than half of one of them is used."""
-    found: list[int | None] = []
-    is_half_used = False
-    for of_limit, of_remaining in _HEADERS:
-        try:
-            limit, remaining = int(headers[of_limit]), int(headers[of_remaining])
-        except (KeyError, ValueError):
-            limit = 0
-        if not 0 < limit < _NO_LIMIT:
-            found.append(None)
-            continue
-        found.append(limit)
-        is_half_used = is_half_used or remaining < limit / 2
-    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]), is_half_used
 
 
 @dataclass(frozen=True, slots=True)
