@@ -170,7 +170,7 @@ def test_what_a_person_changed_and_approved_is_what_is_booked(stage: Stage) -> N
     def approve_with_changes(run_id: str) -> None:
         asked = wait_for_question(stage, run_id)
         assert "Credits after an outage" in asked["subject"]
-        for shown in ("C-2210", "49.0", "booked to the customers' accounts", "cannot be taken back"):
+        for shown in ("C-2210", "49.0", "booked to the customers' accounts", "cannot be reversed"):
             assert shown in asked["body"].replace("\\", "")
         option = "Approve with changes"
         stage.airflow.answer(
