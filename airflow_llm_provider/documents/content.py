@@ -66,12 +66,10 @@ class Content:
     Attributes:
         content_hash: SHA-256 (hex) of the file's bytes, or of the row's text in UTF-8.
         parts: at least one, in reading order.
-        pages: of a PDF, whether sent as text or as pages; else 0.
     """
 
     content_hash: str
     parts: tuple[Part, ...]
-    pages: int = 0
 
     def with_text(self, text: str) -> Self:
         """Return the same content with one text in place of its parts."""

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, cast
 
+from airflow_llm_provider.documents import sandbox
 from airflow_llm_provider.documents.content import (
     IMAGE_TOKENS,
     PDF_PAGE_TOKENS,
@@ -16,54 +17,37 @@ from airflow_llm_provider.documents.content import (
     Part,
     Unreadable,
     checked,
-    decode,
-    encode_base64,
 )
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.files import open_regular
-from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES, PdfMode
-from airflow_llm_provider.documents.pdf_process import pdf_parts_in_child
-from airflow_llm_provider.options import MAX_FILE_BYTES
+from airflow_llm_provider.documents.readers import pdf
+from airflow_llm_provider.documents.readers.kinds import read_parts
+from airflow_llm_provider.options import Reading
 
-__all__ = ["Content", "Part", "PdfMode", "Unreadable", "read"]
-
-MAX_IMAGE_BASE64_BYTES = 5 * 1024 * 1024
-"""The API's limit for an image. It counts the base64 text, so a file may have three quarters of it (3.75 MiB)."""
-
-_FORMATS = {
-    **dict.fromkeys(("html", "htm", "xhtml"), "html"),
-    **dict.fromkeys(("png", "jpg", "jpeg", "gif", "webp"), "image"),
-    "pdf": "pdf",
-    "docx": "docx",
-}
+__all__ = ["Content", "Part", "Unreadable", "read"]
 
 
-def read(
-    document: Document, *, pdf: PdfMode = "auto", max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
-) -> Content:
+def read(document: Document, reading: Reading | None = None) -> Content:
     """Return the content of a document. It blocks, and may be called from several threads.
 
-    The text of files and rows is returned exactly; only HTML, PDF and DOCX are converted to text.
+    The text of rows and text files is returned exactly; other formats are converted by a reader.
 
     Args:
         document: as `list_documents` yielded it.
-        pdf: how PDFs are read, see `pdf_parts`.
-        max_bytes: a larger document is refused by its size, before it is read.
-        encoding: of text files without a byte order mark.
+        reading: how; None: the defaults. A document over `max_bytes` is refused by its size, before it is read.
 
     Raises:
         Unreadable: the document cannot be asked about.
         OSError: reading failed for a reason that may pass, such as object storage that does not answer.
     """
+    reading = reading or Reading()
     if document.text is not None:
-        return _row_content(document.text, max_bytes)
-    raw = _read_bytes(document, max_bytes)
+        return _row_content(document.text, reading.max_bytes)
+    raw = _read_bytes(document, reading.max_bytes)
     if not raw:
         raise Unreadable("empty", "the file is empty (0 bytes)")
     content_hash = hashlib.sha256(raw).hexdigest()
-    name = document.name
-    parts, pages = _parse(raw, _format(raw, name.rpartition(".")[2].lower()), pdf, encoding)
-    return Content(content_hash=content_hash, parts=parts, pages=pages)
+    return Content(content_hash=content_hash, parts=read_parts(raw, document.name, reading))
 
 
 def _row_content(text: str, max_bytes: int) -> Content:
@@ -113,39 +97,6 @@ def _read_file(path: str, max_bytes: int) -> bytes:
     return raw
 
 
-def _format(raw: bytes, suffix: str) -> str:
-    """Return the format that the first bytes show, else the one of the file name's suffix."""
-    if image_type(raw) is not None:
-        return "image"
-    if raw.startswith(b"%PDF-"):
-        return "pdf"
-    known = _FORMATS.get(suffix, "text")
-    # A zip archive: a Word document under another name, or something that the name tells better.
-    if known != "docx" and raw.startswith(b"PK\x03\x04"):
-        from airflow_llm_provider.documents.docx import is_docx
-
-        return "docx" if is_docx(raw) else known
-    return known
-
-
-def _parse(raw: bytes, kind: str, pdf: PdfMode, encoding: str) -> tuple[tuple[Part, ...], int]:
-    if kind == "pdf":
-        return pdf_parts_in_child(raw, pdf)
-    if kind == "image":
-        return (image_part(raw),), 0
-    if kind == "docx":
-        from airflow_llm_provider.documents.docx import docx_text
-
-        text = docx_text(raw)
-    elif kind == "html":
-        from airflow_llm_provider.documents.html import html_text
-
-        text = html_text(raw, encoding)
-    else:
-        text = decode(raw, encoding)
-    return (Part(kind="text", data=text),), 0
-
-
 def _too_large(size: int, max_bytes: int) -> Unreadable:
     return Unreadable("too_large", f"{size:,} bytes; at most {max_bytes:,} are read (`max_bytes=`)")
 
@@ -156,34 +107,6 @@ def _why(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return "it was replaced by a link after it was listed"
     return error.strerror or str(error)
-
-
-def image_type(raw: bytes) -> str | None:
-    """Return the media type of PNG, JPEG, GIF or WebP data; None for anything else."""
-    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if raw.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    # A text file may begin with "GIF89a" too; in an image, a NUL follows within the header.
-    if raw.startswith((b"GIF87a", b"GIF89a")) and b"\0" in raw[6:32]:
-        return "image/gif"
-    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
-        return "image/webp"
-    return None
-
-
-def image_part(raw: bytes) -> Part:
-    """Return the image as a part; raise Unreadable when it is not an image, or too large for the API."""
-    media_type = image_type(raw)
-    if media_type is None:
-        raise Unreadable("unreadable", "not a PNG, JPEG, GIF or WebP image, although its name ends like one")
-    data = encode_base64(raw)
-    if len(data) > MAX_IMAGE_BASE64_BYTES:
-        raise Unreadable(
-            "too_large",
-            f"the image has {len(raw):,} bytes; the API takes {MAX_IMAGE_BASE64_BYTES * 3 // 4:,}. Scale it down.",
-        )
-    return Part(kind="image", data=data, media_type=media_type)
 
 
 def ceiling_of_blocks(value: Any) -> int:
@@ -203,6 +126,6 @@ def ceiling_of_blocks(value: Any) -> int:
 
 def _pages(data: Any) -> int:
     try:
-        return pdf_parts_in_child(base64.b64decode(data), "native")[1]
+        return int(sandbox.run(f"{pdf.__name__}:count_pages", base64.b64decode(data), {}))
     except (Unreadable, TypeError, ValueError):
-        return MAX_NATIVE_PAGES
+        return pdf.MAX_NATIVE_PAGES

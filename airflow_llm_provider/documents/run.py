@@ -167,11 +167,8 @@ class Run:
 
     async def read(self, document: Document) -> Content:
         """Read a document in a thread; raises Unreadable or OSError."""
-        reading = self.prompt.reading
         try:
-            return await asyncio.to_thread(
-                read, document, pdf=reading.pdf, max_bytes=reading.max_bytes, encoding=reading.encoding
-            )
+            return await asyncio.to_thread(read, document, self.prompt.reading)
         except (Unreadable, OSError):
             raise
         except Exception as error:  # a parser's own failure is this document's, not the run's

@@ -32,6 +32,7 @@ from airflow_llm_provider.documents.files import (
     walk_files,
     walk_objects,
 )
+from airflow_llm_provider.documents.readers import kinds
 from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
 
 if TYPE_CHECKING:
@@ -39,10 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "Document", "NoSuchDocuments", "OutsideRoots", "Rejected", "list_documents"]
 
-SUFFIXES = TABLE_SUFFIXES | {
-    *("txt", "text", "md", "markdown", "html", "htm", "xhtml", "pdf", "docx"),
-    *("png", "jpg", "jpeg", "gif", "webp"),
-}
+SUFFIXES = TABLE_SUFFIXES | kinds.SUFFIXES
 """The suffixes of files that are taken from a folder; others are read where a glob, a list or `pattern=` names them."""
 
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})

@@ -22,8 +22,8 @@ from airflow_llm_provider.documents.content import (
     to_blocks,
 )
 from airflow_llm_provider.documents.document import Document
-from airflow_llm_provider.documents.pdf import MAX_NATIVE_PAGES
 from airflow_llm_provider.documents.reader import ceiling_of_blocks, read
+from airflow_llm_provider.documents.readers.pdf import MAX_NATIVE_PAGES
 from airflow_llm_provider.engine.text_block import _tag
 
 HELM = """\

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-import threading
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
 
 from airflow_llm_provider.documents.content import MAX_REQUEST_BYTES, Part, Unreadable, encode_base64
-
-PdfMode = Literal["auto", "text", "native"]
+from airflow_llm_provider.options import Reading
 
 MAX_NATIVE_PAGES = 100
 """The API's limit for the pages of one document block."""
@@ -20,57 +20,59 @@ MAX_TEXT_CHARACTERS = 32 * 1024 * 1024
 _CREATED = re.compile(rb"/CreationDate\(D:(\d{14})[^)]{0,10}\)/Creator\(PDFium\)")
 _FILE_ID = re.compile(rb"/ID\[<([0-9A-F]{32})><([0-9A-F]{32})>\]")
 
-_PDFIUM = threading.Lock()  # PDFium is not thread-safe, not even with different documents
 
-
-def pdf_parts(raw: bytes, mode: PdfMode = "auto") -> tuple[tuple[Part, ...], int]:
-    """Return the parts of a PDF, and how many pages it has.
+def read_pdf(raw: bytes, reading: Reading) -> tuple[Part, ...]:
+    """Return the parts of a PDF.
 
     The text has a form feed between pages, so that pages keep their numbers where one has no text. Blank pages are
     not sent.
 
     Args:
         raw: the file's bytes.
-        mode: `text`: the text layer alone; `native`: the file as it is, which the API reads as text and images;
-            `auto`: the text of the pages that have it, and one smaller PDF of the pages that do not.
+        reading: of `pdf`, `text` is the text layer alone; `native` the file as it is, which the API reads as text and
+            images; `auto` the text of the pages that have it, and one smaller PDF of the pages that do not.
 
     Raises:
-        Unreadable: the PDF is broken, encrypted, too large or blank, or `mode` is `text` and it has none.
+        Unreadable: the PDF is broken, encrypted, too large or blank, or `text` is wanted and it has none.
     """
+    mode = reading.pdf
+    with _opened(raw) as pdf:
+        pages = len(pdf)
+        if pages == 0:
+            raise Unreadable("empty", "a PDF without pages")
+        if mode == "native":
+            return (_native(pdf, raw, None),)
+        texts, unread = _texts(pdf)
+        parts = []
+        if any(texts):
+            parts.append(Part(kind="text", data="\f".join(texts)))
+        elif mode == "text":
+            raise Unreadable("unreadable", f"none of its {pages} pages has text. Use pdf='auto' or 'native'.")
+        if mode == "auto" and unread:
+            parts.append(_native(pdf, raw, None if len(unread) == pages else unread))
+        if not parts:
+            raise Unreadable("empty", f"all {pages} pages are blank")
+        return tuple(parts)
+
+
+def count_pages(raw: bytes) -> int:
+    """Return how many pages a PDF has; raises Unreadable for one that cannot be opened."""
+    with _opened(raw) as pdf:
+        return len(pdf)
+
+
+@contextmanager
+def _opened(raw: bytes) -> Iterator[Any]:
+    """Open a PDF, and close it again; its faults are Unreadable, found at once or later."""
     import pypdfium2  # type: ignore[import-untyped]
 
-    with _PDFIUM:
-        try:
-            pdf = pypdfium2.PdfDocument(raw)
-        except pypdfium2.PdfiumError as error:
-            if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
-                raise Unreadable(
-                    "unreadable", "an encrypted PDF that needs a password. Decrypt it."
-                ) from None
-            raise Unreadable("unreadable", f"a broken PDF: {error}") from None
-        try:
-            pages = len(pdf)
-            if pages == 0:
-                raise Unreadable("empty", "a PDF without pages")
-            if mode == "native":
-                return (_native(pdf, raw, None),), pages
-            texts, unread = _texts(pdf)
-            parts = []
-            if any(texts):
-                parts.append(Part(kind="text", data="\f".join(texts)))
-            elif mode == "text":
-                raise Unreadable(
-                    "unreadable", f"none of its {pages} pages has text. Use pdf='auto' or 'native'."
-                )
-            if mode == "auto" and unread:
-                parts.append(_native(pdf, raw, None if len(unread) == pages else unread))
-            if not parts:
-                raise Unreadable("empty", f"all {pages} pages are blank")
-            return tuple(parts), pages
-        except pypdfium2.PdfiumError as error:
-            raise Unreadable("unreadable", f"a broken PDF: {error}") from None
-        finally:
-            pdf.close()
+    try:
+        with closing(pypdfium2.PdfDocument(raw)) as pdf:
+            yield pdf
+    except pypdfium2.PdfiumError as error:
+        if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD:
+            raise Unreadable("unreadable", "an encrypted PDF that needs a password. Decrypt it.") from None
+        raise Unreadable("unreadable", f"a broken PDF: {error}") from None
 
 
 def _texts(pdf: Any) -> tuple[list[str], list[int]]:

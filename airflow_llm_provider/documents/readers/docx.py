@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from typing import Any
 
-from airflow_llm_provider.documents.content import Unreadable, checked
-
-MAX_UNPACKED_BYTES = 100 * 1000 * 1000
-MAX_XML_BYTES = 32 * 1024 * 1024
-MAX_RATIO = 200
-_RATIO_MATTERS_FROM_BYTES = 1_000_000
+from airflow_llm_provider.documents.content import Part, Unreadable, checked
+from airflow_llm_provider.options import Reading
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _LITERAL = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "-"}
 
 
-def is_docx(raw: bytes) -> bool:
-    """Tell whether the bytes are a zip archive with a Word document in it."""
-    if not raw.startswith(b"PK"):
-        return False
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            return "word/document.xml" in archive.NameToInfo
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
-
-
-def docx_text(raw: bytes) -> str:
+def read_docx(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 - every reader takes it
     """Return the text of a Word document: one line per paragraph, the cells of a table row separated by tabs.
 
     Footnotes and endnotes follow at the end. Page headers and footers are left out.
 
     Args:
-        raw: the file's bytes. An archive that would unpack to more than MAX_UNPACKED_BYTES is refused before it is
-            unpacked.
+        raw: the file's bytes.
+        reading: not used.
 
     Raises:
-        Unreadable: the document is broken, encrypted, too large or empty.
+        Unreadable: the document is broken, encrypted or empty.
     """
-    _check_archive(raw)
+    # The signature of an OLE file, the container of old .doc files and of encrypted .docx files.
+    if raw.startswith(b"\xd0\xcf\x11\xe0"):
+        raise Unreadable(
+            "unreadable", "an encrypted Word document, or one of the old .doc format. Save it as plain .docx."
+        )
     import docx  # type: ignore[import-untyped, unused-ignore]
     from docx.opc.constants import RELATIONSHIP_TYPE
     from docx.oxml import parse_xml
@@ -59,34 +47,7 @@ def docx_text(raw: bytes) -> str:
     lines: list[str] = []
     for tree in trees:
         _blocks(tree, lines)
-    return checked("\n".join(lines))
-
-
-def _check_archive(raw: bytes) -> None:
-    # The signature of an OLE file, the container of old .doc files and of encrypted .docx files.
-    if raw.startswith(b"\xd0\xcf\x11\xe0"):
-        raise Unreadable(
-            "unreadable", "an encrypted Word document, or one of the old .doc format. Save it as plain .docx."
-        )
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise Unreadable("unreadable", f"a broken Word document ({type(error).__name__})") from None
-    # The declared size of an entry is also the most that zipfile unpacks of it.
-    unpacked = sum(entry.file_size for entry in entries)
-    xml = sum(entry.file_size for entry in entries if entry.filename.lower().endswith((".xml", ".rels")))
-    ratio = unpacked / max(len(raw), 1)
-    if (
-        unpacked > MAX_UNPACKED_BYTES
-        or xml > MAX_XML_BYTES
-        or (ratio > MAX_RATIO and unpacked > _RATIO_MATTERS_FROM_BYTES)
-    ):
-        raise Unreadable(
-            "too_large",
-            f"{len(raw):,} bytes unpack to {unpacked:,} ({ratio:.0f} times, {xml:,} of XML): a zip bomb, "
-            f"or over the limits: {MAX_UNPACKED_BYTES:,} bytes, {MAX_XML_BYTES:,} of XML, {MAX_RATIO} times",
-        )
+    return (Part(kind="text", data=checked("\n".join(lines))),)
 
 
 # The tree is walked here because python-docx's own `text` leaves out content controls, tracked insertions and text
