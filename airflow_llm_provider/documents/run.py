@@ -240,7 +240,7 @@ class Run:
                 self._add_dead_letter(sink, index, document, "invalid_output", error)
 
     async def _answer(self, document: Document) -> Reply:
-        sighting = self.prompt.sighting(document)
+        sighting = self.prompt.sighting(document, document.stamp)
         if sighting is not None:
             # Before the file is read: a file that has not changed since it was answered need not be opened.
             known = await self.engine.recall(sighting, self.terms, final=self.is_final)
@@ -248,9 +248,10 @@ class Run:
                 return known
         content = await self.read(document)
         request = self.prompt.request(content)
-        if sighting is not None:
+        # By the stamp of what was read: since it was listed, the file may have been replaced, and be put back later.
+        if (read := self.prompt.sighting(document, content.stamp)) is not None:
             # The next run finds the answer to this request by the file's stamp alone.
-            self.engine.sight(sighting, request)
+            self.engine.sight(read, request)
         terms, text = self.terms_about(document, content), content.sole_text
         if text is None or surely_fits(request, self.prompt.options.long_input):
             return await self.engine.ask(request, terms)
