@@ -142,7 +142,7 @@ def read_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidOutput(f"The edited content is not JSON: {error}.", reply_text=text) from error
+        raise InvalidOutput(f"The edited content is not JSON: {error}.", reply_text=text) from None
 
 
 def _kept(edit: Any) -> bytes:

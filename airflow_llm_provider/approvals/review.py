@@ -190,11 +190,11 @@ class Decision:
 
     @property
     def rejection(self) -> str:
-        """Who rejected it, and why, as a sentence."""
+        """Who rejected it, as a sentence; what they wrote stays in the form and in the decision."""
         who = (
             f"{self.decided_by} rejected it" if self.decided_by else "Nobody answered in time, which rejects"
         )
-        return f"{who}: {self.feedback}" if self.feedback else f"{who}."
+        return f"{who}, with a feedback of {len(self.feedback):,} characters." if self.feedback else f"{who}."
 
     def record(self) -> dict[str, Any]:
         """Return the decision as plain data."""

@@ -37,7 +37,19 @@ _MAGIC = re.compile(r"[*?\[]")
 
 
 class OutsideRoots(ValueError):
-    """The path named by the author lies below none of the roots; nothing was read."""
+    """The path lies below none of the roots; nothing was read.
+
+    Attributes:
+        without_value: the message without the path, for a text that another task gave as one.
+    """
+
+    def __init__(self, shown: str, roots: Sequence[str]) -> None:
+        why = (
+            f"is outside the roots ({', '.join(map(repr, roots)) or 'none'}), so nothing was read. "
+            "Add its folder to the task's `roots=`, or to `roots` in the configuration's `[llm]` section."
+        )
+        super().__init__(f"{shown!r} {why}")
+        self.without_value = f"a path of {len(shown):,} characters, which another task gave, {why}"
 
 
 class NoSuchDocuments(FileNotFoundError):
@@ -129,11 +141,7 @@ class Roots:
             store: any path in the object store; None: `path` is local.
         """
         if not (self.contain_file(path) if store is None else self.contain_key(store, path)):
-            known = ", ".join(repr(name) for name in self._names) or "none"
-            raise OutsideRoots(
-                f"{shown!r} is outside the roots ({known}), so nothing was read. "
-                "Add its folder to the task's `roots=`, or to `roots` in the configuration's `[llm]` section."
-            )
+            raise OutsideRoots(shown, self._names)
 
 
 def _parts(store: UPath, key: str) -> tuple[str, ...]:

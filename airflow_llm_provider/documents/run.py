@@ -38,6 +38,7 @@ from airflow_llm_provider.errors import (
     Truncated,
     UnknownModel,
     UnknownPrice,
+    without_text,
 )
 from airflow_llm_provider.ledger.records import Saving
 from airflow_llm_provider.pricing import usd
@@ -171,8 +172,8 @@ class Run:
             return await asyncio.to_thread(read, document, self.prompt.reading)
         except (Unreadable, OSError):
             raise
-        except Exception as error:  # a parser's own failure is this document's, not the run's
-            raise Unreadable("unreadable", f"it cannot be parsed: {type(error).__name__}: {error}") from error
+        except Exception as error:  # noqa: BLE001  # a parser's own failure is this document's, not the run's
+            raise Unreadable("unreadable", f"it cannot be parsed: {without_text(error)}") from None
 
     def counts(self) -> dict[str, Any]:
         """Return the outcomes of the documents, and what this run paid."""
@@ -298,6 +299,7 @@ class Run:
         }
         if isinstance(error, AnswerError):
             letter |= {
+                "message": error.complaint,
                 "reply": error.reply_text,
                 "fingerprints": list(error.fingerprints),
                 "complaints": list(error.complaints),

@@ -88,7 +88,7 @@ def _is_sendable(text: str) -> bool:
 def _finite(written: str) -> float:
     number = float(written)
     if not math.isfinite(number):
-        raise UnsoundJson(f"{written[:20]} is not a finite number.")
+        raise UnsoundJson("A number is NaN or infinite.")
     return number
 
 

@@ -24,7 +24,7 @@ from airflow_llm_provider.engine.json_repair import (
     writable,
 )
 from airflow_llm_provider.engine.json_schema import DECIMAL, fields_of, names_in, part_of, require_checkable
-from airflow_llm_provider.errors import InvalidOutput, TerminalError
+from airflow_llm_provider.errors import InvalidOutput, TerminalError, without_text
 from airflow_llm_provider.validators import Complaint
 
 # The API wants an object at the top level. Anything else is put into one field of this name.
@@ -42,6 +42,14 @@ _FORM_KEYWORDS = frozenset(
     {"type", "enum", "const", "format", "pattern", "additionalProperties", "maxLength"}
 )
 _NOT_FINITE = re.compile(r"nan|inf", re.IGNORECASE)
+# Kinds of pydantic errors whose text quotes the value, or is the text of somebody's exception.
+_QUOTING_KINDS = frozenset(
+    {
+        *("value_error", "assertion_error", "get_attribute_error", "iteration_error", "mapping_type"),
+        *("union_tag_invalid", "uuid_parsing", "url_parsing", "url_syntax_violation"),
+        *("datetime_object_invalid", "bytes_invalid_encoding"),
+    }
+)
 # Types that Airflow serializes as fields of a pydantic model, but not by themselves.
 _NOT_IN_XCOMS = (enum.Enum, bytes, bytearray, complex, dt.time, PurePath, re.Pattern)
 _MODULES_NOT_IN_XCOMS = frozenset({"ipaddress", "pydantic.networks"})
@@ -212,8 +220,8 @@ class OutputType:
         try:
             plain = self._adapter.dump_python(value, mode="json", by_alias=True)  # the names of its schema
             json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
-        except Exception as error:  # a serializer of the author, bytes that are not text, NaN
-            raise InvalidOutput(f"The answer can't be written as JSON: {type(error).__name__}.") from error
+        except Exception as error:  # noqa: BLE001  # a serializer of the author, bytes that are not text, NaN
+            raise InvalidOutput(f"The answer can't be written as JSON: {without_text(error)}.") from None
         return plain
 
     @cached_property
@@ -225,10 +233,11 @@ class OutputType:
             return self._validate(text)
         except InvalidOutput:
             raise
-        except Exception as error:  # a validator of the author, or an answer that is nested too deep
+        except Exception as error:  # noqa: BLE001  # a validator of the author, or an answer that is nested too deep
             raise InvalidOutput(
-                f"The answer could not be checked: {type(error).__name__}: {error}"
-            ) from error
+                f"The answer could not be checked: {without_text(error)}.",
+                complaint=f"The answer could not be checked: {type(error).__name__}: {error}",
+            ) from None
 
     def _takes(self, text: str) -> bool:
         try:
@@ -244,7 +253,7 @@ class OutputType:
         except UnsoundJson as error:
             raise InvalidOutput(str(error), needs_source=False) from None
         except json.JSONDecodeError as error:
-            raise InvalidOutput(f"The answer is not JSON: {error}.", needs_source=False) from error
+            raise InvalidOutput(f"The answer is not JSON: {error}.", needs_source=False) from None
         if self._adapter is None:
             return self._validate_by_schema(json.loads(text))
         from pydantic import ValidationError
@@ -256,11 +265,13 @@ class OutputType:
             value = (self._wrapped or self._adapter).validate_json(exact)
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False)
-            raise _invalid(
-                ((".".join(map(str, e["loc"])), e["msg"]) for e in details),
-                # A null may stand for something that only the document says, so it is not a fault of form.
-                is_of_form=all(_is_of_form(e["type"]) and e["input"] is not None for e in details),
-            ) from error
+            problems = [
+                (".".join(map(str, e["loc"])), e["msg"], e["msg"] if _is_plain(e["type"]) else e["type"])
+                for e in details
+            ]
+            # A null may stand for something that only the document says, so it is not a fault of form.
+            is_of_form = all(_is_of_form(e["type"]) and e["input"] is not None for e in details)
+            raise self._invalid(problems, is_of_form=is_of_form) from None
         value = value if self._wrapped is None else getattr(value, self._field or "")
         # pydantic reads the text "NaN" as a number, and writes that as null.
         if _NOT_FINITE.search(text) and not _is_finite(self._adapter.dump_python(value, mode="json")):
@@ -277,11 +288,38 @@ class OutputType:
         validator = Draft202012Validator(self.output_type, format_checker=_formats())
         errors = sorted(validator.iter_errors(data), key=lambda e: e.json_path)
         if errors:
-            raise _invalid(
-                ((".".join(map(str, e.absolute_path)), _describe(e)) for e in errors),
-                is_of_form=all(e.validator in _FORM_KEYWORDS and e.instance is not None for e in errors),
-            )
+            problems = [
+                (".".join(map(str, e.absolute_path)), _describe(e), _describe(e, is_quoting=False))
+                for e in errors
+            ]
+            is_of_form = all(e.validator in _FORM_KEYWORDS and e.instance is not None for e in errors)
+            raise self._invalid(problems, is_of_form=is_of_form)
         return data
+
+    def _invalid(self, problems: Sequence[tuple[str, str, str]], *, is_of_form: bool) -> InvalidOutput:
+        """Return the error with one line per field.
+
+        Args:
+            problems: the place, what is wrong for the model, and what is wrong without a word of the answer.
+            is_of_form: whether the document is not needed to correct it.
+        """
+        complaint = Complaint.about(
+            [(place, said) for place, said, _ in problems], needs_source=not is_of_form
+        )
+        shown = Complaint.about([(self.known_place(place), said) for place, _, said in problems])
+        assert complaint is not None, "an invalid answer has at least one problem"
+        assert shown is not None, "it has a line for each problem"
+        return InvalidOutput(
+            shown.message,
+            complaint=complaint.message,
+            fields=complaint.fields,
+            needs_source=complaint.needs_source,
+        )
+
+    def known_place(self, place: str) -> str:
+        """Return a place such as `items.3.amount`, with `*` for each name that came with the answer."""
+        known = {*self._names, self._field}
+        return ".".join(part if part.isdecimal() or part in known else "*" for part in place.split("."))
 
     @cached_property
     def _wrapped(self) -> Any:
@@ -390,11 +428,12 @@ def is_importable(cls: type) -> bool:
     return found is cls
 
 
-def _invalid(problems: Iterable[tuple[str, str]], *, is_of_form: bool) -> InvalidOutput:
-    """Return the error with one line per field, for the model and for the log."""
-    complaint = Complaint.about(problems, needs_source=not is_of_form)
-    assert complaint is not None, "an invalid answer has at least one problem"
-    return InvalidOutput(complaint.message, fields=complaint.fields, needs_source=complaint.needs_source)
+def _is_plain(kind: str) -> bool:
+    """Tell a pydantic error whose text is made of the type's own rules."""
+    from pydantic_core.core_schema import ErrorType
+
+    # Another kind is a PydanticCustomError, with a text of the author.
+    return kind in get_args(ErrorType) and kind not in _QUOTING_KINDS
 
 
 def _is_of_form(kind: str) -> bool:
@@ -402,9 +441,9 @@ def _is_of_form(kind: str) -> bool:
     return kind.endswith(("_type", "_parsing")) or kind in _FORM_KINDS
 
 
-def _describe(error: Any) -> str:
-    """Return what is wrong by a JSON schema, without quoting the answer."""
-    if error.validator in ("required", "additionalProperties"):
+def _describe(error: Any, *, is_quoting: bool = True) -> str:
+    """Return what is wrong by a JSON schema; only the names of fields that should not be there are quoted."""
+    if error.validator == "required" or (error.validator == "additionalProperties" and is_quoting):
         return str(error.message)
     rule = json.dumps(error.validator_value, ensure_ascii=False, default=str)
     return f"{error.validator} should be {rule[:200]}"

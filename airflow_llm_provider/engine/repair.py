@@ -86,7 +86,7 @@ def repair(
             "role": "user",
             "content": [
                 # A complaint may quote the answer or the document, so it is data and not part of the instruction.
-                text_block(str(error), framing, title="complaint"),
+                text_block(error.complaint, framing, title="complaint"),
                 {"type": "text", "text": _WITH_SOURCE},
             ],
         },
@@ -120,7 +120,7 @@ def _about(asked: Request, answer: str, error: InvalidOutput, framing: Framing, 
     content = [
         {"type": "text", "text": instruction},
         text_block(answer, framing, title="answer"),
-        text_block(str(error), framing, title="complaint"),
+        text_block(error.complaint, framing, title="complaint"),
     ]
     return Request(
         model=asked.model,

@@ -197,7 +197,7 @@ def _dead_letter(error: AnswerError, name: str) -> Mapping[str, Any]:
         "uri": None,
         "reason": reason_of(error),
         "error": type(error).__name__,
-        "message": str(error),
+        "message": error.complaint,
         "reply": error.reply_text,
         "fingerprints": list(error.fingerprints),
         "complaints": list(error.complaints),

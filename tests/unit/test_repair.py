@@ -512,8 +512,9 @@ async def test_a_judge_that_contradicts_itself_or_gives_no_reason_has_said_no(
     judge = Judge(criteria=["The total is right."], model="claude-haiku-5-5")
     findings = [{"criterion": 1, "why": "", "is_met": is_met} for is_met in (False, True)]
     wire.script = [answered(), message(json.dumps({"findings": findings}))]
-    with pytest.raises(InvalidOutput, match=r"^Not met: The total is right.$"):
+    with pytest.raises(InvalidOutput, match=r"^The judge finds 1 of 1 criteria not met.$") as caught:
         await ask(engine, validators=[judge], max_repairs=0)
+    assert caught.value.complaint == "Not met: The total is right."
 
 
 async def test_a_judge_is_part_of_what_the_answer_costs(engine: Engine, wire: Wire) -> None:
