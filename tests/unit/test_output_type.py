@@ -169,7 +169,7 @@ def test_what_json_has_no_number_for_is_a_complaint(output_type: Any, number: st
 
 
 def test_a_number_beyond_floats_is_a_complaint_in_a_decimal_too() -> None:
-    with pytest.raises(InvalidOutput, match="1e999 is not a finite number"):
+    with pytest.raises(InvalidOutput, match="A number is NaN or infinite"):
         OutputType(Decimal).parse('{"value": 1e999}')
 
 
@@ -286,7 +286,10 @@ def test_a_serializer_that_gives_what_json_has_not_is_named_before_it_reaches_a_
             return float("nan") if value else value
 
     output = OutputType(Broken)
-    with pytest.raises(InvalidOutput, match=r"^The answer can't be written as JSON: ValueError\.$"):
+    with pytest.raises(
+        InvalidOutput,
+        match=r"^The answer can't be written as JSON: ValueError in iterencode, encoder.py line \d+\.$",
+    ):
         output.dump(output.parse('{"n": 1}'))
 
 
