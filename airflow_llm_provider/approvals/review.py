@@ -108,7 +108,10 @@ class Review:
     def form(self) -> dict[str, Any]:
         """Return what Airflow is given to show; raises TerminalError when it is too long to be shown whole."""
         content = orjson.loads(self.content_json)
-        body = "\n\n".join(part for part in (self.body, form.show(content), self.aside) if part)
+        # The headline is one line, so what draws nothing in it is counted at the top of the text.
+        unseen = form.note_on(self.subject).strip()
+        unseen = f"Headline: {unseen}" if unseen else ""
+        body = "\n\n".join(part for part in (unseen, self.body, form.show(content), self.aside) if part)
         if (size := len(body.encode())) > MAX_FORM_BYTES:
             raise TerminalError(
                 f"The text to be decided on has {size:,} bytes, and a form shows up to {MAX_FORM_BYTES:,}. The text is "
