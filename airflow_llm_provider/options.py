@@ -341,19 +341,20 @@ class LongInput:
         too_long: `fail` before anything is sent; `truncate`: the beginning is read; `map_reduce`: the text is split at
             its sections, each part is asked about, and the answers are merged.
         max_input_tokens: how many tokens are read at once; None: the context window of the model. A lower limit can be
-            cheaper: some models charge more for long prompts.
+            cheaper: some models charge more for every token of a long prompt. `price_step` is the most that they read
+            at the lower price, and None for a model whose prompts all cost the same.
     """
 
     too_long: Literal["fail", "truncate", "map_reduce"] = "fail"
-    max_input_tokens: int | None = None
+    max_input_tokens: int | Literal["price_step"] | None = None
 
     def __post_init__(self) -> None:
         require_choice("long_input.too_long", self.too_long, ("fail", "truncate", "map_reduce"))
         require(
             "long_input.max_input_tokens",
             self.max_input_tokens,
-            _or_none(is_whole(1)),
-            "give a whole number, 1 or more.",
+            lambda value: value in (None, "price_step") or is_whole(1)(value),
+            "give a whole number, 1 or more, or 'price_step'.",
         )
 
     @classmethod
@@ -453,7 +454,6 @@ class Reading:
         text_field: the field of a row that is its text; None: the whole row.
         strings: whether strings in a list of documents are `text` or `path`s.
         pdf: `auto` sends the text of pages that have it, and the other pages as they are; `text`; `native`.
-        attachments: what the files attached to a mail are: `parts` of the same document, or `documents` of their own.
         framing: `document` (the API's document blocks), or `tag` for compatible servers without them.
     """
 
@@ -466,7 +466,6 @@ class Reading:
     text_field: str | None = None
     strings: Literal["text", "path"] = "text"
     pdf: Literal["auto", "text", "native"] = "auto"
-    attachments: Literal["parts", "documents"] = "parts"
     framing: Literal["document", "tag"] = "document"
 
     def __post_init__(self) -> None:
@@ -480,7 +479,6 @@ class Reading:
         require("reading.text_field", self.text_field, _or_none(_is_string), "give the name of a field.")
         require_choice("reading.strings", self.strings, ("text", "path"))
         require_choice("reading.pdf", self.pdf, ("auto", "text", "native"))
-        require_choice("reading.attachments", self.attachments, ("parts", "documents"))
         require_choice("reading.framing", self.framing, ("document", "tag"))
 
     @classmethod

@@ -117,7 +117,11 @@ _CONNECTION_FIELDS = {
         'JSON: {"model-id": {"input": 3, "output": 15}} in USD per million tokens, where the list prices are '
         "not what you pay or don't know the model",
     ),
-    "discount_percent": _field("Discount (%)", "number", "Off the list prices of all other models"),
+    "price_change_percent": _field(
+        "Price change (%)",
+        "number",
+        "On the list prices of all other models: -15 is fifteen percent below them, 10 is ten percent above",
+    ),
     "proxy": _field(
         "Proxy",
         "string",

@@ -11,13 +11,14 @@ from typing import Any, Self
 
 from airflow_llm_provider.documents.formats import resolve
 from airflow_llm_provider.documents.run import Run
+from airflow_llm_provider.engine.ceiling import factors, highest_micro_usd
 from airflow_llm_provider.engine.checks import judge_request
 from airflow_llm_provider.engine.engine import MOST_TOKENS
 from airflow_llm_provider.engine.request import FRAME_TOKENS, Request
 from airflow_llm_provider.engine.retry import policies
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.ledger.queries import PastCall
-from airflow_llm_provider.pricing import RateCard, Usage
+from airflow_llm_provider.pricing import Prices, RateCard, Usage
 from airflow_llm_provider.validators import Judge
 
 _COUNT_TIMEOUT_S = 30.0
@@ -71,7 +72,6 @@ class PendingRequest:
         bytes: its text in bytes, and the highest tokens of its images and pages.
         ceiling_tokens: an upper bound of its input tokens.
         shared_bytes: of the prefix that prompt caching may keep.
-        has_bound: whether its price has an upper bound.
         is_certain: whether it is sent for certain; the merge of parts depends on their answers.
         cache_ttl: how long its prefix is cached.
     """
@@ -80,7 +80,6 @@ class PendingRequest:
     bytes: int
     ceiling_tokens: int
     shared_bytes: int
-    has_bound: bool
     is_certain: bool
     cache_ttl: str = "5m"
 
@@ -220,14 +219,16 @@ class WorstCase:
         sends: how often it, its repairs, escalations, fallbacks and verdicts are sent.
         output_tokens: of the longest answer.
         more_input_tokens: of a repair or a verdict, besides those of the request.
-        cards: the rates of all models that may be asked; None for one whose price is unknown.
+        models: all models that may be asked, each with the prices of its connection.
+        fields: the further fields of the requests, some of which decide about the price.
         judges: who gives a verdict on each answer, with the request that asks for it and the judge's rates.
     """
 
     sends: int
     output_tokens: int
     more_input_tokens: int
-    cards: Sequence[RateCard | None]
+    models: Sequence[tuple[str, Prices]]
+    fields: Mapping[str, Any]
     judges: Sequence[tuple[Judge, Request, RateCard | None]]
 
     @classmethod
@@ -257,32 +258,31 @@ class WorstCase:
             output_tokens=max([longest, *(verdict.max_tokens for verdict in verdicts)]),
             more_input_tokens=times * (longest + _COMPLAINT_TOKENS)
             + sum(verdict.input_ceiling_tokens for verdict in verdicts),
-            cards=[
-                *(endpoint.prices.card(endpoint.model(name)) for name in options.models),
-                *(run.engine.fallback_card(name, options) for name in fallbacks),
-                *(card for _, _, card in judges),
+            models=[
+                *((endpoint.model(name), endpoint.prices) for name in options.models),
+                *(run.engine.fallback(name, options) for name in fallbacks),
+                *((judge.model, endpoint.prices) for judge, _, _ in judges),
             ],
+            fields=options.request.extra,
             judges=judges,
         )
-
-    @property
-    def is_priced(self) -> bool:
-        """Whether all models that may be asked have a known price."""
-        return None not in self.cards
 
     def input_tokens(self, item: PendingRequest) -> int:
         """Return the most input tokens of all that can follow from a request."""
         more = self.more_input_tokens if self.sends > 1 else 0
         return self.sends * (item.ceiling_tokens + more)
 
-    def micro_usd(self, item: PendingRequest) -> int:
-        """Return the most that all that can follow from a request can cost."""
+    def micro_usd(self, item: PendingRequest) -> int | None:
+        """Return the most that all that can follow from a request can cost; None where that has no bound."""
         tokens = -(-self.input_tokens(item) // self.sends)
-        return self.sends * max(
-            card.ceiling_micro_usd(input_tokens=tokens, output_tokens=self.output_tokens)
-            for card in self.cards
-            if card
-        )
+        each = [
+            highest_micro_usd(
+                model, prices, input_tokens=tokens, output_tokens=self.output_tokens, fields=self.fields
+            )
+            for model, prices in self.models
+        ]
+        known = [most for most in each if most is not None]
+        return self.sends * max(known) if len(known) == len(each) else None
 
 
 @dataclass(kw_only=True)
@@ -291,6 +291,9 @@ class Costs:
 
     Without a history, high is a bound that holds: every byte is a token, every answer has `max_tokens`, and every
     request is repaired and escalated as often as possible. With a history, high is what was seen, with a margin.
+
+    Attributes:
+        long_prompts: how many of the prompts are probably so long that every token costs more.
     """
 
     run: Run
@@ -298,6 +301,7 @@ class Costs:
     history: History | None
     worst: WorstCase
     calls: int = 0
+    long_prompts: int = 0
     input_tokens: Range = field(default_factory=Range)
     output_tokens: Range = field(default_factory=Range)
     _cost: Range = field(default_factory=Range)
@@ -328,13 +332,11 @@ class Costs:
         output += Range(likely=sum(usage.output_tokens for usage, _ in verdicts))
         self.input_tokens += self._bounded(tokens, worst.input_tokens(item), item)
         self.output_tokens += self._bounded(output, worst.sends * worst.output_tokens, item)
-        card = self.run.engine.endpoint.prices.card(item.model)
-        if card is None or not item.has_bound or not worst.is_priced:
+        cost = self._cost_of(item, extras, verdicts)
+        if cost is None:
             self._is_priced = False
-        if self._is_priced and card is not None:
-            cost = self._price(item, card) + extras * (history.extra_micro_usd if history else 0)
-            cost += Range(likely=sum(judge.price_micro_usd(usage) for usage, judge in verdicts if judge))
-            self._cost += self._bounded(cost, worst.micro_usd(item), item)
+        else:
+            self._cost += cost
 
     def duration(self, max_in_flight: int) -> tuple[float, str]:
         """Return the likely seconds, and what sets them."""
@@ -370,6 +372,22 @@ class Costs:
             )
             for judge, verdict, card in self.worst.judges
         ]
+
+    def _cost_of(
+        self, item: PendingRequest, extras: Range, verdicts: Sequence[tuple[Usage, RateCard | None]]
+    ) -> Range | None:
+        """Return the price of a request and of what probably follows from it; None where it has no known bound."""
+        card, most = self.run.engine.endpoint.prices.card(item.model), self.worst.micro_usd(item)
+        if card is None or most is None or (by := factors(card, self.worst.fields)) is None:
+            return None
+        if card.price_step is not None and self.size.tokens(item).likely > card.price_step:
+            self.long_prompts += 1
+        stated, highest = map(float, by)
+        one = self._price(item, card)
+        cost = Range(low=one.low * stated, likely=one.likely * stated, high=one.high * highest)
+        cost += extras * (self.history.extra_micro_usd if self.history else 0)
+        cost += Range(likely=sum(judge.price_micro_usd(usage) for usage, judge in verdicts if judge))
+        return self._bounded(cost, most, item)
 
     def _bounded(self, figure: Range, bound: float, item: PendingRequest) -> Range:
         """Return the figure of one request, with a high that holds where there is no history."""

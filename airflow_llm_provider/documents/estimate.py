@@ -54,6 +54,7 @@ class Estimate:
         paced_by: what sets the duration: `latency`, or the limit of `requests`, `input` or `output` tokens per minute.
         answers_known: how many paid answers of the same task and schema it rests on.
         requests_counted: for how many requests the API counted the input tokens; 0: they are estimated from bytes.
+        long_prompts: how many of the calls probably have a prompt so long that every one of its tokens costs more.
     """
 
     models: tuple[str, ...] = ()
@@ -69,6 +70,7 @@ class Estimate:
     paced_by: str = "latency"
     answers_known: int = 0
     requests_counted: int = 0
+    long_prompts: int = 0
 
     def __add__(self, other: Estimate) -> Self:
         """Return the estimate of both, one after the other."""
@@ -88,6 +90,7 @@ class Estimate:
             paced_by=longer.paced_by,
             answers_known=max(self.answers_known, other.answers_known),
             requests_counted=self.requests_counted + other.requests_counted,
+            long_prompts=self.long_prompts + other.long_prompts,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,6 +111,7 @@ class Estimate:
             "paced_by": self.paced_by,
             "answers_known": self.answers_known,
             "requests_counted": self.requests_counted,
+            "long_prompts": self.long_prompts,
         }
 
     def as_text(self) -> dict[str, str]:
@@ -132,9 +136,15 @@ class Estimate:
             answers = "without earlier answers of this task: the high figure is the most it can cost"
         if not self.calls:
             return answers
+        long = (
+            f"; {self.long_prompts:,} prompts are so long that every token costs more: see "
+            "LongInput(max_input_tokens='price_step')"
+            if self.long_prompts
+            else ""
+        )
         if self.requests_counted:
-            return f"{answers}; input tokens by the API's own count of {self.requests_counted} requests"
-        return f"{answers}; input tokens from bytes, because the API could not count them"
+            return f"{answers}; input tokens by the API's own count of {self.requests_counted} requests{long}"
+        return f"{answers}; input tokens from bytes, because the API could not count them{long}"
 
 
 async def estimate(
@@ -177,6 +187,7 @@ async def estimate(
         paced_by=paced_by,
         answers_known=history.answers if history else 0,
         requests_counted=size.counted,
+        long_prompts=figures.long_prompts,
     )
 
 
@@ -218,7 +229,7 @@ class _Plan:
 
     async def _outcome(self, document: Document) -> Literal["reused", "repeated", "pending", "dead_letter"]:
         run = self._run
-        sighting = run.prompt.sighting(document, document.stamp)
+        sighting = run.prompt.sighting(document)
         if sighting is not None:
             if self._claim(sighting) in self._paid_for:
                 return "repeated"
@@ -232,10 +243,10 @@ class _Plan:
             return run.prompt.request(content.with_text(text))
 
         request, text = run.prompt.request(content), content.sole_text
-        if text is None or surely_fits(request, terms.options.long_input):
+        if text is None or surely_fits(request, terms.options.long_input, run.engine.endpoint.prices):
             outcomes = [await self._one(request, terms)]
         else:
-            texts = texts_to_read(text, about, terms.options.long_input)
+            texts = texts_to_read(text, about, terms.options.long_input, run.engine.endpoint.prices)
             # Each part is checked against its own text, as the run does.
             outcomes = [
                 await self._one(about(part), dataclasses.replace(terms, source=part)) for part in texts
@@ -293,7 +304,6 @@ class _Plan:
             # The answers that are merged are written with indentation, so each token may become two.
             ceiling_tokens=request.input_ceiling_tokens + 2 * merged * request.max_tokens,
             shared_bytes=request.shared_bytes,
-            has_bound=not request.is_boundless,
             is_certain=not merged,
             cache_ttl=request.cache_ttl,
         )

@@ -10,10 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from airflow_llm_provider.billing import Billed
+from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
+from airflow_llm_provider.engine.cost_booking import CostBooking
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.rate_limiter import Permit, RateLimiter
 from airflow_llm_provider.engine.reply import Message, Reply
-from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
 from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError, RetryableError
 from airflow_llm_provider.ledger.budgets import BudgetRefusal, budget_error
@@ -102,7 +105,10 @@ class Call:
     @classmethod
     def given(cls, text: str) -> Self:
         """Return a call for an answer that comes from elsewhere."""
-        message = Message(model="", stop_reason="end_turn", text=text, content=[], usage=Usage())
+        billed = Billed.nothing()
+        message = Message(
+            model="", stop_reason="end_turn", text=text, content=[], billed=billed, usage=billed.usage
+        )
         return cls(purpose="given", message=message, attempt_id="", cost_micro_usd=0, latency_s=0.0, sends=0)
 
     def saying(self, text: str) -> Self:
@@ -209,6 +215,7 @@ class Calls:
         sleep: waits so many seconds; tests pass a moved clock.
         is_read_only: send nothing and write nothing; a reply that the ledger lacks raises NotSettled. For estimates.
         tally: what was paid since this object was made.
+        cost_booking: prices replies, and says what was not expected.
     """
 
     endpoint: Endpoint
@@ -218,6 +225,7 @@ class Calls:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     is_read_only: bool = False
     tally: Tally = field(default_factory=Tally)
+    cost_booking: CostBooking = field(default_factory=CostBooking, repr=False)
     cache_warmup: CacheWarmup = field(default_factory=CacheWarmup, repr=False)
     rate_limiter: RateLimiter = field(init=False, repr=False)
 
@@ -303,7 +311,7 @@ class Calls:
     def keep_complaint(self, call: Call, error: AnswerError) -> None:
         """Keep the complaint beside the answer, whichever task paid for it."""
         if call.attempt_id and not self.is_read_only:
-            self.ledger.record_later(InvalidAnswer(call.attempt_id, type(error).__name__, error.complaint))
+            self.ledger.record_later(InvalidAnswer(call.attempt_id, type(error).__name__, str(error)))
 
     async def close(self) -> None:
         """Commit what is pending and close the connections."""
@@ -339,8 +347,13 @@ class Calls:
             # Within the `try`: a reply that cannot be read may have been billed, so it is booked like a lost one.
             message = Message.parse(raw)
             latency_s = time.monotonic() - started
-            card = endpoint.prices.card(request.model)
-            cost = card.price_micro_usd(message.usage) if card else None
+            cost = self.cost_booking.cost_micro_usd(
+                request,
+                message,
+                endpoint.prices,
+                reserved=entry.ceiling_micro_usd,
+                connection_id=entry.scope.connection_id,
+            )
         except LLMError as error:
             permit.record_error(error)
             self.tally.unproven += _may_be_billed(error)

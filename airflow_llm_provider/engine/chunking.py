@@ -12,24 +12,23 @@ import orjson
 
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
-from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.request import FRAME_TOKENS, Request
 from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError, TooLong
 from airflow_llm_provider.options import LongInput, OnInvalid
-from airflow_llm_provider.pricing import context_window
+from airflow_llm_provider.pricing import Prices, context_window
 
-_CHARACTERS_PER_TOKEN = 3  # four for English; tables and other languages need more tokens
+# Four for English; tables need more tokens. Bytes and not characters: of Chinese, a character is about one token.
+_BYTES_PER_TOKEN = 3
 _USUAL_WINDOW = 200_000  # tokens; for a model that genai-prices does not know
 
 _REDUCE = """The document was too long to be read at once, so it was read in parts. What stands above are the answers
 about its parts, in order. Merge them into one answer about the whole document. Leave out what is said twice."""
 
 
-def surely_fits(request: Request, long_input: LongInput) -> bool:
+def surely_fits(request: Request, long_input: LongInput, prices: Prices) -> bool:
     """Tell whether a request can be read at once even if each byte is a token."""
-    window = context_window(request.model) or _USUAL_WINDOW
-    limit = min(window - request.max_tokens, long_input.max_input_tokens or window)
-    return request.input_ceiling_tokens < limit
+    return request.input_ceiling_tokens < _most_tokens(request, long_input, prices)
 
 
 async def ask_about(
@@ -55,24 +54,27 @@ async def ask_about(
         TooLong: the text cannot be read at once and `too_long` is `fail`; nothing was sent.
         LLMError: as Engine.ask.
     """
-    texts = texts_to_read(text, request, terms.options.long_input)
+    texts = texts_to_read(text, request, terms.options.long_input, engine.endpoint.prices)
     if len(texts) == 1:
         return await engine.ask(request(texts[0]), dataclasses.replace(terms, source=source(texts[0])))
     return await _map_reduce(engine, text, texts, request, terms, source)
 
 
-def texts_to_read(text: str, request: Callable[[str], Request], long_input: LongInput) -> list[str]:
+def texts_to_read(
+    text: str, request: Callable[[str], Request], long_input: LongInput, prices: Prices
+) -> list[str]:
     """Return the texts that are asked about: all of `text` where it fits, else its beginning or its parts.
 
     Args:
         text: what is asked about.
         request: makes the request about a text.
         long_input: what to do with a text that does not fit.
+        prices: what the connection pays, where a text is split by its price.
 
     Raises:
         TooLong: the text cannot be read at once and `too_long` is `fail`.
     """
-    room = _room(request(""), long_input)
+    room = _room(request(""), long_input, prices)
     if room >= estimate_tokens(text):
         return [text]
     if long_input.too_long == "fail" or room <= 0:
@@ -82,7 +84,8 @@ def texts_to_read(text: str, request: Callable[[str], Request], long_input: Long
             "LongInput(max_input_tokens=…) where the model can read more."
         )
     if long_input.too_long == "truncate":
-        return [text[: room * _CHARACTERS_PER_TOKEN]]
+        # A character that the cut goes through is left out.
+        return [_utf8(text)[: room * _BYTES_PER_TOKEN].decode(errors="ignore")]
     return split_text(text, room)
 
 
@@ -97,7 +100,13 @@ def split_text(text: str, tokens: int) -> list[str]:
 
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of a text, rather too many than too few."""
-    return -(-len(text) // _CHARACTERS_PER_TOKEN)
+    length = len(text) if text.isascii() else len(_utf8(text))
+    return -(-length // _BYTES_PER_TOKEN)
+
+
+def _utf8(text: str) -> bytes:
+    # A lone surrogate is an error when the request is written as JSON. Splitting is not the place for it.
+    return text.encode("utf-8", "surrogatepass")
 
 
 async def _map_reduce(
@@ -174,8 +183,18 @@ def _without_repeats(items: Any) -> list[Any]:
     return [orjson.loads(item) for item in dict.fromkeys(orjson.dumps(item) for item in items)]
 
 
-def _room(empty: Request, long_input: LongInput) -> int:
+def _room(empty: Request, long_input: LongInput, prices: Prices) -> int:
     """Return how many tokens of text fit beside the rest of a request."""
-    window = context_window(empty.model) or _USUAL_WINDOW
-    limit = min(window - empty.max_tokens, long_input.max_input_tokens or window)
-    return limit - -(-empty.text_bytes // _CHARACTERS_PER_TOKEN)  # base64 is not text
+    # base64 is not text
+    return _most_tokens(empty, long_input, prices) - -(-empty.text_bytes // _BYTES_PER_TOKEN)
+
+
+def _most_tokens(request: Request, long_input: LongInput, prices: Prices) -> int:
+    """Return how many tokens of input a request may have."""
+    window = context_window(request.model) or _USUAL_WINDOW
+    most = long_input.max_input_tokens or window
+    if most == "price_step":
+        card = prices.card(request.model)
+        # The step is by the API's count, which has more than our text.
+        most = card.price_step - FRAME_TOKENS if card and card.price_step else window
+    return min(window - request.max_tokens, most)

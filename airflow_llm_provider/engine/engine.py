@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from airflow_llm_provider.engine.calls import Call, Calls, add_up, last_answer
-from airflow_llm_provider.engine.checks import judge_request, require_criteria_met, require_no_complaint
+from airflow_llm_provider.engine.checks import judge_request, require_criteria_met, run_validator
 from airflow_llm_provider.engine.concurrency import for_each
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.repair import Repair, SourceRepairs, repair
@@ -23,7 +23,7 @@ from airflow_llm_provider.engine.tool_loop import Buy, Conversation
 from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Sighting
 from airflow_llm_provider.options import Options, Route
-from airflow_llm_provider.pricing import Prices, RateCard
+from airflow_llm_provider.pricing import Prices
 from airflow_llm_provider.validators import Judge
 
 CONNECTION_PREFIX = "conn:"
@@ -90,7 +90,7 @@ class Engine(Calls):
         except AnswerError as error:
             if final:
                 error.fingerprints, error.reused = (answer.fingerprint,), True
-                error.complaints = (error.complaint,)
+                error.complaints = (str(error),)
                 raise
             return None
         route = self._route(terms.options)
@@ -142,12 +142,12 @@ class Engine(Calls):
             policies=policies(options.route.retry) if options.route.retry else self.policies,
         )
 
-    def fallback_card(self, name: str, options: Options) -> RateCard | None:
-        """Return the rates of a fallback's model; None where its price is unknown."""
+    def fallback(self, name: str, options: Options) -> tuple[str, Prices]:
+        """Return the model of a fallback, and the prices of the connection that it is asked through."""
         if not name.startswith(CONNECTION_PREFIX):
-            return self.endpoint.prices.card(self.endpoint.model(name))
+            return self.endpoint.model(name), self.endpoint.prices
         other = self.others[name.removeprefix(CONNECTION_PREFIX)]
-        return other.prices.card(other.model(options.models[0]))
+        return other.model(options.models[0]), other.prices
 
     async def _ask_models(self, request: Request, terms: Terms) -> Reply:
         """Ask the first model of the route; where its answer is not valid or unsure, the next."""
@@ -325,7 +325,7 @@ class Engine(Calls):
             raise
         # A repair would change an answer that may be right, so this is not an InvalidOutput.
         except AnswerError as error:
-            raise BusinessError(f"The judge gave no verdict: {error}") from None
+            raise BusinessError(f"The judge gave no verdict: {error}") from error
 
     def _conversation(
         self, request: Request, terms: Terms, scope: CallScope, take_turn: Buy, spent: Sequence[Call]
@@ -427,7 +427,13 @@ def _accepted(message: Message, terms: Terms) -> Any:
     if how:
         log.info("%sthe answer was %s; nothing is paid for that.", _about(terms.item_id), how)
     for validator in terms.functions:
-        require_no_complaint(validator, value, terms.source, terms.output, reply_text=message.text)
+        if complaint := run_validator(validator, value, terms.source):
+            raise InvalidOutput(
+                complaint.message,
+                reply_text=message.text,
+                fields=complaint.fields,
+                needs_source=complaint.needs_source,
+            )
     return value
 
 
@@ -435,7 +441,7 @@ def _complain(chain: list[Call], error: AnswerError, item_id: str | None) -> Cal
     """Log the complaint, and put it into the chain's last answer; return that call."""
     # A judge's verdict stands in the chain after the answer that it is about.
     at = max(number for number, purchase in enumerate(chain) if purchase.purpose != "judge")
-    chain[at] = dataclasses.replace(chain[at], complaint=error.complaint)
+    chain[at] = dataclasses.replace(chain[at], complaint=str(error))
     # A complaint has one line per field, and a log record should be one line.
     line = " ".join(str(error).split())
     short = line if len(line) <= _LONGEST_LOGGED else f"{line[:_LONGEST_LOGGED]}…"

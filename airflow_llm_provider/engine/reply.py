@@ -10,6 +10,7 @@ from typing import Any, Generic
 import orjson
 from typing_extensions import TypeVar
 
+from airflow_llm_provider.billing import Billed
 from airflow_llm_provider.errors import AnswerError, NetworkError, Refused, Truncated
 from airflow_llm_provider.pricing import Usage, usd
 
@@ -19,12 +20,22 @@ _TOO_MANY_TOKENS = 2**31
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One message of the API, from the network or the ledger."""
+    """One message of the API, from the network or the ledger.
+
+    Attributes:
+        model: The model that answered, which a fallback on the server makes another than the one that was asked.
+        stop_reason: Why it stopped.
+        text: All its text.
+        content: Its content blocks.
+        billed: What the API says that it bills.
+        usage: All tokens that are billed, of all models together.
+    """
 
     model: str
     stop_reason: str | None
     text: str
     content: list[Mapping[str, Any]]
+    billed: Billed
     usage: Usage
 
     @classmethod
@@ -33,13 +44,16 @@ class Message:
         try:
             body = orjson.loads(raw)
             content = body["content"]
+            billed = Billed.from_api(body)
+            _require_counts(billed)
             message = cls(
                 model=body["model"],
                 stop_reason=body["stop_reason"],
                 # A reply may have several text blocks, with thinking and tool calls between them.
                 text="".join(block["text"] for block in content if block["type"] == "text"),
                 content=content,
-                usage=Usage.from_api(body["usage"]),
+                billed=billed,
+                usage=billed.usage,
             )
             # Checked here, where a wrong value still becomes an error that books the call as perhaps billed.
             message._require_sound()
@@ -50,17 +64,12 @@ class Message:
                 f"The server's answer is not a Messages API reply ({type(error).__name__}: {error}). "
                 "Is the connection's host an Anthropic-compatible endpoint?",
                 billed=True,
-            ) from None
+            ) from error
 
     def _require_sound(self) -> None:
         """Raise TypeError for values of a compatible server that can't be booked or continued with."""
         if not isinstance(self.model, str) or not isinstance(self.stop_reason, str | None):
             raise TypeError("its model and stop_reason should be text")
-        for kind in Usage.__dataclass_fields__:
-            tokens = getattr(self.usage, kind)
-            # Not isinstance(): for Python, JSON's true is an int, too.
-            if type(tokens) is not int or not 0 <= tokens < _TOO_MANY_TOKENS:
-                raise TypeError(f"{kind} in its usage should be a number of tokens")
         for call in (block for block in self.content if block["type"] == "tool_use"):
             if (
                 not isinstance(call.get("id"), str)
@@ -68,6 +77,14 @@ class Message:
                 or "input" not in call
             ):
                 raise TypeError("it calls a tool without an id, a name or an input")
+
+
+def _require_counts(billed: Billed) -> None:
+    """Raise TypeError for a count in a usage that is not one, before it is added to others."""
+    for kind, count in billed.counts():
+        # Not isinstance(): for Python, JSON's true is an int, too.
+        if type(count) is not int or not 0 <= count < _TOO_MANY_TOKENS:
+            raise TypeError(f"{kind} in its usage should be a number")
 
 
 T = TypeVar("T", default=Any)
@@ -177,8 +194,4 @@ def require_complete(message: Message) -> None:
         case "pause_turn":
             raise Truncated("The model paused before it had finished.", reply_text=message.text)
         case other:
-            raise AnswerError(
-                f"The model stopped for an unknown reason, a text of {len(other or '')} characters.",
-                reply_text=message.text,
-                complaint=f"The model stopped for an unknown reason, {other!r}.",
-            )
+            raise AnswerError(f"The model stopped for an unknown reason, {other!r}.", reply_text=message.text)

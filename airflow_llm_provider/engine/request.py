@@ -13,7 +13,6 @@ from typing import Any, Self
 import orjson
 
 from airflow_llm_provider.errors import BadRequest
-from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
 MessageParam = Mapping[str, Any]
 
@@ -147,11 +146,6 @@ class Request:
         return len(self.system or "") + sum(len(block.get("text", "")) for block in blocks)
 
     @property
-    def is_boundless(self) -> bool:
-        """Whether the server runs tools of its own, such as a search. What they read and charge has no bound."""
-        return bool(self.extra.keys() & {"tools", "mcp_servers"})
-
-    @property
     def shared_bytes(self) -> int:
         """Bytes of everything that prompt caching may keep. Schema and tools come before the shared blocks."""
         if not self.shared_blocks:
@@ -197,17 +191,6 @@ class Request:
         for at in marked:
             blocks[at] = {**blocks[at], "cache_control": self._cache_control}
         return [{**first, "content": blocks}, *rest] if marked else self.messages
-
-
-def ceiling_micro_usd(request: Request, prices: Prices = LIST_PRICES) -> int | None:
-    """Return the most that sending a request once can cost, in micro-USD.
-
-    None if the model has no known price, or the server runs tools of its own.
-    """
-    card = prices.card(request.model)
-    if card is None or request.is_boundless:
-        return None
-    return card.ceiling_micro_usd(input_tokens=request.input_ceiling_tokens, output_tokens=request.max_tokens)
 
 
 def to_json(value: object, *, sort_keys: bool = False) -> bytes:

@@ -81,8 +81,11 @@ async def cost_line(engine: Calls, scope: CallScope) -> str:
     For an engine that has done nothing but the work of this attempt. Without the ledger, it says what the attempt paid.
     """
     tally = engine.tally
-    unpriced = f", {tally.unpriced} of them without a known price" if tally.unpriced else ""
-    line = f"It cost ${usd(tally.paid_micro_usd)} in {tally.requests} call{'s' * (tally.requests != 1)}{unpriced}"
+    remarks = f", {tally.unpriced} of them without a known price" if tally.unpriced else ""
+    remarks += str(engine.cost_booking)
+    line = (
+        f"It cost ${usd(tally.paid_micro_usd)} in {tally.requests} call{'s' * (tally.requests != 1)}{remarks}"
+    )
     try:
         spent, left = await engine.ledger.read(
             lambda connection, now_ms: _run_cost(connection, now_ms, scope)
@@ -176,7 +179,6 @@ def _write_dead_letter(error: AnswerError, on_invalid: OnInvalid, context: Conte
     """
     from upath import UPath
 
-    from airflow_llm_provider.engine.json_repair import writable
     from airflow_llm_provider.engine.request import to_json
 
     folder = str(on_invalid.dead_letters)
@@ -185,7 +187,7 @@ def _write_dead_letter(error: AnswerError, on_invalid: OnInvalid, context: Conte
     name = _as_file_name(f"{ti.dag_id}.{ti.run_id}.{ti.task_id}{shard}")
     path = (object_storage(folder) if "://" in folder else UPath(folder)) / f"{name}.dead_letters.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(to_json(writable(_dead_letter(error, name))) + b"\n")
+    path.write_bytes(to_json(_dead_letter(error, name)) + b"\n")
     return str(path)
 
 
@@ -197,7 +199,7 @@ def _dead_letter(error: AnswerError, name: str) -> Mapping[str, Any]:
         "uri": None,
         "reason": reason_of(error),
         "error": type(error).__name__,
-        "message": error.complaint,
+        "message": str(error),
         "reply": error.reply_text,
         "fingerprints": list(error.fingerprints),
         "complaints": list(error.complaints),

@@ -150,7 +150,7 @@ class Connection:
 
         fields = Fields.of(connection, conn_id)
         try:
-            prices = Prices.of(fields.extra.get("prices"), fields.extra.get("discount_percent"))
+            prices = Prices.of(fields.extra.get("prices"), fields.extra.get("price_change_percent"))
         except ValueError as error:
             raise fields.wrong(str(error)) from None
         per_minute = {name: fields.number(name, least=1) for name in ("rpm", "itpm", "otpm")}

@@ -353,8 +353,9 @@ def budget_error(refusal: BudgetRefusal, model: str, connection_id: str) -> LLME
         return UnknownPrice(
             f"{where}: {model} has no known price, so budget {budget.name!r} can't limit it. Nothing was sent. State "
             f"the price in the connection {connection_id or 'claude_default'}, in USD per million tokens, as "
-            f'{{"prices": {{"{model}": {{"input": …, "output": …}}}}}}, and clear the task. Tools that run on the '
-            "server (extra_body) have no price, so a budget refuses them."
+            f'{{"prices": {{"{model}": {{"input": …, "output": …}}}}}}, and clear the task. A request also has '
+            "no highest price if extra_body allows something without one: a tool on the server without max_uses, an "
+            "MCP server, a container, fallbacks='default', a geography or speed without a factor."
         )
     left = usd(max(0, budget.cap_micro_usd - refusal.settled_micro_usd))
     reserved = (

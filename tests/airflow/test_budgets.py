@@ -142,7 +142,7 @@ def test_what_a_private_model_costs_is_said_in_the_connection(deployment):
 
 
 def test_own_prices_and_a_discount_are_booked(deployment):
-    deployment.connect(prices='{"claude-haiku-5-5": {"input": 1, "output": 2}}', discount_percent=50)
+    deployment.connect(prices='{"claude-haiku-5-5": {"input": 1, "output": 2}}', price_change_percent=-50)
     prices = Connection.of(_connection(), "claude_default").endpoint.prices
     assert prices.card("claude-haiku-5-5").tiers[0][1]["cache_write_1h_tokens"] == 2_000_000
     assert prices.card("claude-sonnet-5-5").tiers[0][1]["output_tokens"] == 5_000_000
@@ -155,7 +155,7 @@ def test_own_prices_and_a_discount_are_booked(deployment):
         ({"prices": {"m": {"input": 1}}}, "prices of m need input and output"),
         ({"prices": {"m": {"input": 1, "output": "x"}}}, "output is 'x'"),
         ({"prices": {"m": {"input": 1, "output": 1, "above": {"x": {}}}}}, "above should be like"),
-        ({"discount_percent": 120}, "a number from 0 to 100"),
+        ({"price_change_percent": -120}, "a number from -100"),
     ],
 )
 def test_prices_that_are_wrong_are_named(deployment, fields, complaint):

@@ -42,7 +42,7 @@ def test_there_is_no_language_that_no_test_reads() -> None:
 def test_the_prices_are_taken_as_a_connection_takes_them() -> None:
     extra = json.loads(one("json", "budgets.md"))
     assert extra.keys() <= get_provider_info()["connection-types"][0]["conn-fields"].keys()
-    prices = Prices.of(extra["prices"], extra["discount_percent"])
+    prices = Prices.of(extra["prices"], extra["price_change_percent"])
     assert all(prices.card(model) for model in extra["prices"])
 
 
@@ -118,13 +118,19 @@ def test_the_ledger_has_these_tables_and_states() -> None:
     assert named(section("reference/rows.md", "The ledger")) == states
 
 
-def test_these_formats_are_recognised() -> None:
-    page = (ROOT / "docs" / "reference" / "formats.md").read_text()
-    rows = [
-        line.split("|")[1] for line in page.splitlines() if line.startswith("| ") and "endings" not in line
+def test_these_formats_are_read() -> None:
+    [line] = [
+        line
+        for line in section("how-to/documents.md", "What `documents` may be").splitlines()
+        if "formats" in line
     ]
-    listed = [suffix for row in rows for suffix in row.partition(", and a file")[0].strip().split(", ")]
-    assert sorted(listed) == sorted(SUFFIXES)
+    listed = (
+        line.partition("extension: ")[2]
+        .replace(";", ",")
+        .replace(" and ", ", ")
+        .removesuffix(" row by row |")
+    )
+    assert set(listed.split(", ")) == SUFFIXES
 
 
 def test_these_are_the_example_dags() -> None:

@@ -94,7 +94,7 @@ def test_the_form_of_the_connection_has_its_fields():
             "otpm",
             "burst_s",
             "prices",
-            "discount_percent",
+            "price_change_percent",
             "proxy",
             "no_proxy",
             "ca_bundle",

@@ -9,11 +9,12 @@ import json
 import os
 import sys
 
+from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
-from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import BudgetExceeded
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope

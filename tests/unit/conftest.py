@@ -37,13 +37,15 @@ settings.load_profile("unit")
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 
+ASKED = "the-model-that-was-asked"  # in a scripted reply: Wire puts the request's model in its place
+
 
 def message(
     text: str, *, stop_reason: str = "end_turn", input_tokens: int = 10, output_tokens: int = 5
 ) -> bytes:
     return orjson.dumps(
         {
-            "model": "claude-haiku-5-5",
+            "model": ASKED,
             "stop_reason": stop_reason,
             "content": [{"type": "text", "text": text}],
             "usage": {"input_tokens": input_tokens, "output_tokens": output_tokens},
@@ -82,7 +84,7 @@ class Wire:
         on_headers(self.headers)
         if isinstance(answer, LLMError):
             raise answer
-        return answer
+        return answer.replace(ASKED.encode(), request.model.encode())
 
     async def count_tokens(self, request: Request, *, timeout_s: float) -> int:
         if self.count is None:

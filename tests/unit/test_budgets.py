@@ -42,7 +42,7 @@ from airflow_llm_provider.ledger.writes import Writes
 from airflow_llm_provider.options import Route
 from airflow_llm_provider.pricing import Prices, Usage
 
-CAPPED = dataclasses.replace(SCOPE, run_budget_micro_usd=5_000)
+CAPPED = dataclasses.replace(SCOPE, run_budget_micro_usd=5_500)
 
 
 def standing(ledger: Ledger, **fields: Any) -> None:
@@ -68,7 +68,7 @@ async def test_a_call_that_could_pass_the_budget_is_not_sent_and_the_error_says_
         await engine.ask(question(), make_terms(scope=capped))
     assert wire.sent == []
     assert str(caught.value) == (
-        "run nightly/run-1: up to $0.002457 needed, $0.000100 of $0.000100 left in budget 'budget.run_usd'. "
+        "run nightly/run-1: up to $0.002703 needed, $0.000100 of $0.000100 left in budget 'budget.run_usd'. "
         "Nothing was sent; raise budget.run_usd of the task and clear it. Paid answers are kept."
     )
 
@@ -94,7 +94,7 @@ async def test_repairs_and_escalations_are_held_by_the_budget_too(engine: Engine
         )
     [(settled, reserved)] = spent(engine.ledger)
     assert len(wire.sent) > 1
-    assert settled <= 5_000
+    assert settled <= 5_500
     assert reserved == 0
 
 
@@ -115,10 +115,10 @@ async def test_near_the_cap_a_call_waits_for_what_is_in_flight(
 async def test_waiting_for_others_ends_at_the_deadline(engine: Engine, wire: Wire, clock: Clock) -> None:
     wire.gate = asyncio.Event()
     engine.endpoint = dataclasses.replace(engine.endpoint, deadline_s=20.0)
-    capped = dataclasses.replace(SCOPE, run_budget_micro_usd=3_000)
+    capped = dataclasses.replace(SCOPE, run_budget_micro_usd=3_300)
     first = asyncio.create_task(engine.ask(question("1?"), make_terms(scope=capped)))
     await until(lambda: bool(wire.sent))
-    with pytest.raises(BudgetExceeded, match=r"\$0\.002455 of it reserved by calls in flight"):
+    with pytest.raises(BudgetExceeded, match=r"\$0\.002701 of it reserved by calls in flight"):
         await engine.ask(question("2?"), make_terms(scope=capped))
     assert engine.endpoint.deadline_s - 1 < clock.now() <= engine.endpoint.deadline_s
     wire.gate.set()

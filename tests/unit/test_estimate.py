@@ -241,11 +241,47 @@ async def test_a_model_without_a_price_has_none(engine: Engine) -> None:
     assert (told + Estimate()).cost_micro_usd is None
 
 
-@pytest.mark.parametrize("of_the_server", ["tools", "mcp_servers"])
-async def test_what_the_server_runs_itself_has_no_bound_and_so_no_price(
-    engine: Engine, of_the_server: str
+async def test_prompts_above_the_price_step_are_counted_and_said(engine: Engine) -> None:
+    def long(words: int) -> list[Document]:
+        return [Document(id="long", text="word " * words)]
+
+    told = await estimate(a_run(engine), long(100_000))
+    assert (told.calls, told.long_prompts) == (1, 1)
+    assert "1 prompts are so long that every token costs more" in told.basis
+    assert told.as_dict()["long_prompts"] == 1
+    short = await estimate(a_run(engine), long(10_000))
+    assert short.long_prompts == 0
+    assert "costs more" not in short.basis
+    assert told.cost_micro_usd.likely > 40 * short.cost_micro_usd.likely
+    split = LongInput(too_long="map_reduce", max_input_tokens="price_step")
+    parts = await estimate(a_run(engine, long_input=split), long(100_000))
+    assert (parts.long_prompts, parts.calls > 1) == (0, True)
+    assert parts.cost_micro_usd.likely < told.cost_micro_usd.likely / 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "share"), [({}, 1.0), ({"inference_geo": "us"}, 1.1), ({"inference_geo": "global"}, 1.0)]
+)
+async def test_what_the_request_states_of_geography_and_speed_is_in_the_estimate(
+    engine: Engine, fields: dict[str, Any], share: float
 ) -> None:
-    told = await estimate(a_run(engine, extra={of_the_server: [{}]}), texts(1))
+    plain = await estimate(a_run(engine, extra={"inference_geo": "global"}), texts(1))
+    told = await estimate(a_run(engine, extra=fields), texts(1))
+    assert told.cost_micro_usd.likely == pytest.approx(plain.cost_micro_usd.likely * share, rel=0.02)
+    # What is not stated may be a default of the workspace, so the highest price has it.
+    assert told.cost_micro_usd.high >= plain.cost_micro_usd.high * (
+        1.0999 if fields != {"inference_geo": "global"} else 1
+    )
+
+
+@pytest.mark.parametrize(
+    "of_the_server",
+    [{"tools": [{"type": "web_search_20260318", "name": "web_search"}]}, {"mcp_servers": [{}]}],
+)
+async def test_what_the_server_runs_itself_without_a_limit_has_no_bound_and_so_no_price(
+    engine: Engine, of_the_server: dict[str, Any]
+) -> None:
+    told = await estimate(a_run(engine, extra=of_the_server), texts(1))
     assert told.cost_micro_usd is None
 
 
@@ -481,7 +517,7 @@ async def test_repairs_are_expected_as_often_as_they_came(engine: Engine, wire: 
     st.integers(1, 20_000),
     st.booleans(),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 async def test_the_figures_are_always_in_order(
     tmp_path: Path, outputs: list[int], calls: int, size: int, is_counted: bool
 ) -> None:

@@ -1,5 +1,7 @@
 """A text that is too long is refused before it costs anything, cut, or read in parts."""
 
+import dataclasses
+import functools
 import re
 
 import orjson
@@ -9,12 +11,13 @@ from conftest import Wire, make_terms, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.engine.chunking import ask_about, estimate_tokens, split_text
+from airflow_llm_provider.engine.chunking import ask_about, estimate_tokens, split_text, texts_to_read
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import Refused, TooLong
 from airflow_llm_provider.options import LongInput
+from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
 
 class Report(pydantic.BaseModel):
@@ -57,6 +60,47 @@ async def test_truncating_reads_the_beginning(engine: Engine, wire: Wire) -> Non
     sent = wire.sent[0].messages[0]["content"][1]["text"]
     assert book(100).startswith(sent)
     assert 4000 < estimate_tokens(sent) <= 5000
+
+
+@pytest.mark.parametrize(("letters", "step"), [("a", 100_000), ("漢", 100_000)])
+async def test_parts_stay_below_the_price_step_in_any_script(
+    engine: Engine, wire: Wire, letters: str, step: int
+) -> None:
+    wire.usually = facts
+    text = " ".join(f"{letters * 7}. FACT-{n:03}." for n in range(20_000))
+    price_step = LongInput(too_long="map_reduce", max_input_tokens="price_step")
+    terms = make_terms(long_input=price_step, output=OutputType(list[str]))
+    await ask_about(engine, text, about, terms)
+    # Of Chinese, a character is about a token; of Latin letters, three are at most one.
+    sizes = [estimate_tokens(request.messages[-1]["content"][1]["text"]) for request in wire.sent]
+    assert len(sizes) > 1
+    assert max(sizes) <= step - 2_000
+
+
+async def test_a_step_of_the_connections_own_prices_counts_and_without_one_the_window_does(
+    engine: Engine, wire: Wire
+) -> None:
+    wire.usually = facts
+    price_step = LongInput(too_long="map_reduce", max_input_tokens="price_step")
+    terms = make_terms(long_input=price_step, output=OutputType(list[str]))
+    own = {"mine": {"input": 1, "output": 2, "above": {"20000": {"input": 2, "output": 4}}}}
+    engine.endpoint = dataclasses.replace(engine.endpoint, prices=Prices.of(own))
+    for model, is_split in (("mine", True), ("claude-sonnet-5-5", False)):
+        wire.sent.clear()
+        await ask_about(engine, book(200), functools.partial(about, model=model), terms)
+        sizes = [estimate_tokens(request.messages[-1]["content"][1]["text"]) for request in wire.sent]
+        assert (len(sizes) > 1) == is_split
+        assert max(sizes) < 18_000 or not is_split
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=300), tokens=st.integers(1, 50))
+async def test_a_cut_text_is_the_beginning_and_no_longer_than_was_asked(text: str, tokens: int) -> None:
+    long = LongInput(
+        too_long="truncate", max_input_tokens=tokens + estimate_tokens(" " * about("").text_bytes)
+    )
+    [kept] = texts_to_read(text, about, long, LIST_PRICES)
+    assert text.startswith(kept)
+    assert estimate_tokens(kept) <= max(tokens, 1) + 1
 
 
 async def test_every_fact_of_a_300_page_book_is_found_in_parts_and_kept_for_a_retry(

@@ -1,6 +1,7 @@
 """Money is whole micro-USD, rounded up, and never guessed."""
 
 from decimal import ROUND_CEILING, Decimal
+from fractions import Fraction
 
 import pytest
 from genai_prices import Usage as GenaiUsage
@@ -77,6 +78,54 @@ def test_no_own_price_is_above_its_ceiling(input_rate: Decimal, dearer: Decimal,
     assert ceiling >= card.price_micro_usd(usage)
 
 
+@pytest.mark.parametrize(
+    ("model", "read", "write"),
+    [("claude-opus-5-5", 200, 5_000), ("claude-fable-5-1", 100, 5_000), ("my-model", 400, 5_000)],
+)
+def test_own_prices_without_cache_rates_keep_the_models_own_shares(model: str, read: int, write: int) -> None:
+    card = Prices.of({model: {"input": 4, "output": 20}}).card(model)
+    assert card is not None
+    assert card.price_micro_usd(Usage(cache_read_tokens=1_000)) == read
+    assert card.price_micro_usd(Usage(cache_write_5m_tokens=1_000)) == write
+
+
+def test_own_prices_keep_the_models_factors_and_may_add_others() -> None:
+    own = {"claude-opus-5-5": {"input": 1, "output": 2, "factors": {"fast": 3, "eu": 1.2}}}
+    card = Prices.of(own).card("claude-opus-5-5")
+    assert card is not None
+    assert [card.factor([word]) for word in ("us", "fast", "eu", "batch", "standard", "mars")] == [
+        Fraction(11, 10), 3, Fraction(6, 5), Fraction(1, 2), 1, None
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r'factors should be like \{"us": 1.1, "fast": 2\}'):
+        Prices.of({"mine": {"input": 1, "output": 2, "factors": {"us": 0}}})
+
+
+@pytest.mark.parametrize(
+    ("model", "us", "fast"),
+    [
+        ("claude-opus-4-5", None, None),
+        ("claude-haiku-4-5", None, None),
+        ("claude-3-5-haiku-latest", None, None),
+        ("claude-opus-4-6", Fraction(11, 10), None),
+        ("claude-sonnet-4-6", Fraction(11, 10), None),
+        ("claude-haiku-5-5", Fraction(11, 10), None),
+        ("claude-opus-5-5-20260901", Fraction(11, 10), 2),
+        ("claude-opus-5", Fraction(11, 10), 2),
+        ("claude-fable-5-2", Fraction(11, 10), 2),
+    ],
+)
+def test_a_listed_model_has_the_factors_that_are_published_for_it(
+    model: str, us: Fraction | None, fast: int | None
+) -> None:
+    card = rate_card(model)
+    assert card is not None
+    assert (card.factor(["us"]), card.factor(["fast"]), card.factor(["batch"])) == (us, fast, Fraction(1, 2))
+
+
+def test_a_platforms_own_id_of_a_fast_mode_is_not_priced_as_the_slow_one() -> None:
+    assert rate_card("claude-opus-4-8-fast") is None
+
+
 def test_own_rates_fill_in_what_is_left_out_as_anthropic_bills_it() -> None:
     card = Prices.of(
         '{"mine": {"input": 3, "output": 15, "above": {"200000": {"input": 6, "output": 22.5}}}}'
@@ -89,13 +138,22 @@ def test_own_rates_fill_in_what_is_left_out_as_anthropic_bills_it() -> None:
     assert card.price_micro_usd(Usage(uncached_tokens=200_001)) == 1_200_006
 
 
-def test_a_discount_is_off_the_list() -> None:
-    card, listed = Prices.of(None, 15).card("claude-sonnet-5-5"), rate_card("claude-sonnet-5-5")
+@pytest.mark.parametrize(
+    ("percent", "share"), [(-15, 85), ("-15", 85), (10, 110), (None, 100), ("", 100), (-100, 0)]
+)
+def test_a_discount_and_a_surcharge_are_on_the_list(percent: object, share: int) -> None:
+    card, listed = Prices.of(None, percent).card("claude-sonnet-5-5"), rate_card("claude-sonnet-5-5")
     assert card is not None
     assert listed is not None
     usage = Usage(uncached_tokens=1_000_000, cache_write_1h_tokens=1_000_000, output_tokens=1_000_000)
-    assert card.price_micro_usd(usage) * 100 == listed.price_micro_usd(usage) * 85
-    assert Prices.of(None, 15).card("my-model") is None
+    assert card.price_micro_usd(usage) * 100 == listed.price_micro_usd(usage) * share
+    assert Prices.of(None, percent).card("my-model") is None
+
+
+@pytest.mark.parametrize("percent", [-101, "ten", True, float("nan"), [1], 10**6])
+def test_what_is_no_change_of_a_price_is_named(percent: object) -> None:
+    with pytest.raises(ValueError, match=r"price_change_percent is .* should be a number from -100"):
+        Prices.of(None, percent)
 
 
 @pytest.mark.parametrize(

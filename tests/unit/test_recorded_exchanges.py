@@ -228,8 +228,13 @@ def summary(read: Any, blocks: list[Any], stop: str | None, usage: Mapping[str, 
         "stop": stop,
         "text": "".join(block["text"] for block in blocks if block["type"] == "text"),
         "blocks": blocks,
-        "usage": Usage.from_api(usage),
+        "usage": billed(usage),
     }
+
+
+def billed(usage: Mapping[str, Any]) -> Usage:
+    """Add up what is billed: with iterations, they are all of it, the answer's and those of other models."""
+    return Usage.total(map(Usage.from_api, usage.get("iterations") or [usage]))
 
 
 def block_of(block: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from conftest import question
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
+from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import BadRequest
 
 JSON = st.recursive(

@@ -21,10 +21,11 @@ from typer.testing import CliRunner, Result
 from waiting import until
 
 from airflow_llm_provider.cli import app
+from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
-from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.tool_loop import MAX_OUTPUT_CHARACTERS, ApprovalNeeded, Toolbox, ToolVerdict
 from airflow_llm_provider.errors import EffectUnknown, InvalidOutput, ToolLimit
 from airflow_llm_provider.ledger import effects
@@ -240,9 +241,8 @@ async def test_what_a_tool_returned_is_told_and_the_model_answers(
         "role": "user",
         "content": [{"type": "tool_result", "tool_use_id": "toolu_0_0", "content": "100"}],
     }
-    assert "Tool balance(16 bytes of arguments) returned 3 characters in 0." in caplog.text
-    assert caplog.text.rstrip().endswith(" s")
-    assert "A1" not in caplog.text
+    assert 'Tool balance({"account":"A1"}) returned in 0.' in caplog.text
+    assert caplog.text.rstrip().endswith("s: 100")
     purposes = [row.purpose for row in rows(engine, call)]
     assert purposes == ["answer", "tool_turn"]
 
@@ -415,9 +415,7 @@ async def test_a_tool_that_hangs_ends_the_conversation_in_time(
     tool = Tool(function=hang, needs_approval=needs_approval)
     wire.usually = calling(("hang", {}))
     try:
-        with pytest.raises(
-            ToolLimit, match=r"60 s while hang\(2 bytes of arguments\) ran. Raise tool_limits.max_s"
-        ):
+        with pytest.raises(ToolLimit, match=r"60 s while hang\({}\) ran. Raise tool_limits.max_s"):
             await ask(engine, tool, bounds={"max_s": 60, "verdict": yes})
     finally:
         release.set()
@@ -716,7 +714,7 @@ async def test_a_call_waits_for_a_person_and_runs_when_approved(
 ) -> None:
     wire.script = [calling(("balance", {"account": "A1"}), ("pay", {"amount": 7})), message("Done.")]
     person = Person()
-    with pytest.raises(ApprovalNeeded, match=r"pay\(12 bytes of arguments\) must be approved") as asked:
+    with pytest.raises(ApprovalNeeded, match=r'pay\({"amount":7}\) must be approved') as asked:
         await ask(engine, bank.approved, bank.balance, bounds={"verdict": person})
     [waiting] = asked.value.calls
     assert (waiting.tool.name, waiting.arguments) == ("pay", {"amount": 7})
