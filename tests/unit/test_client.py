@@ -1,6 +1,7 @@
 """The HTTP client takes its key, host and proxy from the connection alone, and logs no content."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import threading
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 from conftest import message
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from airflow_llm_provider.engine.client import MAX_UNSTREAMED_TOKENS, AnthropicClient
 from airflow_llm_provider.engine.request import Request
@@ -171,6 +176,72 @@ async def test_without_a_key_nothing_is_sent_whatever_the_environment_has(
         await send(client)
     with pytest.raises(AuthenticationFailed, match="no API key"):
         client.sdk_client()
+
+
+# The SDK's own traces.
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What a global tracer provider exports, as Airflow's traces set one, with the SDK told to export content."""
+    monkeypatch.setenv("ANTHROPIC_OPEN_TELEMETRY", "true")
+    monkeypatch.setenv("ANTHROPIC_OPEN_TELEMETRY_TRACES_CONTENT_MODE", "content")
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "true")
+    exporter = InMemorySpanExporter()
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):  # a process has one for ever
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
+
+
+@contextmanager
+def task_span() -> Iterator[None]:
+    """A span around what a task does, whose trace the SDK would continue."""
+    with trace.get_tracer("airflow").start_as_current_span("task"):
+        yield
+
+
+async def test_the_sdk_makes_spans_and_sends_the_trace_where_it_is_left_alone(
+    spans: InMemorySpanExporter,
+) -> None:
+    import anthropic
+
+    async with serving() as server:
+        with task_span():
+            async with anthropic.AsyncAnthropic(api_key=KEY, base_url=server.url) as sdk:
+                await sdk.messages.create(
+                    model="m", max_tokens=9, messages=[{"role": "user", "content": WORDS}]
+                )
+    [heard] = server.heard
+    assert heard.headers["traceparent"]
+    assert WORDS in str([dict(span.attributes or {}) for span in spans.get_finished_spans()])
+
+
+@pytest.mark.parametrize("max_tokens", [50, MAX_UNSTREAMED_TOKENS + 1])
+async def test_our_client_makes_no_span_and_sends_no_trace(
+    spans: InMemorySpanExporter, max_tokens: int
+) -> None:
+    async with serving() as server:
+        with task_span():
+            await send(
+                AnthropicClient(api_key=KEY, base_url=server.url),
+                dataclasses.replace(ASKED, max_tokens=max_tokens),
+            )
+    [heard] = server.heard
+    assert {"traceparent", "tracestate", "baggage"} & {name.lower() for name in heard.headers} == set()
+    assert [span.name for span in spans.get_finished_spans()] == ["task"]
+
+
+def test_the_sdks_own_client_makes_no_span_either(spans: InMemorySpanExporter) -> None:
+    with served_in_a_thread() as server, task_span():
+        client = AnthropicClient(api_key=KEY, base_url=server.url)
+        with client.sdk_client(timeout_s=7) as sdk:
+            sdk.messages.create(model="m", max_tokens=9, messages=[{"role": "user", "content": WORDS}])
+    [heard] = server.heard
+    assert "traceparent" not in heard.headers
+    assert [span.name for span in spans.get_finished_spans()] == ["task"]
 
 
 # Which way a request takes.
