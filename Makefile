@@ -11,8 +11,9 @@ PYTHONS ?= 3.11 3.12 3.13
 find = PYENV_VERSION=$(1) python$(1) -c 'import sys; print(sys.executable)' 2>/dev/null
 RESOLVE = $(VENV)/bin/uv pip compile --quiet --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml
 # What CI runs, the quick ones first. Each has processes of its own: tests/unit must not find Airflow loaded.
-TESTS = tests/unit tests/airflow tests/integration tests/system/test_demo.py
-# Two processes, one file at a time each: files share fixtures that are slow to make, such as a PostgreSQL.
+# Those joined by a comma share them: the demo works while tests/integration waits for leases and limits.
+TESTS = tests/unit tests/airflow tests/system/test_demo.py,tests/integration
+# One file at a time per process: files share fixtures that are slow to make, such as a PostgreSQL.
 PARALLEL ?= -n 2 --dist loadfile
 
 # pytest rewrites its modules once, and not at every start.
@@ -29,7 +30,8 @@ demo: $(READY) ## Run the license audit in a real Airflow (STAY=1 leaves it runn
 
 test: $(READY) ## Run the tests that CI runs
 	@failed=; for tests in $(TESTS); do \
-	  echo "== $$tests"; $(PYTEST) $$tests $(PARALLEL) -m "not slow" -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
+	  case $$tests in *,*) parallel="-n 3 --dist loadfile --no-loadscope-reorder";; *) parallel="$(PARALLEL)";; esac; \
+	  echo "== $$tests"; $(PYTEST) $$(echo $$tests | tr , ' ') $$parallel -m "not slow" -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
 
 test-slow: $(READY) ## Run what takes too long for CI: shares of a rate limit, all 200 messages, 32 processes with one budget

@@ -1,5 +1,8 @@
 """Errors, sorted by whether a retry can help.
 
+No message holds a value that came at run time: Airflow's logs show messages to everybody who may see the task. What an
+error has to say about a value to the model is its `complaint`.
+
 ```text
 LLMError
 ├── RetryableError            the same request may succeed later
@@ -208,8 +211,9 @@ class AnswerError(TerminalError):
     """The call was paid, but the reply is not a valid answer.
 
     Args:
-        message: what happened, and what to do.
+        message: what happened, and what to do. It quotes nothing.
         reply_text: the reply, with the fields that repairs replaced.
+        complaint: what is wrong, for the model and for dead letters; it may quote the answer. Default: the message.
 
     Attributes:
         fingerprints: of the requests that led here, repairs included.
@@ -218,9 +222,10 @@ class AnswerError(TerminalError):
         usage: what the calls took, as in the XCom `llm_usage`.
     """
 
-    def __init__(self, message: str, *, reply_text: str = "") -> None:
+    def __init__(self, message: str, *, reply_text: str = "", complaint: str = "") -> None:
         super().__init__(message)
         self.reply_text = reply_text
+        self.complaint = complaint or message
         self.fingerprints: tuple[str, ...] = ()
         self.reused = False
         self.complaints: tuple[str, ...] = ()
@@ -246,11 +251,12 @@ class ToolLimit(AnswerError):
 
 
 class InvalidOutput(AnswerError):
-    """The answer does not have the shape that was asked for; the message is the complaint.
+    """The answer does not have the shape that was asked for.
 
     Args:
-        message: the complaint, which is sent to the model.
+        message: what happened. It quotes nothing.
         reply_text: the reply, with the fields that repairs replaced.
+        complaint: what is wrong, which is sent to the model; it may quote the answer. Default: the message.
         fields: the wrong places, such as `items.3.amount`; empty: the whole answer.
         needs_source: whether a repair needs the text that was asked about.
     """
@@ -258,9 +264,15 @@ class InvalidOutput(AnswerError):
     kind = "invalid_output"
 
     def __init__(
-        self, message: str, *, reply_text: str = "", fields: Sequence[str] = (), needs_source: bool = True
+        self,
+        message: str,
+        *,
+        reply_text: str = "",
+        complaint: str = "",
+        fields: Sequence[str] = (),
+        needs_source: bool = True,
     ) -> None:
-        super().__init__(message, reply_text=reply_text)
+        super().__init__(message, reply_text=reply_text, complaint=complaint)
         self.fields = tuple(fields)
         self.needs_source = needs_source
 
@@ -289,6 +301,22 @@ def require_kinds(argument: str, kinds: Iterable[str]) -> None:
         raise ValueError(
             f"{argument}= knows no class of error {unknown[0]!r}; there are {', '.join(sorted(BY_KIND))}."
         )
+
+
+def without_text(error: BaseException) -> str:
+    """Return the class of an error and where it was raised; its text may quote what the code was given.
+
+    Args:
+        error: an error of code that is not ours: a validator, a tool, a parser.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return type(error).__name__
+    code = traceback.tb_frame.f_code
+    file = code.co_filename.rpartition("/")[2]
+    return f"{type(error).__name__} in {code.co_name}, {file} line {traceback.tb_lineno}"
 
 
 def record_of(error: LLMError) -> dict[str, Any]:

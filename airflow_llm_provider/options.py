@@ -454,6 +454,7 @@ class Reading:
         text_field: the field of a row that is its text; None: the whole row.
         strings: whether strings in a list of documents are `text` or `path`s.
         pdf: `auto` sends the text of pages that have it, and the other pages as they are; `text`; `native`.
+        attachments: what the files attached to a mail are: `parts` of the same document, or `documents` of their own.
         framing: `document` (the API's document blocks), or `tag` for compatible servers without them.
     """
 
@@ -466,6 +467,7 @@ class Reading:
     text_field: str | None = None
     strings: Literal["text", "path"] = "text"
     pdf: Literal["auto", "text", "native"] = "auto"
+    attachments: Literal["parts", "documents"] = "parts"
     framing: Literal["document", "tag"] = "document"
 
     def __post_init__(self) -> None:
@@ -479,6 +481,7 @@ class Reading:
         require("reading.text_field", self.text_field, _or_none(_is_string), "give the name of a field.")
         require_choice("reading.strings", self.strings, ("text", "path"))
         require_choice("reading.pdf", self.pdf, ("auto", "text", "native"))
+        require_choice("reading.attachments", self.attachments, ("parts", "documents"))
         require_choice("reading.framing", self.framing, ("document", "tag"))
 
     @classmethod

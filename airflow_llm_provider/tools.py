@@ -84,9 +84,8 @@ class Tool:
             return dict(self._adapter.validate_json(given))
         except ValidationError as error:
             problems = error.errors(include_url=False, include_context=False, include_input=False)
-            raise ValueError(
-                "\n".join(f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in problems)
-            ) from error
+            complaints = [f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in problems]
+            raise ValueError("\n".join(complaints)) from None
 
     def _schema(self) -> dict[str, Any]:
         from pydantic import PydanticUserError

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_llm_provider.approvals import form
-from airflow_llm_provider.engine.checks import run_validator
+from airflow_llm_provider.engine.checks import require_no_complaint
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import to_json
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError
@@ -84,8 +84,7 @@ def _checked(edit: Any, output_type: Any, validators: Sequence[Validator]) -> An
     elif isinstance(edit, str):
         value = output.parse(edit)
     for validator in validators:
-        if complaint := run_validator(validator, value, None):
-            raise InvalidOutput(complaint.message)
+        require_no_complaint(validator, value, None, output)
     return edit
 
 

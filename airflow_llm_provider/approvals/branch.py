@@ -78,8 +78,8 @@ class BranchReview:
         # Airflow names no user where it chose the default itself, because the time was up.
         if answer.decided_by is None:
             return Decision(outcome="default", why=f"{why}; nobody answered in time", taken=taken)
-        feedback = f": {answer.feedback}" if answer.feedback else ""
-        return Decision(outcome="reviewed", why=f"{why}; {answer.decided_by} chose{feedback}", taken=taken)
+        chosen_by = f"{why}; {answer.decided_by} chose"
+        return Decision(outcome="reviewed", why=chosen_by, taken=taken, feedback=answer.feedback)
 
 
 def content_of(

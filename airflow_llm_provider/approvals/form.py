@@ -15,7 +15,7 @@ from airflow_llm_provider.errors import BadRequest, InvalidOutput
 APPROVE, CHANGE, REJECT = "Approve", "Approve with changes", "Reject"  # the options' names
 CONTENT, FEEDBACK = "content", "feedback"  # the fields' names
 
-_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_PUNCTUATION, _ESCAPED = re.compile(r"([!-/:-@\[-`{-~])"), r"\\\1"
 _LONGEST_CELL, _MOST_COLUMNS, _MOST_ROWS = 200, 8, 100
 _MOST_KINDS = 20  # of characters that draw nothing, listed one by one
 _WITHOUT_GLYPH = frozenset(
@@ -49,7 +49,7 @@ def show(content: Any) -> str:
         parts = [_table(["field", "value"], rows)] if rows else []
         for name, value in content.items():
             if name not in cells:
-                parts.append(f"{_note_on(name)}{line(name)}:\n\n{frame(value)}")
+                parts.append(f"{note_on(name)}{line(name)}:\n\n{frame(value)}")
         return "\n\n".join(parts)
     if _is_table(content):
         columns = list(dict.fromkeys(name for row in content for name in row))
@@ -62,7 +62,7 @@ def frame(value: Any) -> str:
     kind, text = ("text", value) if isinstance(value, str) else ("json", _written(value))
     # Else each line of a Windows file would end in the code of a carriage return.
     text = text.replace("\r\n", "\n")
-    note, text = _note_on(text), visible(text)
+    note, text = note_on(text), visible(text)
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{note}{ticks}{kind}\n{text}\n{ticks}"
 
@@ -74,7 +74,7 @@ def titled(title: str, text: str) -> str:
 
 def line(text: str) -> str:
     """Return text as one line of a paragraph, with Markdown's characters escaped."""
-    return _PUNCTUATION.sub(r"\\\1", visible(" ".join(text.split())))
+    return _PUNCTUATION.sub(_ESCAPED, visible(" ".join(text.split())))
 
 
 def visible(text: str) -> str:
@@ -91,9 +91,13 @@ def fields(content: Any, *, editable: bool) -> dict[str, dict[str, Any]]:
     form: dict[str, dict[str, Any]] = {}
     if editable:
         is_text = _travels_as_lines(content)
+        written = content if isinstance(content, str) else _written(content)
+        # The field holds the characters themselves, so that what nobody touched stays what it was.
+        unseen = unseen_in(written.replace("\r\n", "\n"))
         form[CONTENT] = _field(
-            (content if isinstance(content, str) else _written(content)).split("\n") if is_text else content,
-            "What goes on. Edit it here; data is checked when the task resumes.",
+            written.split("\n") if is_text else content,
+            "What goes on. Edit it here; data is checked when the task resumes."
+            + (f" Above it is shown whole. {unseen}" if unseen else ""),
             {"type": ["array", "null"], "items": {"type": "string"}}
             if is_text
             else {"type": ["object", "null"]},
@@ -142,7 +146,7 @@ def read_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InvalidOutput(f"The edited content is not JSON: {error}.", reply_text=text) from error
+        raise InvalidOutput(f"The edited content is not JSON: {error}.", reply_text=text) from None
 
 
 def _kept(edit: Any) -> bytes:
@@ -210,8 +214,14 @@ def _code_of(character: str) -> str:
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
-def _note_on(text: str) -> str:
-    """Return how many characters of which kind draw nothing, as a paragraph of Markdown; nothing where none does."""
+def note_on(text: str) -> str:
+    """Return what `unseen_in` says as a paragraph of Markdown; nothing where every character draws something."""
+    said = unseen_in(text)
+    return f"*{_PUNCTUATION.sub(_ESCAPED, said)}*\n\n" if said else ""
+
+
+def unseen_in(text: str) -> str:
+    """Return as a sentence how many characters of which kind draw nothing; nothing where none does."""
     unseen = Counter(character for character in text if _is_unseen(character))
     if not unseen:
         return ""
@@ -227,8 +237,7 @@ def _note_on(text: str) -> str:
         if total == 1
         else f"{total:,} characters draw nothing and are written as their codes"
     )
-    listed = _PUNCTUATION.sub(r"\\\1", ", ".join(kinds))
-    return f"*{sentence}: {listed}.*\n\n"
+    return f"{sentence}: {', '.join(kinds)}."
 
 
 def _written(value: Any) -> str:

@@ -108,7 +108,10 @@ class Review:
     def form(self) -> dict[str, Any]:
         """Return what Airflow is given to show; raises TerminalError when it is too long to be shown whole."""
         content = orjson.loads(self.content_json)
-        body = "\n\n".join(part for part in (self.body, form.show(content), self.aside) if part)
+        # The headline is one line, so what draws nothing in it is counted at the top of the text.
+        unseen = form.note_on(self.subject).strip()
+        unseen = f"Headline: {unseen}" if unseen else ""
+        body = "\n\n".join(part for part in (unseen, self.body, form.show(content), self.aside) if part)
         if (size := len(body.encode())) > MAX_FORM_BYTES:
             raise TerminalError(
                 f"The text to be decided on has {size:,} bytes, and a form shows up to {MAX_FORM_BYTES:,}. The text is "
@@ -190,11 +193,11 @@ class Decision:
 
     @property
     def rejection(self) -> str:
-        """Who rejected it, and why, as a sentence."""
+        """Who rejected it, as a sentence; what they wrote stays in the form and in the decision."""
         who = (
             f"{self.decided_by} rejected it" if self.decided_by else "Nobody answered in time, which rejects"
         )
-        return f"{who}: {self.feedback}" if self.feedback else f"{who}."
+        return f"{who}, with a feedback of {len(self.feedback):,} characters." if self.feedback else f"{who}."
 
     def record(self) -> dict[str, Any]:
         """Return the decision as plain data."""

@@ -66,10 +66,12 @@ class Content:
     Attributes:
         content_hash: SHA-256 (hex) of the file's bytes, or of the row's text in UTF-8.
         parts: at least one, in reading order.
+        stamp: of the file or object in the state that was read, in the form of `Document.stamp`; None for rows.
     """
 
     content_hash: str
     parts: tuple[Part, ...]
+    stamp: str | None = dataclasses.field(default=None, compare=False)
 
     def with_text(self, text: str) -> Self:
         """Return the same content with one text in place of its parts."""

@@ -229,7 +229,7 @@ class _Plan:
 
     async def _outcome(self, document: Document) -> Literal["reused", "repeated", "pending", "dead_letter"]:
         run = self._run
-        sighting = run.prompt.sighting(document)
+        sighting = run.prompt.sighting(document, document.stamp)
         if sighting is not None:
             if self._claim(sighting) in self._paid_for:
                 return "repeated"

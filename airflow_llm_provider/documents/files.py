@@ -1,19 +1,26 @@
 """Local files and stored objects: their names, the roots that they must lie below, and their listing."""
 
-# ruff: noqa: PTH100, PTH116 - local paths stay strings: a Path object would cost more than the rest of listing a file
+# ruff: noqa: PTH100 - local paths stay strings: a Path object would cost more than the rest of listing a file
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
-from stat import S_ISREG
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
 from airflow_llm_provider.documents.document import Document, Rejected
+from airflow_llm_provider.documents.opening import (
+    STAMP_FIELDS,
+    file_stamp,
+    object_stamp,
+    open_folder,
+    stat_real,
+    why_not_opened,
+)
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -27,12 +34,22 @@ LOCAL_PROTOCOLS = frozenset({"", "file", "local"})
 # Protocols of the same store: a file given as `s3a://` lies below a root given as `s3://`.
 _SAME_STORE = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "https": "http"}
 _MAGIC = re.compile(r"[*?\[]")
-_ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "md5", "crc32c", "generation", "VersionId")
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 
 class OutsideRoots(ValueError):
-    """The path named by the author lies below none of the roots; nothing was read."""
+    """The path lies below none of the roots; nothing was read.
+
+    Attributes:
+        without_value: the message without the path, for a text that another task gave as one.
+    """
+
+    def __init__(self, shown: str, roots: Sequence[str]) -> None:
+        why = (
+            f"is outside the roots ({', '.join(map(repr, roots)) or 'none'}), so nothing was read. "
+            "Add its folder to the task's `roots=`, or to `roots` in the configuration's `[llm]` section."
+        )
+        super().__init__(f"{shown!r} {why}")
+        self.without_value = f"a path of {len(shown):,} characters, which another task gave, {why}"
 
 
 class NoSuchDocuments(FileNotFoundError):
@@ -119,18 +136,12 @@ class Roots:
         """Raise OutsideRoots unless a path lies below a root.
 
         Args:
-            path: a local path, or a key in `store`.
+            path: a local path whose links have been resolved, or a key in `store`.
             shown: the path as its author wrote it, for the message.
             store: any path in the object store; None: `path` is local.
         """
-        if not (
-            self.contain_file(os.path.realpath(path)) if store is None else self.contain_key(store, path)
-        ):
-            known = ", ".join(repr(name) for name in self._names) or "none"
-            raise OutsideRoots(
-                f"{shown!r} is outside the roots ({known}), so nothing was read. "
-                "Add its folder to the task's `roots=`, or to `roots` in the configuration's `[llm]` section."
-            )
+        if not (self.contain_file(path) if store is None else self.contain_key(store, path)):
+            raise OutsideRoots(shown, self._names)
 
 
 def _parts(store: UPath, key: str) -> tuple[str, ...]:
@@ -143,20 +154,6 @@ def _parts(store: UPath, key: str) -> tuple[str, ...]:
     host, _, path = rest.lstrip("/").partition("/")
     inside = posixpath.normpath("/" + path).strip("/")
     return (protocol, host, *(part for part in inside.split("/") if part))
-
-
-def open_regular(path: str) -> IO[bytes]:
-    """Open `path` for reading; refuse links, pipes and devices, even if the file was replaced after it was listed.
-
-    Raises:
-        OSError: the path is not a regular file, or it cannot be opened.
-    """
-    # O_NOFOLLOW refuses a file that has become a link. With O_NONBLOCK, opening a pipe does not wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return open(descriptor, "rb")
 
 
 def split_glob(path: str) -> tuple[str, str] | None:
@@ -186,8 +183,7 @@ def file_document(real: str, stat: os.stat_result, *, name: str, uri: str) -> Do
     return Document(
         id=name,
         uri=uri,
-        # ctime stands beside mtime because any program can set mtime, and only the system sets ctime.
-        stamp=f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}",
+        stamp=file_stamp(stat),
         size=stat.st_size,
         path=real,
     )
@@ -197,79 +193,128 @@ def object_document(store: UPath, info: dict[str, Any], *, name: str) -> Documen
     """Return a stored object as a document; its stamp is the store's etag, else its size and time."""
     key = info["name"]
     return Document(
-        id=name, uri=uri_of(store, key), stamp=_stamp(info), size=info.get("size"), path=key, store=store
+        id=name,
+        uri=uri_of(store, key),
+        stamp=object_stamp(info),
+        size=info.get("size"),
+        path=key,
+        store=store,
     )
 
 
 def walk_files(
-    folder: str, *, roots: Roots, is_wanted: IsWanted, depth: int | None, prefix: str = ""
+    real: str, shown: str, *, roots: Roots, is_wanted: IsWanted, depth: int | None, prefix: str = ""
 ) -> Iterator[Document | Rejected]:
     """Yield the wanted files below a local folder in the order of their ids.
 
     Hidden files and folders are skipped. Links are followed if they lead below the roots, and each folder is
-    visited once. Memory: the entries of one folder per level.
+    visited once. A folder that is replaced by a link meanwhile is not entered. Memory: the names of one folder per
+    level.
 
     Args:
-        folder: a local folder.
+        real: a local folder, its links resolved.
+        shown: the folder as its author wrote it, for URIs.
         roots: links that lead elsewhere are rejected.
-        is_wanted: tells by its path below `folder` whether a file is yielded.
+        is_wanted: tells by its path below the folder whether a file is yielded.
         depth: how many levels to descend; 1: the folder itself; None: all.
         prefix: put before each id.
 
     Raises:
         OSError: the folder itself cannot be listed; a folder below it that cannot be listed is a Rejected.
     """
-    real_folder = os.path.realpath(folder)
-    top = os.stat(real_folder)
-    # A stack instead of recursion: paths may be deeper than Python's recursion limit.
-    stack = [(_entries(real_folder), "", folder)]
-    return _walk_files(stack, {(top.st_dev, top.st_ino)}, roots, is_wanted, depth, prefix)
+    return _walk_files(_Folder(real=real, below="", shown=shown), roots, is_wanted, depth, prefix)
+
+
+class _Folder:
+    """A folder that is walked: the names in it that are left, and a handle while files are looked up in it.
+
+    Only the innermost folder has a handle. A tree may be deeper than a process may have handles.
+    """
+
+    def __init__(self, *, real: str, below: str, shown: str) -> None:
+        self.real = real
+        self.below = below
+        self.shown = shown
+        self._handle: int | None = None
+        handle = self._open()
+        # By inode: a link can lead back to a folder above it, and the walk would never end.
+        stat = os.fstat(handle)
+        self.inode = (stat.st_dev, stat.st_ino)
+        try:
+            self.entries = _entries(handle)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> int:
+        if self._handle is None:
+            self._handle = open_folder(self.real)
+        return self._handle
+
+    def close(self) -> None:
+        """Close the handle; the next look-up opens the folder again."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def resolve(self, name: str, *, is_link: bool) -> str:
+        """Return the real path of an entry."""
+        path = f"{self.real.rstrip('/')}/{name}"
+        return os.path.realpath(path) if is_link else path
+
+    def stat(self, name: str, real: str, *, is_link: bool) -> os.stat_result:
+        """Return the status of an entry, or of what it leads to; raise OSError where a link stands in the way."""
+        if not is_link:
+            return os.stat(name, dir_fd=self._open(), follow_symlinks=False)
+        return stat_real(real)
 
 
 def _walk_files(
-    stack: list[tuple[list[tuple[os.DirEntry[str], bool]], str, str]],
-    seen: set[tuple[int, int]],
-    roots: Roots,
-    is_wanted: IsWanted,
-    depth: int | None,
-    prefix: str,
+    top: _Folder, roots: Roots, is_wanted: IsWanted, depth: int | None, prefix: str
 ) -> Iterator[Document | Rejected]:
-    while stack:
-        entries, below, shown = stack[-1]
-        if not entries:
-            stack.pop()
-            continue
-        entry, is_dir = entries.pop()
-        relative = below + entry.name
-        uri = f"{shown.rstrip('/')}/{entry.name}"
-        if is_dir and depth is not None and relative.count("/") + 1 >= depth:
-            continue
-        if not is_dir and not is_wanted(relative):
-            continue
-        if not _is_utf8(relative):
-            yield _rejected(prefix + relative, uri, "its name is not valid UTF-8: rename it")
-            continue
-        try:
-            is_link = entry.is_symlink()
-            real = os.path.realpath(entry.path) if is_link else entry.path
-            if is_link and not roots.contain_file(real):
-                yield Rejected(
-                    id=prefix + relative,
-                    uri=uri,
-                    reason="outside_root",
-                    message=f"{uri!r} is a link to {real!r}, which is outside the roots. "
-                    "Add that folder to `roots=`, or remove the link.",
-                )
+    # A stack instead of recursion: paths may be deeper than Python's recursion limit.
+    stack, seen = [top], {top.inode}
+    try:
+        while stack:
+            folder = stack[-1]
+            if not folder.entries:
+                stack.pop().close()
                 continue
-            stat = entry.stat()
-            if not is_dir:
-                yield file_document(real, stat, name=prefix + relative, uri=uri)
-            # By inode: a link can lead back to a folder above it, and the walk would never end.
-            elif (stat.st_dev, stat.st_ino) not in seen:
-                seen.add((stat.st_dev, stat.st_ino))
-                stack.append((_entries(real), relative + "/", uri))
-        except OSError as error:
-            yield _rejected(prefix + relative, uri, error.strerror or str(error))
+            name, is_dir, is_link = folder.entries.pop()
+            relative = folder.below + name
+            uri = f"{folder.shown.rstrip('/')}/{name}"
+            if is_dir and depth is not None and relative.count("/") + 1 >= depth:
+                continue
+            if not is_dir and not is_wanted(relative):
+                continue
+            if not _is_utf8(relative):
+                yield _rejected(prefix + relative, uri, "its name is not valid UTF-8: rename it")
+                continue
+            try:
+                real = folder.resolve(name, is_link=is_link)
+                if is_link and not roots.contain_file(real):
+                    yield Rejected(
+                        id=prefix + relative,
+                        uri=uri,
+                        reason="outside_root",
+                        message=f"{uri!r} is a link to {real!r}, which is outside the roots. "
+                        "Add that folder to `roots=`, or remove the link.",
+                    )
+                    continue
+                stat = folder.stat(name, real, is_link=is_link)
+                if not is_dir:
+                    yield file_document(real, stat, name=prefix + relative, uri=uri)
+                elif (stat.st_dev, stat.st_ino) not in seen:
+                    inner = _Folder(real=real, below=relative + "/", shown=uri)
+                    folder.close()
+                    seen.add(inner.inode)
+                    stack.append(inner)
+            except OSError as error:
+                yield _rejected(prefix + relative, uri, why_not_opened(error))
+    finally:
+        # Also where the one who asks has enough of it.
+        if stack:
+            stack[-1].close()
 
 
 def walk_objects(
@@ -327,27 +372,33 @@ def _walk_objects(
                 )
 
 
-def _entries(folder: str) -> list[tuple[os.DirEntry[str], bool]]:
-    """Return a local folder's visible entries in reverse order, so that the next one is popped from the end."""
-    with os.scandir(folder) as found:
-        entries = [(entry, _is_dir(entry)) for entry in found if not entry.name.startswith(".")]
+def _entries(handle: int) -> list[tuple[str, bool, bool]]:
+    """Return the visible entries of an open folder in reverse order: name, whether a folder, whether a link.
+
+    The next one is popped from the end.
+    """
+    with os.scandir(handle) as found:
+        entries = [
+            (entry.name, _is_dir(entry), entry.is_symlink())
+            for entry in found
+            if not entry.name.startswith(".")
+        ]
     # A folder sorts as "name/", so that the walk yields whole paths in order.
-    entries.sort(key=lambda pair: pair[0].name + "/" if pair[1] else pair[0].name, reverse=True)
+    entries.sort(key=lambda entry: entry[0] + "/" if entry[1] else entry[0], reverse=True)
     return entries
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
+    with suppress(OSError):  # a link in a circle of links
         return entry.is_dir()
-    except OSError:  # a link in a circle of links
-        return False
+    return False
 
 
 def _objects(fs: Any, folder: str) -> list[dict[str, Any]]:
     """Return what lies directly below a key prefix in reverse order, with the fields that are needed."""
     # fsspec caches listings for the life of a process; a retry must see what is there now.
     fs.invalidate_cache(folder)
-    keep = ("name", "type", "size", *_ETAGS, *_TIMES)
+    keep = ("name", "type", "size", *STAMP_FIELDS)
     own = folder.strip("/")
     found = []
     for info in fs.ls(folder, detail=True):
@@ -361,17 +412,6 @@ def _objects(fs: Any, folder: str) -> list[dict[str, Any]]:
     fs.invalidate_cache(folder)
     found.sort(key=lambda i: i["name"].rstrip("/") + ("/" if i["type"] == "directory" else ""), reverse=True)
     return found
-
-
-def _stamp(info: dict[str, Any]) -> str | None:
-    # An etag changes with the content. Where a store has none, size and time are the next best.
-    for name in _ETAGS:
-        if info.get(name) is not None:
-            return str(info[name])
-    for name in _TIMES:
-        if info.get(name) is not None and info.get("size") is not None:
-            return f"{info['size']}:{info[name]}"
-    return None
 
 
 def _is_utf8(name: str) -> bool:

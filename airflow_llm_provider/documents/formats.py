@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
+import decimal
 import importlib.util
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from typing import IO, Any, Literal, Protocol, TypeAlias
 
 import orjson
 
-from airflow_llm_provider.engine.json_schema import resolve_reference
+from airflow_llm_provider.engine.json_schema import (
+    DECIMAL,
+    LOCAL_TIME,
+    MAX_DIGITS,
+    PLACES,
+    resolve_reference,
+)
 
-ColumnType: TypeAlias = Literal["text", "integer", "number", "boolean", "decimal"]
+ColumnType: TypeAlias = Literal[
+    "text", "integer", "number", "boolean", "date", "timestamp", "local_timestamp", "decimal", "price"
+]
 
 BEFORE_DATA: dict[str, ColumnType] = {"document_id": "text", "item": "integer", "outcome": "text"}
 AFTER_DATA: dict[str, ColumnType] = {
@@ -25,7 +35,7 @@ AFTER_DATA: dict[str, ColumnType] = {
     "output_tokens": "integer",
     "cache_read_tokens": "integer",
     "cache_write_tokens": "integer",
-    "cost_usd": "decimal",
+    "cost_usd": "price",
     "reused": "boolean",
     "attempts": "integer",
     "repairs": "integer",
@@ -39,7 +49,17 @@ class RowDoesNotFit(ValueError):
 
 
 _LONG_NUMBER = re.compile(rb"\d{19}")
-_JSON_TYPES = {"text": "string", "decimal": "string"}
+_JSON_TYPES = {"text": "string", "price": "string"}
+# Formats of texts that have a column type of their own.
+_TEXT_FORMATS: Mapping[str, ColumnType] = {
+    "date": "date",
+    "date-time": "timestamp",
+    LOCAL_TIME: "local_timestamp",
+    DECIMAL: "decimal",
+}
+# Of a Decimal that does not state its digits: 20 before the point and 18 after it, in the 38 that warehouses take.
+_DIGITS, _PLACES = 38, 18
+_EXACT = decimal.Context(prec=1_000)
 
 
 def columns(list_type: bool) -> list[str]:
@@ -89,8 +109,13 @@ def data_fields(schema: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any]
     """Return the fields of the data and their schemas; None when the data is not an object with named fields."""
     if schema is None:
         return None
-    found = resolve(schema, schema).get("properties")
-    return dict(found) if found else None
+    found = resolve(schema, schema)
+    return dict(found["properties"]) if _is_closed(found) else None
+
+
+def _is_closed(part: Mapping[str, Any]) -> bool:
+    """Tell whether an object has named fields and no others; others would have no column."""
+    return bool(part.get("properties")) and not part.get("additionalProperties")
 
 
 def resolve(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -119,8 +144,9 @@ def scalar_type(part: Mapping[str, Any]) -> ColumnType | None:
     real = [kind for kind in ([kinds] if isinstance(kinds, str) else kinds or []) if kind != "null"]
     if len(real) != 1:
         return None
+    if real[0] == "string":
+        return _TEXT_FORMATS.get(part.get("format", ""), "text")
     names: dict[str, ColumnType] = {
-        "string": "text",
         "integer": "integer",
         "number": "number",
         "boolean": "boolean",
@@ -134,12 +160,16 @@ def as_json(value: object) -> str:
 
 
 def to_json(value: object) -> bytes:
-    """Return a value as one line of JSON."""
+    """Return a value as one line of JSON.
+
+    Raises:
+        ValueError, TypeError, RecursionError: JSON has no such value, or other programs could not read it.
+    """
     try:
         return orjson.dumps(value)
     except TypeError:
-        # An answer may hold integers above 64 bits, which orjson refuses.
-        return json.dumps(value, separators=(",", ":")).encode()
+        # An answer may hold integers above 64 bits, which orjson refuses. Half of a surrogate pair fails here, too.
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def from_json(raw: bytes) -> Any:
@@ -202,11 +232,11 @@ def row_check(
     name: str, *, schema: Mapping[str, Any] | None, list_type: bool
 ) -> Callable[[Mapping[str, Any]], object]:
     """Return a function that raises RowDoesNotFit for a row that does not fit the format."""
-    if name != "parquet":
+    if name == "jsonl":
         known = frozenset(columns(list_type))
         return lambda row: refuse_unknown(row, known)
-    from airflow_llm_provider.documents.formats import ParquetColumns
-
+    if name == "csv":
+        return CsvColumns(schema, list_type).cells
     # Each row is converted here and once more when it is written. Only here can its document still be a dead letter.
     return ParquetColumns(schema, list_type).convert
 
@@ -226,8 +256,6 @@ def open_writer(
         return _JsonlWriter(file, list_type)
     if name == "csv":
         return _CsvWriter(file, schema, list_type)
-    from airflow_llm_provider.documents.formats import ParquetWriter
-
     return ParquetWriter(file, schema, list_type)
 
 
@@ -256,31 +284,50 @@ class _CsvWriter:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
         # The line ending of RFC 4180. With any other, Python before 3.13 does not quote a lone carriage return.
         self._writer = csv.writer(self._text, lineterminator="\r\n")
-        self._columns = columns(list_type)
-        self._fields = data_fields(schema)
-        header: list[str] = []
-        for name in self._columns:
-            if name == "data" and self._fields is not None:
-                header += [f"data.{field}" for field in self._fields]
-            else:
-                header.append(name)
-        self._writer.writerow(header)
+        self._columns = CsvColumns(schema, list_type)
+        self._writer.writerow(self._columns.header)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        cells: list[str] = []
-        for name in self._columns:
-            value = row.get(name)
-            if name == "data" and self._fields is not None:
-                data = value if isinstance(value, Mapping) else {}
-                cells += [_cell(data.get(field)) for field in self._fields]
-            else:
-                cells.append(_cell(value))
-        self._writer.writerow(cells)
+        self._writer.writerow(self._columns.cells(row))
 
     def finish(self) -> None:
         self._text.flush()
         # Without it, the wrapper would close the file when it is collected, and the file is the caller's.
         self._text.detach()
+
+
+class CsvColumns:
+    """The columns of a CSV file: those of a row, with the fields of its data."""
+
+    def __init__(self, schema: Mapping[str, Any] | None, list_type: bool) -> None:
+        self._columns = columns(list_type)
+        self._known = frozenset(self._columns)
+        self._fields = data_fields(schema)
+        self.header: list[str] = []
+        for name in self._columns:
+            is_split = name == "data" and self._fields is not None
+            self.header += [f"data.{field}" for field in self._fields or ()] if is_split else [name]
+
+    def cells(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the row as texts; raises RowDoesNotFit."""
+        refuse_unknown(row, self._known)
+        cells: list[str] = []
+        for name in self._columns:
+            value = row.get(name)
+            if name == "data" and self._fields is not None:
+                cells += [_cell(each) for each in self._split(row, value)]
+            else:
+                cells.append(_cell(value))
+        return cells
+
+    def _split(self, row: Mapping[str, Any], data: Any) -> Iterator[Any]:
+        fields = self._fields or {}
+        if data is not None and not (isinstance(data, Mapping) and data.keys() <= fields.keys()):
+            raise RowDoesNotFit(
+                f"document {row.get('document_id')!r}: its data, a {type(data).__name__!r}, has something that its "
+                "schema does not name, and CSV has no column for it; write .jsonl, or change the schema"
+            )
+        yield from ((data or {}).get(field) for field in fields)
 
 
 def _cell(value: object) -> str:
@@ -370,10 +417,12 @@ def _typed(part: Mapping[str, Any], whole: Mapping[str, Any], depth: int) -> tup
     import pyarrow as pa
 
     part = resolve(part, whole)
-    if (kind := scalar_type(part)) is not None:
+    if (kind := scalar_type(part)) == "decimal":
+        return _decimal(part.get(MAX_DIGITS), part.get(PLACES))
+    if kind is not None:
         return _scalar(kind)
     if depth < _MAX_DEPTH:  # deeper, or a schema that refers to itself: as JSON text
-        if part.get("properties"):
+        if _is_closed(part):
             members = {name: _typed(inner, whole, depth + 1) for name, inner in part["properties"].items()}
             converts = {name: convert for name, (_, convert) in members.items()}
             return pa.struct([pa.field(name, arrow) for name, (arrow, _) in members.items()]), _struct(
@@ -393,10 +442,36 @@ def _scalar(kind: ColumnType) -> tuple[Any, Convert]:
         "integer": (pa.int64(), _integer),
         "number": (pa.float64(), float),
         "boolean": (pa.bool_(), _boolean),
+        "date": (pa.date32(), dt.date.fromisoformat),
+        "timestamp": (pa.timestamp("us", tz="UTC"), _timestamp),
+        "local_timestamp": (pa.timestamp("us"), dt.datetime.fromisoformat),
         # Six decimals: a price is a whole number of micro-USD.
-        "decimal": (pa.decimal128(18, 6), Decimal),
+        "price": (pa.decimal128(18, 6), Decimal),
     }
     return converts[kind]
+
+
+def _decimal(digits: int | None, places: int | None) -> tuple[Any, Convert]:
+    """Return the Arrow type of a Decimal with so many digits in all, and after the point, and what converts to it."""
+    import pyarrow as pa
+
+    scale = min(_PLACES if places is None else places, _DIGITS)
+    precision = _DIGITS if digits is None else min(max(digits, scale, 1), _DIGITS)
+
+    def convert(value: Any) -> Decimal:
+        number = Decimal(value)
+        shifted = number.scaleb(scale, _EXACT)
+        if shifted != shifted.to_integral_value() or abs(shifted) >= Decimal(10) ** precision:
+            raise _NotOfType(f"more than {precision - scale} digits before the point or {scale} after it")
+        return number
+
+    return pa.decimal128(precision, scale), convert
+
+
+def _timestamp(value: Any) -> dt.datetime:
+    time = dt.datetime.fromisoformat(value)
+    # RFC 3339 wants an offset. A time without one is taken as UTC.
+    return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
 
 
 def _integer(value: Any) -> int:
@@ -415,6 +490,8 @@ def _boolean(value: Any) -> bool:
 
 def _struct(converts: Mapping[str, Convert]) -> Convert:
     def convert(value: Any) -> dict[str, Any]:
+        if not value.keys() <= converts.keys():
+            raise _NotOfType("it has a field that its schema does not name")
         return {name: inner(value[name]) for name, inner in converts.items() if value.get(name) is not None}
 
     return convert

@@ -30,6 +30,7 @@ from airflow_llm_provider.documents.formats import (
     row_schema,
     to_json,
 )
+from airflow_llm_provider.engine.json_repair import writable
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -369,9 +370,18 @@ class RowWriter:
         """
         rows = [row] if isinstance(row, Mapping) else list(row)
         # All rows are checked before one is kept: a document is either in the rows or a dead letter.
-        for each in rows:
-            self._check(each)
-        self._put(index, _ROW, rows)
+        try:
+            for each in rows:
+                self._check(each)
+            record = to_json(rows)
+            from_json(record)
+        except (ValueError, TypeError, RecursionError) as error:
+            if isinstance(error, RowDoesNotFit):
+                raise
+            raise RowDoesNotFit(
+                f"document {rows[0].get('document_id')!r}: its row cannot be written ({type(error).__name__})"
+            ) from None
+        self._put(index, _ROW, record, len(rows))
 
     def add_dead_letter(self, index: int, letter: Mapping[str, Any]) -> None:
         """Take the dead letter of one document.
@@ -380,7 +390,8 @@ class RowWriter:
             index: the document's position in the input, from 0.
             letter: document_id, uri, reason, error, message and what else is known.
         """
-        self._put(index, _DEAD, [letter])
+        # A reply may hold half of a surrogate pair, which no file can.
+        self._put(index, _DEAD, to_json([writable(letter)]), 1)
 
     def publish(self, manifest: Mapping[str, Any]) -> WrittenFiles:
         """Write all files in input order, and publish all or none of them, the manifest last.
@@ -421,8 +432,7 @@ class RowWriter:
         """Forget what has been taken; published files stay."""
         self._spool.close()
 
-    def _put(self, index: int, kind: bytes, items: Sequence[Mapping[str, Any]]) -> None:
-        record = to_json(items)
+    def _put(self, index: int, kind: bytes, record: bytes, count: int) -> None:
         with self._lock:
             if index >= len(self._offsets):
                 self._offsets.extend([_MISSING] * (index + 1 - len(self._offsets)))
@@ -433,7 +443,7 @@ class RowWriter:
             self._spool.write(line)
             self._end += len(line)
             if kind == _ROW:
-                self._rows += len(items)
+                self._rows += count
             else:
                 self._dead += 1
 

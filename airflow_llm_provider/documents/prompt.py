@@ -63,11 +63,11 @@ class DocumentPrompt:
             family=self.family,
         )
 
-    def sighting(self, document: Document) -> str | None:
-        """Return the key of this prompt about this state of a document; None where only reading tells the state."""
-        if document.stamp is None:
+    def sighting(self, document: Document, stamp: str | None) -> str | None:
+        """Return the key of this prompt about a document in the state of `stamp`; None where there is no stamp."""
+        if stamp is None:
             return None
-        return hashlib.sha256(f"{self._key}\0{document.uri}\0{document.stamp}".encode()).hexdigest()
+        return hashlib.sha256(f"{self._key}\0{document.uri}\0{stamp}".encode()).hexdigest()
 
     def __post_init__(self) -> None:
         reading = self.reading

@@ -38,6 +38,7 @@ from airflow_llm_provider.errors import (
     Truncated,
     UnknownModel,
     UnknownPrice,
+    without_text,
 )
 from airflow_llm_provider.ledger.records import Saving
 from airflow_llm_provider.pricing import usd
@@ -171,8 +172,8 @@ class Run:
             return await asyncio.to_thread(read, document, self.prompt.reading)
         except (Unreadable, OSError):
             raise
-        except Exception as error:  # a parser's own failure is this document's, not the run's
-            raise Unreadable("unreadable", f"it cannot be parsed: {type(error).__name__}: {error}") from error
+        except Exception as error:  # noqa: BLE001  # a parser's own failure is this document's, not the run's
+            raise Unreadable("unreadable", f"it cannot be parsed: {without_text(error)}") from None
 
     def counts(self) -> dict[str, Any]:
         """Return the outcomes of the documents, and what this run paid."""
@@ -240,7 +241,7 @@ class Run:
                 self._add_dead_letter(sink, index, document, "invalid_output", error)
 
     async def _answer(self, document: Document) -> Reply:
-        sighting = self.prompt.sighting(document)
+        sighting = self.prompt.sighting(document, document.stamp)
         if sighting is not None:
             # Before the file is read: a file that has not changed since it was answered need not be opened.
             known = await self.engine.recall(sighting, self.terms, final=self.is_final)
@@ -248,9 +249,10 @@ class Run:
                 return known
         content = await self.read(document)
         request = self.prompt.request(content)
-        if sighting is not None:
+        # By the stamp of what was read: since it was listed, the file may have been replaced, and be put back later.
+        if (read := self.prompt.sighting(document, content.stamp)) is not None:
             # The next run finds the answer to this request by the file's stamp alone.
-            self.engine.sight(sighting, request)
+            self.engine.sight(read, request)
         terms, text = self.terms_about(document, content), content.sole_text
         if text is None or surely_fits(request, self.prompt.options.long_input, self.engine.endpoint.prices):
             return await self.engine.ask(request, terms)
@@ -297,6 +299,7 @@ class Run:
         }
         if isinstance(error, AnswerError):
             letter |= {
+                "message": error.complaint,
                 "reply": error.reply_text,
                 "fingerprints": list(error.fingerprints),
                 "complaints": list(error.complaints),

@@ -1,15 +1,16 @@
 """The documents to ask about, as one lazy stream from paths, globs, lists, tables and rows."""
 
-# ruff: noqa: PTH112, PTH116, PTH119 - local paths stay strings, see files.py
+# ruff: noqa: PTH119 - local paths stay strings, see files.py
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from stat import S_ISDIR
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.files import (
@@ -25,13 +26,13 @@ from airflow_llm_provider.documents.files import (
     is_path,
     locate,
     object_document,
-    open_regular,
     split_glob,
     uri_of,
     url_to_path,
     walk_files,
     walk_objects,
 )
+from airflow_llm_provider.documents.opening import open_document, stat_real
 from airflow_llm_provider.documents.readers import kinds
 from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
 
@@ -216,16 +217,17 @@ class _Lister:
         # A file may have `*` or `[` in its name; what exists under the exact name is that file.
         glob = None if os.path.lexists(path) else split_glob(path)
         folder = glob[0] if glob else path
-        self.roots.require(folder, shown)
         try:
+            # Resolved once: what is compared with the roots is what is opened.
             real = os.path.realpath(folder)
-            stat = os.stat(real)
+            self.roots.require(real, shown)
+            stat = stat_real(real)
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 raise
             why = f"{folder!r}: {error.strerror}"
             raise NoSuchDocuments(f"no such file or folder: {shown!r} ({why})") from None
-        if not os.path.isdir(real):
+        if not S_ISDIR(stat.st_mode):
             if glob:
                 raise NoSuchDocuments(f"no such folder: {folder!r} is a file ({shown!r})")
             return iter([file_document(real, stat, name=prefix or os.path.basename(path), uri=path)])
@@ -233,7 +235,7 @@ class _Lister:
         below = _below(prefix, glob)
         # Without roots the folder itself is one: a link in it must not lead to files elsewhere.
         roots = self.roots if self.restricted else Roots([real])
-        return walk_files(folder, roots=roots, is_wanted=is_wanted, depth=depth, prefix=below)
+        return walk_files(real, folder, roots=roots, is_wanted=is_wanted, depth=depth, prefix=below)
 
     def _remote(self, path: UPath, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
         key = path.path.rstrip("/") or path.path
@@ -283,15 +285,20 @@ class _Lister:
                 yield item
 
     def _rows(self, table: Document) -> Iterator[Document | Rejected]:
-        try:
-            stream = _open(table)
-        except OSError as error:
-            yield Rejected(id=table.id, uri=table.uri, reason="unreadable", message=f"{table.uri!r}: {error}")
-            return
-        with closing(stream):
+        with ExitStack() as stack:
+            try:
+                opened = stack.enter_context(open_document(table))
+            except OSError as error:
+                yield Rejected(
+                    id=table.id, uri=table.uri, reason="unreadable", message=f"{table.uri!r}: {error}"
+                )
+                return
             yield from table_rows(
-                stream, table, id_field=self.id_field, text_field=self.text_field, encoding=self.encoding
+                opened.file, table, id_field=self.id_field, text_field=self.text_field, encoding=self.encoding
             )
+            # A local table may be a log that grows. An object is replaced whole, and its rows could be of two versions.
+            if table.store is not None:
+                opened.require_unchanged()
 
 
 def _shown(path: PathLike, where: str | UPath) -> str:
@@ -307,10 +314,3 @@ def _below(prefix: str | None, glob: tuple[str, str] | None) -> str:
         return prefix.rstrip("/") + "/"
     fixed = split_glob(prefix)
     return "" if fixed is None or not fixed[0] else fixed[0].rstrip("/") + "/"
-
-
-def _open(document: Document) -> IO[bytes]:
-    assert document.path is not None
-    if document.store is not None:
-        return cast("IO[bytes]", document.store.fs.open(document.path, "rb"))
-    return open_regular(document.path)

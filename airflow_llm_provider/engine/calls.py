@@ -311,7 +311,7 @@ class Calls:
     def keep_complaint(self, call: Call, error: AnswerError) -> None:
         """Keep the complaint beside the answer, whichever task paid for it."""
         if call.attempt_id and not self.is_read_only:
-            self.ledger.record_later(InvalidAnswer(call.attempt_id, type(error).__name__, str(error)))
+            self.ledger.record_later(InvalidAnswer(call.attempt_id, type(error).__name__, error.complaint))
 
     async def close(self) -> None:
         """Commit what is pending and close the connections."""

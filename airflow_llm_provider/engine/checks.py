@@ -9,7 +9,14 @@ from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Message, require_complete
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.text_block import Framing, text_block
-from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
+from airflow_llm_provider.errors import (
+    AnswerError,
+    BusinessError,
+    InvalidOutput,
+    LLMError,
+    TerminalError,
+    without_text,
+)
 from airflow_llm_provider.validators import Complaint, Judge, Validator
 
 _PROMPT = """Judge whether an answer meets these criteria:
@@ -84,7 +91,7 @@ def require_criteria_met(judge: Judge, message: Message) -> None:
     try:
         findings = _VERDICT.parse(message.text)["findings"]
     except InvalidOutput as error:
-        raise AnswerError(f"The reply is not a verdict: {error}") from error
+        raise AnswerError(f"The reply is not a verdict: {error}") from None
     reasons: list[str] = []
     judged = {found["criterion"] for found in findings}
     for number, criterion in enumerate(judge.criteria, start=1):
@@ -95,7 +102,10 @@ def require_criteria_met(judge: Judge, message: Message) -> None:
         unmet = [found["why"] for found in findings if found["criterion"] == number and not found["is_met"]]
         reasons += [why.strip() or f"Not met: {criterion}" for why in unmet]
     if reasons:
-        raise InvalidOutput("\n".join(reasons))
+        raise InvalidOutput(
+            f"The judge finds {len(reasons)} of {len(judge.criteria)} criteria not met.",
+            complaint="\n".join(reasons),
+        )
 
 
 def reads_source(validator: Validator | Judge) -> bool:
@@ -127,14 +137,17 @@ def run_validator(validator: Validator, value: Any, source: str | None) -> Compl
     Raises:
         BusinessError: The validator raised or returned something else. Other answers are not affected.
     """
-    name = getattr(validator, "__name__", repr(validator))
+    name = _name(validator)
     try:
         complaint = validator(value, source=source) if reads_source(validator) else validator(value)
     # An error that the author chose keeps its class, and with it the answer to "does a retry help?".
     except LLMError:
         raise
-    except Exception as error:
-        raise BusinessError(f"The validator {name} raised {type(error).__name__}: {error}") from error
+    except Exception as error:  # noqa: BLE001  # whatever the author's function raises
+        raise BusinessError(
+            f"The validator {name} raised {without_text(error)}.",
+            complaint=f"The validator {name} raised {type(error).__name__}: {error}",
+        ) from None
     if isinstance(complaint, str):
         return (
             Complaint(complaint) if complaint.strip() else None
@@ -149,3 +162,37 @@ def run_validator(validator: Validator, value: Any, source: str | None) -> Compl
             "Return None, a text or a Complaint."
         )
     return complaint
+
+
+def require_no_complaint(
+    validator: Validator, value: Any, source: str | None, output: OutputType, *, reply_text: str = ""
+) -> None:
+    """Return if a validator does not complain about an answer.
+
+    Args:
+        validator: As for `run_validator`.
+        value: The validated answer.
+        source: The text that the answer is about.
+        output: The type of the answer, which knows the names of its fields.
+        reply_text: The text of the answer.
+
+    Raises:
+        InvalidOutput: The validator complained; the message names it, and quotes nothing.
+        BusinessError: As `run_validator`.
+    """
+    complaint = run_validator(validator, value, source)
+    if complaint is None:
+        return
+    places = ", ".join(dict.fromkeys(map(output.known_place, complaint.fields))) or "the answer"
+    raise InvalidOutput(
+        f"The validator {_name(validator)} complained about {places} in {len(complaint.message)} characters.",
+        complaint=complaint.message,
+        reply_text=reply_text,
+        fields=complaint.fields,
+        needs_source=complaint.needs_source,
+    )
+
+
+def _name(validator: Validator) -> str:
+    """Return the name of a validator; one that a function of `validators` made is named like that function."""
+    return str(getattr(validator, "__qualname__", type(validator).__name__)).partition(".<locals>")[0]

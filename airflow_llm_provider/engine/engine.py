@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from airflow_llm_provider.engine.calls import Call, Calls, add_up, last_answer
-from airflow_llm_provider.engine.checks import judge_request, require_criteria_met, run_validator
+from airflow_llm_provider.engine.checks import judge_request, require_criteria_met, require_no_complaint
 from airflow_llm_provider.engine.concurrency import for_each
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.repair import Repair, SourceRepairs, repair
@@ -90,7 +90,7 @@ class Engine(Calls):
         except AnswerError as error:
             if final:
                 error.fingerprints, error.reused = (answer.fingerprint,), True
-                error.complaints = (str(error),)
+                error.complaints = (error.complaint,)
                 raise
             return None
         route = self._route(terms.options)
@@ -325,7 +325,7 @@ class Engine(Calls):
             raise
         # A repair would change an answer that may be right, so this is not an InvalidOutput.
         except AnswerError as error:
-            raise BusinessError(f"The judge gave no verdict: {error}") from error
+            raise BusinessError(f"The judge gave no verdict: {error}") from None
 
     def _conversation(
         self, request: Request, terms: Terms, scope: CallScope, take_turn: Buy, spent: Sequence[Call]
@@ -427,13 +427,7 @@ def _accepted(message: Message, terms: Terms) -> Any:
     if how:
         log.info("%sthe answer was %s; nothing is paid for that.", _about(terms.item_id), how)
     for validator in terms.functions:
-        if complaint := run_validator(validator, value, terms.source):
-            raise InvalidOutput(
-                complaint.message,
-                reply_text=message.text,
-                fields=complaint.fields,
-                needs_source=complaint.needs_source,
-            )
+        require_no_complaint(validator, value, terms.source, terms.output, reply_text=message.text)
     return value
 
 
@@ -441,7 +435,7 @@ def _complain(chain: list[Call], error: AnswerError, item_id: str | None) -> Cal
     """Log the complaint, and put it into the chain's last answer; return that call."""
     # A judge's verdict stands in the chain after the answer that it is about.
     at = max(number for number, purchase in enumerate(chain) if purchase.purpose != "judge")
-    chain[at] = dataclasses.replace(chain[at], complaint=str(error))
+    chain[at] = dataclasses.replace(chain[at], complaint=error.complaint)
     # A complaint has one line per field, and a log record should be one line.
     line = " ".join(str(error).split())
     short = line if len(line) <= _LONGEST_LOGGED else f"{line[:_LONGEST_LOGGED]}…"

@@ -1,8 +1,9 @@
-"""JSON in an answer's text: find it among prose, repair its punctuation, replace single fields."""
+"""JSON in an answer's text: find it among prose, check it, repair its punctuation, replace single fields."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,60 @@ def is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+class UnsoundJson(ValueError):
+    """JSON that has no one meaning, or that other programs cannot read; the message is a complaint for the model."""
+
+
+def require_sound(text: str) -> None:
+    """Return if a text is JSON that every reader reads alike.
+
+    Raises:
+        UnsoundJson: It has NaN, Infinity or a number beyond the range of floats, the same name twice in an object, or
+            half of a surrogate pair.
+        json.JSONDecodeError: It is not JSON.
+    """
+    require_characters(text)
+    data = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
+    if "\\" in text and not _is_sendable(json.dumps(data, ensure_ascii=False)):
+        raise UnsoundJson(
+            "The answer has half of a surrogate pair: an escape from \\ud800 to \\udfff without its other half. Write "
+            "the character itself."
+        )
+
+
+def require_characters(text: str) -> None:
+    """Raise UnsoundJson for a text with half of a surrogate pair, which no file and no request can hold."""
+    if not _is_sendable(text):
+        at = next(at for at, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+        raise UnsoundJson(
+            f"Character {at + 1} of the answer is half of a surrogate pair. Write the character itself."
+        )
+
+
+def writable(value: Any) -> Any:
+    """Return JSON data in which each half of a surrogate pair is written as an escape, so that it can be stored."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {writable(name): writable(item) for name, item in value.items()}
+    return [writable(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_sendable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    if not math.isfinite(number):
+        raise UnsoundJson("A number is NaN or infinite.")
+    return number
 
 
 def objects_in(text: str, names: frozenset[str]) -> list[tuple[str, str]]:
@@ -174,7 +229,7 @@ def _as_json(kind: str, written: str) -> str:
 def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
     data = dict(members)
     if len(data) < len(members):
-        raise ValueError("a name occurs twice, and which of its values is meant is not known")
+        raise UnsoundJson("An object has the same name twice, and which of its values is meant is not known.")
     return data
 
 

@@ -7,6 +7,13 @@ from typing import Any
 
 from airflow_llm_provider.errors import TerminalError
 
+DECIMAL = "decimal"
+"""The `format` of a Decimal: a number in an answer, a text in a row."""
+LOCAL_TIME = "local-date-time"
+"""The `format` of a date and time that never has an offset, in a row."""
+MAX_DIGITS, PLACES = "maxDigits", "decimalPlaces"
+"""Keywords of a Decimal in a row: its digits in all, and those after the point."""
+
 _REFERENCES = frozenset({"$ref", "$dynamicRef"})
 
 

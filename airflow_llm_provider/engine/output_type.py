@@ -6,17 +6,25 @@ import datetime as dt
 import enum
 import importlib
 import json
-import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin
 
-from airflow_llm_provider.engine.json_repair import is_json, member_spans, objects_in
-from airflow_llm_provider.engine.json_schema import fields_of, names_in, part_of, require_checkable
-from airflow_llm_provider.errors import InvalidOutput, TerminalError
+from airflow_llm_provider.engine.json_repair import (
+    UnsoundJson,
+    is_json,
+    member_spans,
+    objects_in,
+    require_characters,
+    require_sound,
+    writable,
+)
+from airflow_llm_provider.engine.json_schema import DECIMAL, fields_of, names_in, part_of, require_checkable
+from airflow_llm_provider.errors import InvalidOutput, TerminalError, without_text
 from airflow_llm_provider.validators import Complaint
 
 # The API wants an object at the top level. Anything else is put into one field of this name.
@@ -32,6 +40,15 @@ _FORM_KINDS = frozenset(
 )
 _FORM_KEYWORDS = frozenset(
     {"type", "enum", "const", "format", "pattern", "additionalProperties", "maxLength"}
+)
+_NOT_FINITE = re.compile(r"nan|inf", re.IGNORECASE)
+# Kinds of pydantic errors whose text quotes the value, or is the text of somebody's exception.
+_QUOTING_KINDS = frozenset(
+    {
+        *("value_error", "assertion_error", "get_attribute_error", "iteration_error", "mapping_type"),
+        *("union_tag_invalid", "uuid_parsing", "url_parsing", "url_syntax_violation"),
+        *("datetime_object_invalid", "bytes_invalid_encoding"),
+    }
 )
 # Types that Airflow serializes as fields of a pydantic model, but not by themselves.
 _NOT_IN_XCOMS = (enum.Enum, bytes, bytearray, complex, dt.time, PurePath, re.Pattern)
@@ -73,12 +90,17 @@ class OutputType:
 
     @cached_property
     def item_schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema of one row's data: of one item, if the type is a list."""
-        inner = self._inner_schema
-        if not self.is_list or inner is None:
-            return inner
-        definitions = {"$defs": inner["$defs"]} if "$defs" in inner else {}
-        return {**inner["items"], **definitions}
+        """The JSON schema of one row's data, as `dump` writes it: of one item, if the type is a list."""
+        if self._adapter is None:
+            return self._inner_schema
+        from airflow_llm_provider.engine.pydantic_schema import Schemas
+
+        with self._naming_type():
+            dumped = self._adapter.json_schema(mode="serialization", schema_generator=Schemas)
+        if not self.is_list:
+            return dict(dumped)
+        definitions = {"$defs": dumped["$defs"]} if "$defs" in dumped else {}
+        return {**dumped["items"], **definitions}
 
     def parse(self, text: str) -> Any:
         """Return the validated value of an answer; raises InvalidOutput with a complaint that a model can act on."""
@@ -96,6 +118,10 @@ class OutputType:
         if self.is_text:
             if not text.strip():
                 raise InvalidOutput("The answer is empty.", reply_text=text)
+            try:
+                require_characters(text)
+            except UnsoundJson as error:
+                raise InvalidOutput(str(error), reply_text=text, needs_source=False) from None
             return text, ""
         faults: list[InvalidOutput] = []
         read: list[tuple[Any, str]] = []
@@ -138,11 +164,14 @@ class OutputType:
         return f'{{"{self._field}": {whole}}}' if self._field else whole
 
     def read_loosely(self, text: str) -> Any:
-        """Return an invalid answer as plain data, or its text if it is not JSON."""
+        """Return an invalid answer as plain data, or its text if it is not JSON.
+
+        NaN, Infinity and half of a surrogate pair, which no XCom and no file can hold, become texts.
+        """
         structure = None if self.is_text else self.structure(text)
         if structure is None:
-            return text
-        data = json.loads(structure)
+            return writable(text)
+        data = writable(json.loads(structure, parse_constant=str))
         return data if self._field is None else data.get(self._field, data)
 
     @property
@@ -181,15 +210,19 @@ class OutputType:
         return data if self._field is None else {self._field: data}
 
     def dump(self, value: Any) -> Any:
-        """Return a validated value as plain JSON data."""
+        """Return a validated value as plain JSON data, in the form that XComs and all files have.
+
+        Raises:
+            InvalidOutput: A serializer of the author fails, or gives what JSON does not have.
+        """
         if self._adapter is None:
             return value
         try:
-            return self._adapter.dump_python(value, mode="json", by_alias=True)  # the names of its schema
-        except Exception as error:  # a serializer of the author, or bytes that are not text
-            raise InvalidOutput(
-                f"The answer can't be written as JSON: {type(error).__name__}: {error}"
-            ) from error
+            plain = self._adapter.dump_python(value, mode="json", by_alias=True)  # the names of its schema
+            json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+        except Exception as error:  # noqa: BLE001  # a serializer of the author, bytes that are not text, NaN
+            raise InvalidOutput(f"The answer can't be written as JSON: {without_text(error)}.") from None
+        return plain
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -200,10 +233,11 @@ class OutputType:
             return self._validate(text)
         except InvalidOutput:
             raise
-        except Exception as error:  # a validator of the author, or an answer that is nested too deep
+        except Exception as error:  # noqa: BLE001  # a validator of the author, or an answer that is nested too deep
             raise InvalidOutput(
-                f"The answer could not be checked: {type(error).__name__}: {error}"
-            ) from error
+                f"The answer could not be checked: {without_text(error)}.",
+                complaint=f"The answer could not be checked: {type(error).__name__}: {error}",
+            ) from None
 
     def _takes(self, text: str) -> bool:
         try:
@@ -214,40 +248,78 @@ class OutputType:
 
     def _validate(self, text: str) -> Any:
         """Validate the text itself, because long numbers would change if it was parsed and written again."""
+        try:
+            require_sound(text)
+        except UnsoundJson as error:
+            raise InvalidOutput(str(error), needs_source=False) from None
+        except json.JSONDecodeError as error:
+            raise InvalidOutput(f"The answer is not JSON: {error}.", needs_source=False) from None
         if self._adapter is None:
-            return self._validate_by_schema(text)
+            return self._validate_by_schema(json.loads(text))
         from pydantic import ValidationError
 
+        from airflow_llm_provider.engine.pydantic_schema import with_exact_decimals
+
         try:
-            value = (self._wrapped or self._adapter).validate_json(text)
+            exact = with_exact_decimals(text, self.schema or {}) if self._has_decimals else text
+            value = (self._wrapped or self._adapter).validate_json(exact)
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False)
-            raise _invalid(
-                ((".".join(map(str, e["loc"])), e["msg"]) for e in details),
-                # A null may stand for something that only the document says, so it is not a fault of form.
-                is_of_form=all(_is_of_form(e["type"]) and e["input"] is not None for e in details),
-            ) from error
-        return value if self._wrapped is None else getattr(value, self._field or "")
+            problems = [
+                (".".join(map(str, e["loc"])), e["msg"], e["msg"] if _is_plain(e["type"]) else e["type"])
+                for e in details
+            ]
+            # A null may stand for something that only the document says, so it is not a fault of form.
+            is_of_form = all(_is_of_form(e["type"]) and e["input"] is not None for e in details)
+            raise self._invalid(problems, is_of_form=is_of_form) from None
+        value = value if self._wrapped is None else getattr(value, self._field or "")
+        # pydantic reads the text "NaN" as a number, and writes that as null.
+        if _NOT_FINITE.search(text) and not _is_finite(self._adapter.dump_python(value, mode="json")):
+            raise InvalidOutput("A number is NaN or infinite.", needs_source=False)
+        return value
 
-    def _validate_by_schema(self, text: str) -> Any:
+    def _validate_by_schema(self, data: Any) -> Any:
         from jsonschema import Draft202012Validator
 
-        try:
-            # Python reads NaN, Infinity and 1e999, which an answer must not have.
-            data = json.loads(text, parse_constant=_finite, parse_float=_finite)
-        except ValueError as error:
-            raise InvalidOutput(f"The answer is not JSON: {error}.", needs_source=False) from error
         if self._field is not None:
             if not isinstance(data, dict) or self._field not in data:
                 raise InvalidOutput(f"The answer is not an object with the field {self._field!r}.")
             data = data[self._field]
-        errors = sorted(Draft202012Validator(self.output_type).iter_errors(data), key=lambda e: e.json_path)
+        validator = Draft202012Validator(self.output_type, format_checker=_formats())
+        errors = sorted(validator.iter_errors(data), key=lambda e: e.json_path)
         if errors:
-            raise _invalid(
-                ((".".join(map(str, e.absolute_path)), _describe(e)) for e in errors),
-                is_of_form=all(e.validator in _FORM_KEYWORDS and e.instance is not None for e in errors),
-            )
+            problems = [
+                (".".join(map(str, e.absolute_path)), _describe(e), _describe(e, is_quoting=False))
+                for e in errors
+            ]
+            is_of_form = all(e.validator in _FORM_KEYWORDS and e.instance is not None for e in errors)
+            raise self._invalid(problems, is_of_form=is_of_form)
         return data
+
+    def _invalid(self, problems: Sequence[tuple[str, str, str]], *, is_of_form: bool) -> InvalidOutput:
+        """Return the error with one line per field.
+
+        Args:
+            problems: the place, what is wrong for the model, and what is wrong without a word of the answer.
+            is_of_form: whether the document is not needed to correct it.
+        """
+        complaint = Complaint.about(
+            [(place, said) for place, said, _ in problems], needs_source=not is_of_form
+        )
+        shown = Complaint.about([(self.known_place(place), said) for place, _, said in problems])
+        assert complaint is not None, "an invalid answer has at least one problem"
+        assert shown is not None, "it has a line for each problem"
+        return InvalidOutput(
+            shown.message,
+            complaint=complaint.message,
+            fields=complaint.fields,
+            needs_source=complaint.needs_source,
+        )
+
+    def known_place(self, place: str) -> str:
+        """Return a place such as `items.3.amount`, with `*` for each name that came with the answer."""
+        known = {*self._names, self._field}
+        return ".".join(part if part.isdecimal() or part in known else "*" for part in place.split("."))
 
     @cached_property
     def _wrapped(self) -> Any:
@@ -279,17 +351,31 @@ class OutputType:
             raise TerminalError(
                 f"output_type={self.output_type!r} is a text. Give the type itself. Nothing was sent."
             )
-        from pydantic import PydanticUserError, TypeAdapter
+        from pydantic import TypeAdapter
+
+        from airflow_llm_provider.engine.pydantic_schema import Schemas
+
+        with self._naming_type():
+            adapter = TypeAdapter(self.output_type)
+            return adapter, adapter.json_schema(mode="validation", schema_generator=Schemas)
+
+    @contextmanager
+    def _naming_type(self) -> Iterator[None]:
+        """Raise TerminalError with the type for what pydantic raises."""
+        from pydantic import PydanticUserError
 
         try:
-            adapter = TypeAdapter(self.output_type)
-            return adapter, adapter.json_schema(mode="validation")
+            yield
         except PydanticUserError as error:  # the rest of the message is about pydantic's settings
             what = error.message.splitlines()[0]
             raise TerminalError(f"output_type={self.output_type!r}: {what} Nothing was sent.") from error
         except Exception as error:  # a wrong pattern, or a schema of the author
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise TerminalError(f"output_type={self.output_type!r}: {what}. Nothing was sent.") from error
+
+    @cached_property
+    def _has_decimals(self) -> bool:
+        return f'"format": "{DECIMAL}"' in json.dumps(self._inner_schema)
 
     @cached_property
     def _field(self) -> str | None:
@@ -301,11 +387,28 @@ class OutputType:
         return _LIST_FIELD if self.is_list else _VALUE_FIELD
 
 
-def _finite(written: str) -> float:
-    number = float(written)
-    if not math.isfinite(number):
-        raise ValueError(f"{written} is not a finite number")
-    return number
+def _is_finite(plain: Any) -> bool:
+    try:
+        json.dumps(plain, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def _formats() -> Any:
+    """Return what checks the formats that rows have columns for, besides those that the library knows."""
+    from jsonschema import Draft202012Validator, FormatChecker
+
+    checker = FormatChecker(formats=())
+    checker.checkers = dict(Draft202012Validator.FORMAT_CHECKER.checkers)
+    for name, kind in (("date", dt.date), ("date-time", dt.datetime), ("time", dt.time)):
+        checker.checkers[name] = (_reads(kind.fromisoformat), ValueError)
+    return checker
+
+
+def _reads(parse: Callable[[str], object]) -> Callable[[object], bool]:
+    return lambda value: not isinstance(value, str) or bool(parse(value) is not None)
 
 
 def _classes(annotation: Any) -> list[type]:
@@ -325,11 +428,12 @@ def is_importable(cls: type) -> bool:
     return found is cls
 
 
-def _invalid(problems: Iterable[tuple[str, str]], *, is_of_form: bool) -> InvalidOutput:
-    """Return the error with one line per field, for the model and for the log."""
-    complaint = Complaint.about(problems, needs_source=not is_of_form)
-    assert complaint is not None, "an invalid answer has at least one problem"
-    return InvalidOutput(complaint.message, fields=complaint.fields, needs_source=complaint.needs_source)
+def _is_plain(kind: str) -> bool:
+    """Tell a pydantic error whose text is made of the type's own rules."""
+    from pydantic_core.core_schema import ErrorType
+
+    # Another kind is a PydanticCustomError, with a text of the author.
+    return kind in get_args(ErrorType) and kind not in _QUOTING_KINDS
 
 
 def _is_of_form(kind: str) -> bool:
@@ -337,9 +441,9 @@ def _is_of_form(kind: str) -> bool:
     return kind.endswith(("_type", "_parsing")) or kind in _FORM_KINDS
 
 
-def _describe(error: Any) -> str:
-    """Return what is wrong by a JSON schema, without quoting the answer."""
-    if error.validator in ("required", "additionalProperties"):
+def _describe(error: Any, *, is_quoting: bool = True) -> str:
+    """Return what is wrong by a JSON schema; only the names of fields that should not be there are quoted."""
+    if error.validator == "required" or (error.validator == "additionalProperties" and is_quoting):
         return str(error.message)
     rule = json.dumps(error.validator_value, ensure_ascii=False, default=str)
     return f"{error.validator} should be {rule[:200]}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from airflow_llm_provider.engine.calls import Call
-from airflow_llm_provider.engine.json_repair import is_cut_off, member_spans, replace_members
+from airflow_llm_provider.engine.json_repair import is_cut_off, member_spans, replace_members, writable
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.text_block import Framing, text_block
@@ -73,7 +73,8 @@ def repair(
         framing: How text is put into the request as data.
         small: Whether a request without the document is allowed.
     """
-    answer = error.reply_text
+    # A request cannot hold half of a surrogate pair.
+    answer = writable(error.reply_text)
     # An empty answer has nothing that could be written differently.
     needed = error.needs_source or not answer.strip()
     if small and not needed and (made := _small(asked, answer, error, output, framing)):
@@ -85,7 +86,7 @@ def repair(
             "role": "user",
             "content": [
                 # A complaint may quote the answer or the document, so it is data and not part of the instruction.
-                text_block(str(error), framing, title="complaint"),
+                text_block(error.complaint, framing, title="complaint"),
                 {"type": "text", "text": _WITH_SOURCE},
             ],
         },
@@ -119,7 +120,7 @@ def _about(asked: Request, answer: str, error: InvalidOutput, framing: Framing, 
     content = [
         {"type": "text", "text": instruction},
         text_block(answer, framing, title="answer"),
-        text_block(str(error), framing, title="complaint"),
+        text_block(error.complaint, framing, title="complaint"),
     ]
     return Request(
         model=asked.model,

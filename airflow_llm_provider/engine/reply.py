@@ -64,7 +64,7 @@ class Message:
                 f"The server's answer is not a Messages API reply ({type(error).__name__}: {error}). "
                 "Is the connection's host an Anthropic-compatible endpoint?",
                 billed=True,
-            ) from error
+            ) from None
 
     def _require_sound(self) -> None:
         """Raise TypeError for values of a compatible server that can't be booked or continued with."""
@@ -194,4 +194,8 @@ def require_complete(message: Message) -> None:
         case "pause_turn":
             raise Truncated("The model paused before it had finished.", reply_text=message.text)
         case other:
-            raise AnswerError(f"The model stopped for an unknown reason, {other!r}.", reply_text=message.text)
+            raise AnswerError(
+                f"The model stopped for an unknown reason, a text of {len(other or '')} characters.",
+                reply_text=message.text,
+                complaint=f"The model stopped for an unknown reason, {other!r}.",
+            )

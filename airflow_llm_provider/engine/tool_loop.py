@@ -22,7 +22,7 @@ from airflow_llm_provider.engine.calls import Call
 from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
 from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request, to_json
-from airflow_llm_provider.errors import EffectUnknown, KeyBusy, LedgerUnavailable, ToolLimit
+from airflow_llm_provider.errors import EffectUnknown, KeyBusy, LedgerUnavailable, ToolLimit, without_text
 from airflow_llm_provider.ledger import effects
 from airflow_llm_provider.ledger.effects import Effect, Intent, Outcome
 from airflow_llm_provider.ledger.ledger import BEAT_S, LEASE_S, Ledger
@@ -59,7 +59,7 @@ class ToolCall:
         return self.tool.irreversible or self.tool.needs_approval
 
     def __str__(self) -> str:
-        return f"{self.tool.name}({_shorten(self.intent.arguments.decode())})"
+        return f"{self.tool.name}({len(self.intent.arguments):,} bytes of arguments)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +120,18 @@ class ToolRunner:
         if tool is None:
             known = ", ".join(sorted(self.tools))
             return _reject(
-                _shorten(block["name"]), f"There is no tool {block['name']!r}. There are: {known}."
+                "that the model named",
+                "there is none of this name",
+                f"There is no tool {block['name']!r}. There are: {known}.",
             )
         try:
             arguments = tool.arguments(given)
         except ValueError as error:
-            return _reject(tool.name, f"The arguments are invalid, and nothing was done.\n{error}")
+            return _reject(
+                tool.name,
+                "its arguments are invalid",
+                f"The arguments are invalid, and nothing was done.\n{error}",
+            )
         intent = Intent(
             scope=self.scope,
             item_id=self.item_id,
@@ -170,7 +176,9 @@ class ToolRunner:
         """
         if call.tool.needs_approval and not verdict.is_approved and not await self._has_begun(call):
             reason = verdict.reason or "No reason was given."
-            return _reject(call, f"A person refused this call, and nothing was done. {reason}")
+            return _reject(
+                call, "a person refused it", f"A person refused this call, and nothing was done. {reason}"
+            )
         # Committed before the tool runs. If the process is killed meanwhile, the next attempt knows that the effect
         # may have happened.
         begun = await self._begin(call.intent)
@@ -180,11 +188,11 @@ class ToolRunner:
         outcome = await self._run(call)
         took_s = time.monotonic() - started
         log.info(
-            "Tool %s %s in %.2f s: %s",
+            "Tool %s %s %d characters in %.2f s",
             call,
-            "failed" if outcome.is_error else "returned",
+            "failed with" if outcome.is_error else "returned",
+            len(outcome.content),
             took_s,
-            _shorten(outcome.content),
         )
         return outcome
 
@@ -243,13 +251,13 @@ async def _call_tool(tool: Tool, arguments: Mapping[str, Any]) -> Outcome:
         try:
             return _output_of(await tool.function(**arguments))
         except Exception as error:  # noqa: BLE001  # the model is sent it, and may find another way
-            return _error_output(error)
+            return _error_output(tool, error)
 
     def call() -> Outcome:
         try:
             return _output_of(tool.function(**arguments))
         except Exception as error:  # noqa: BLE001  # as above
-            return _error_output(error)
+            return _error_output(tool, error)
 
     return await _in_thread(call)
 
@@ -285,7 +293,9 @@ def _output_of(value: Any) -> Outcome:
         return _truncate(str(value))
 
 
-def _error_output(error: Exception) -> Outcome:
+def _error_output(tool: Tool, error: Exception) -> Outcome:
+    # The text may quote the arguments, which are the model's and may be a document's. A log has no text of either.
+    log.info("Tool %s raised %s", tool.name, without_text(error))
     return Outcome(content=_truncate(f"{type(error).__name__}: {error}").content, is_error=True)
 
 
@@ -299,8 +309,15 @@ def _truncate(text: str) -> Outcome:
     )
 
 
-def _reject(call: ToolCall | str, complaint: str) -> Outcome:
-    log.warning("Tool %s was not run: %s", call, _shorten(complaint))
+def _reject(call: ToolCall | str, why: str, complaint: str) -> Outcome:
+    """Return the outcome of a call that is not made.
+
+    Args:
+        call: The call, or the name of its tool.
+        why: For the log, without a value that the model gave.
+        complaint: For the model.
+    """
+    log.warning("Tool %s was not run: %s", call, why)
     return Outcome(content=complaint, is_error=True)
 
 
@@ -308,10 +325,11 @@ def _recorded_outcome(found: Effect, outcome: Outcome, call: ToolCall) -> Outcom
     """Return the recorded outcome of a call, or an error if a tool that may run once ran with other arguments."""
     # Compared as data: a model may write the same arguments in another order or with other spaces.
     if json.loads(found.arguments) == json.loads(call.intent.arguments):
-        log.info("Tool %s ran before and returned: %s", call, _shorten(outcome.content))
+        log.info("Tool %s ran before and returned %d characters", call, len(outcome.content))
         return outcome
     return _reject(
         call,
+        "it may run once, and has run with other arguments",
         f"Nothing was done: {found.tool} may run once, and has run with the arguments {found.arguments.decode()}. "
         f"It returned: {outcome.content}",
     )
@@ -329,12 +347,6 @@ def _effect_unknown(found: Effect) -> EffectUnknown:
 
 def _format_time(ms: int) -> str:
     return f"{dt.datetime.fromtimestamp(ms / 1000, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _shorten(text: str, most: int = 200) -> str:
-    """Return a text as one line, shortened."""
-    line = json.dumps(text[: most + 1], ensure_ascii=False)[1:-1].replace('\\"', '"')
-    return line if len(text) <= most else f"{line[:most]}…"
 
 
 Block = Mapping[str, Any]
@@ -441,10 +453,10 @@ class Conversation:
 
     def _require_turns(self, blocks: Sequence[Block]) -> None:
         if self.turns >= self.toolbox.max_turns:
+            called = sorted({block["name"] for block in blocks} & self.toolbox.tools.keys())
             raise ToolLimit(
-                f"The model still calls tools ({', '.join(sorted({block['name'] for block in blocks}))}) after "
-                f"{self.turns} turns with them. Raise tool_limits.max_turns, or say in the prompt when it is done. "
-                f"{_KEPT}"
+                f"The model still calls tools ({', '.join(called)}) after {self.turns} turns with them. "
+                f"Raise tool_limits.max_turns, or say in the prompt when it is done. {_KEPT}"
             )
         self.turns += 1
         if self._left_s <= 0:

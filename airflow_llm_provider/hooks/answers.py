@@ -179,6 +179,7 @@ def _write_dead_letter(error: AnswerError, on_invalid: OnInvalid, context: Conte
     """
     from upath import UPath
 
+    from airflow_llm_provider.engine.json_repair import writable
     from airflow_llm_provider.engine.request import to_json
 
     folder = str(on_invalid.dead_letters)
@@ -187,7 +188,7 @@ def _write_dead_letter(error: AnswerError, on_invalid: OnInvalid, context: Conte
     name = _as_file_name(f"{ti.dag_id}.{ti.run_id}.{ti.task_id}{shard}")
     path = (object_storage(folder) if "://" in folder else UPath(folder)) / f"{name}.dead_letters.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(to_json(_dead_letter(error, name)) + b"\n")
+    path.write_bytes(to_json(writable(_dead_letter(error, name))) + b"\n")
     return str(path)
 
 
@@ -199,7 +200,7 @@ def _dead_letter(error: AnswerError, name: str) -> Mapping[str, Any]:
         "uri": None,
         "reason": reason_of(error),
         "error": type(error).__name__,
-        "message": str(error),
+        "message": error.complaint,
         "reply": error.reply_text,
         "fingerprints": list(error.fingerprints),
         "complaints": list(error.complaints),

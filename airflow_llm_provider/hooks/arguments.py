@@ -128,8 +128,10 @@ def read_amount(task_id: str, name: str, dollars: Any) -> int | None:
         return None
     try:
         return micro_usd(dollars)
-    except ValueError as error:
-        raise AirflowFailException(f"{task_id}: {name}= {error}.") from None
+    except ValueError:
+        raise AirflowFailException(
+            f"{task_id}: {name}= is {_kind(dollars)}: give an amount in US dollars, such as 2.50."
+        ) from None
 
 
 def read_count(task_id: str, name: str, count: int | str | None) -> int | None:
@@ -141,7 +143,7 @@ def read_count(task_id: str, name: str, count: int | str | None) -> int | None:
     except ValueError:
         read = -1
     if read < 0:
-        raise AirflowFailException(f"{task_id}: {name}={count!r}: give a whole number, 0 or more.")
+        raise AirflowFailException(f"{task_id}: {name}= is {_kind(count)}: give a whole number, 0 or more.")
     return read
 
 
@@ -150,8 +152,14 @@ def read_flag(task_id: str, name: str, value: bool | str | None) -> bool:
     # A template gives a text, and the text "False" is true to Python.
     said = str(value).strip().lower()
     if said not in (*_YES, *_NO):
-        raise AirflowFailException(f"{task_id}: {name}={value!r}: give true or false.")
+        raise AirflowFailException(f"{task_id}: {name}= is {_kind(value)}: give true or false.")
     return said in _YES
+
+
+def _kind(value: Any) -> str:
+    """Return what kind of value came from a template or another task; the value itself is never in a message."""
+    length = f" of {len(value):,} characters" if isinstance(value, str) else ""
+    return f"of type {type(value).__name__}{length}"
 
 
 def require_text(task_id: str, name: str, text: Any) -> None:

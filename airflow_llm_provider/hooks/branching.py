@@ -88,15 +88,18 @@ class Decision:
             `failed`.
         why: the reason, in words.
         taken: ids of the branches.
+        feedback: what the person who chose has written; it is never logged.
     """
 
     outcome: Literal["chosen", "default", "ask", "reviewed", "failed"]
     why: str
     taken: tuple[str, ...] = ()
+    feedback: str = ""
 
     def record(self) -> dict[str, Any]:
         """Return the decision as plain data."""
-        return {"outcome": self.outcome, "taken": list(self.taken), "why": self.why}
+        written = {"feedback": self.feedback} if self.feedback else {}
+        return {"outcome": self.outcome, "taken": list(self.taken), "why": self.why, **written}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +235,7 @@ def _read(outcome: Reply | AnswerError) -> tuple[tuple[str, ...], float] | None:
 
 def _vote(outcome: Reply | AnswerError) -> dict[str, Any]:
     if isinstance(outcome, AnswerError):
-        return {"error": f"{type(outcome).__name__}: {outcome}"}
+        return {"error": f"{type(outcome).__name__}: {outcome.complaint}"}
     chosen, confidence = _read(outcome) or ((), 0.0)
     return {"proposed": list(chosen), "reason": outcome.value.reason, "stated_confidence": confidence}
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider.errors import without_text
 from airflow_llm_provider.hooks.arguments import require_data
+from airflow_llm_provider.options import InvalidArgument
 
 
 def is_file(value: Any) -> bool:
@@ -73,7 +75,9 @@ def _content(name: str, path: Any, roots: list[str] | None) -> Any:
             raise Unreadable(found[0].reason, found[0].message)
         content = read(found[0])
     except (Unreadable, OSError) as error:
-        raise AirflowFailException(f"The input {name!r} cannot be read: {error}") from error
+        raise AirflowFailException(f"The input {name!r} cannot be read: {error}") from None
+    except Exception as error:  # noqa: BLE001  # a parser's own failure, whose text may quote the file
+        raise AirflowFailException(f"The input {name!r} cannot be parsed: {without_text(error)}.") from None
     # As a text, and not as a block: only a text can be read in parts where it is too long for the model.
     if len(content.parts) == 1 and content.text is not None:
         return content.text
@@ -90,9 +94,10 @@ def object_storage(url: str) -> Any:
 def require_absolute(argument: str, place: str | None) -> None:
     """Raise ValueError for a relative path; None is accepted."""
     if place and "://" not in place and not place.startswith("/"):
-        raise ValueError(
-            f"{argument}={place!r} is relative, and a task may run in any working directory: give an absolute "
-            "path or a URL."
+        raise InvalidArgument(
+            argument,
+            place,
+            "it is relative, and a task may run in any working directory: give an absolute path or a URL.",
         )
 
 

@@ -20,7 +20,7 @@ from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import InvalidOutput, TerminalError
 from airflow_llm_provider.hooks.arguments import require_data, require_messages
 from airflow_llm_provider.hooks.files import require_absolute
-from airflow_llm_provider.options import Options
+from airflow_llm_provider.options import Options, message_at_run_time
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.validators import Judge, Validator
@@ -173,7 +173,7 @@ class Question:
             require_absolute("output", options.output)
             require_absolute("on_invalid.dead_letters", options.on_invalid.dead_letters)
         except ValueError as error:
-            raise TerminalError(f"{error} Nothing was sent.") from None
+            raise TerminalError(f"{message_at_run_time(error)} Nothing was sent.") from None
         if not self.prompt or not self.prompt.strip():  # a decorated function may have returned None
             raise TerminalError("The prompt is empty. Nothing was sent.")
         # The default is needed only after the last repair has failed; that it is wrong must be known before the first
@@ -184,7 +184,7 @@ class Question:
             except InvalidOutput as error:
                 raise TerminalError(
                     f"on_invalid.default is not of the output type: {error}. Nothing was sent."
-                ) from error
+                ) from None
 
     def _inputs(self, text: str | None) -> Mapping[str, Any]:
         name = self._longest

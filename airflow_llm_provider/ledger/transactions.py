@@ -64,18 +64,21 @@ class Transactions:
         except (sa.exc.SQLAlchemyError, OSError) as error:
             where = f"The ledger at {self._database.shown_url}"
             cause = (error.orig if isinstance(error, sa.exc.DBAPIError) else None) or error
-            said = " ".join(str(cause).split())
+            # PostgreSQL's further lines about a statement (DETAIL, CONTEXT) quote the row, and so does a traceback of
+            # the cause. Those about a connection say which host was tried.
+            said = str(cause) if may_pass(error) else str(cause).partition("\n")[0]
+            said = " ".join(said.split())
             if may_pass(error):
                 raise LedgerUnavailable(
                     f"{where} can't be reached ({said}). Nothing is sent without it, so nothing is paid; "
                     "check [llm] ledger_url and the database, then retry."
-                ) from error
+                ) from None
             if type(error) is sa.exc.DatabaseError:  # SQLite raises it for a file that is not a database
                 raise LedgerUnusable(
                     f"{where} is damaged or is not a ledger ({said}). Nothing was changed or sent. Restore the "
                     "file from a backup, or move it away to start a new ledger: then every reply is paid for again."
-                ) from error
-            raise LedgerUnusable(f"{where} rejected a statement: {said}") from error
+                ) from None
+            raise LedgerUnusable(f"{where} rejected a statement: {said}") from None
 
     def _transact(
         self, begin: Callable[[], contextlib.AbstractContextManager[sa.Connection]], work: Work[T]

@@ -13,7 +13,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from airflow_llm_provider import _airflow
 from airflow_llm_provider.hooks.files import is_file, named_roots, object_storage, require_absolute
-from airflow_llm_provider.options import comes_later
+from airflow_llm_provider.options import comes_later, message_at_run_time
 
 if TYPE_CHECKING:
     from airflow_llm_provider.documents.output import RowWriter
@@ -82,19 +82,17 @@ def readable_roots(
     """Return where files may be read; None where the author has typed the very path.
 
     A path that comes from a Param, a template or an XCom is not the author's word, so it needs roots: raises
-    OutsideRoots without any.
+    ValueError without any.
 
     roots: as the task names them; None: [llm] roots. is_typed: whether the author has typed `documents`.
     """
-    from airflow_llm_provider.documents.files import OutsideRoots
-
     names = named_roots(roots)
     are_texts = isinstance(documents, Rows) and documents.are_texts and strings == "text"
     if names or are_texts or is_typed:
         return names or None
-    raise OutsideRoots(
-        f"which documents to read is decided at run time ({documents!r}), so it must be said where files may be "
-        "read: give the operator roots=[…], or set [llm] roots."
+    raise ValueError(
+        f"which documents to read is decided at run time, by a value of type {type(documents).__name__}, so it must be "
+        "said where files may be read: give the operator roots=[…], or set [llm] roots."
     )
 
 
@@ -114,7 +112,7 @@ def row_sink(
     try:
         require_absolute("output", output)
     except ValueError as error:
-        raise Misplaced(str(error)) from None
+        raise Misplaced(message_at_run_time(error)) from None
     kind = OutputType(output_type)
     try:
         sink = RowWriter(

@@ -26,6 +26,7 @@ from airflow_llm_provider.operators.document_io import (
 from airflow_llm_provider.operators.task import SHARED_TEMPLATE_FIELDS, ClaudeTask
 from airflow_llm_provider.options import (
     Budget,
+    InvalidArgument,
     LongInput,
     OnInvalid,
     Options,
@@ -35,6 +36,7 @@ from airflow_llm_provider.options import (
     Reviewers,
     Route,
     comes_later,
+    message_at_run_time,
     require,
 )
 
@@ -223,6 +225,8 @@ class ClaudeDocumentsOperator(ClaudeTask):
                 ", ".join(self._run_values),
             )
         require_text(self.task_id, "prompt", self.prompt)
+        with self.failing_for_good():  # before anything is paid for: a template may have left anything
+            tolerated(self.max_failed, 100)
         if read_flag(self.task_id, "dry_run", self.is_dry_run):
             # Not `self.estimate`: that of a decorator would call the function a second time.
             return ClaudeDocumentsOperator.estimate(self, context).as_dict()
@@ -360,7 +364,8 @@ class ClaudeDocumentsOperator(ClaudeTask):
                 to_path=object_storage,
             )
         except (MissingExtra, TypeError, ValueError) as error:
-            raise AirflowFailException(f"{self.task_id}: {error}") from error
+            said = str(error) if is_typed else message_at_run_time(error)
+            raise AirflowFailException(f"{self.task_id}: {said}") from None
 
     def _sink(self, map_index: int | None) -> RowWriter:
         """Return where rows go; raises AirflowFailException where they cannot, before anything is paid for."""
@@ -373,7 +378,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
                 map_index=map_index,
             )
         except (Misplaced, TerminalError) as error:
-            raise AirflowFailException(f"{self.task_id}: {error}") from error
+            raise AirflowFailException(f"{self.task_id}: {error}") from None
 
 
 def tolerated(max_failed: int | str, documents: int) -> int:
@@ -394,4 +399,4 @@ def tolerated(max_failed: int | str, documents: int) -> int:
             return int(text)
     except ValueError:
         pass
-    raise ValueError(f"max_failed={max_failed!r}: {cure}")
+    raise InvalidArgument("max_failed", max_failed, cure)

@@ -252,10 +252,10 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         """Return the decision, and skip what it does not let run."""
         ti, record = context["ti"], decision.record()
         if decision.choice is None:
-            self.log.info("Nobody was asked: %s", decision.why)
+            self.log.info("Nobody was asked. The XCom return_value says why.")
         else:
             who = decision.decided_by or "nobody in time"
-            self.log.info("%s by %s after %.0f s (%s)", decision.status, who, decision.took_s, decision.why)
+            self.log.info("%s by %s after %.0f s", decision.status, who, decision.took_s)
         if decision.is_rejected and self.on_reject == "fail":
             raise self.hook.for_airflow(Rejected(decision.rejection), context)
         if self.do_xcom_push:

@@ -7,6 +7,7 @@ import json
 import zipfile
 
 import docx
+import pydantic
 import pytest
 from fpdf import FPDF
 
@@ -136,6 +137,27 @@ def test_a_document_too_long_for_the_model_is_named(deployment):
     ran = deployment.ask(deployment.texts(4), max_failed=2)
     assert ran.outcomes == {"answered": 2, "dead_letter": 2}
     assert {letter["reason"] for letter in ran.dead_letters} == {"too_long"}
+
+
+class Owed(pydantic.BaseModel):
+    amount: str
+
+
+@pytest.mark.parametrize("output", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_an_answer_that_no_file_can_hold_is_one_dead_letter_in_every_run(deployment, output):
+    broken = '{"amount": "$2 \\ud800"}'
+    for text in ("Letter 1:", "ud800"):  # a small repair shows the answer without the document
+        deployment.server.reply(text=broken, matching=text)
+    asked = {"output": str(deployment.folder / output), "output_type": Owed, "max_failed": 1}
+    first = deployment.ask(deployment.texts(3), **asked)
+    assert (first.state, first.outcomes) == ("success", {"answered": 2, "dead_letter": 1})
+    [letter] = first.dead_letters
+    assert (letter["reason"], letter["reply"]) == ("invalid_output", broken)
+    assert "half of a surrogate pair" in letter["message"]
+    assert letter["complaints"] == [letter["message"]] * 4
+    paid = deployment.server.seen
+    again = deployment.ask(deployment.texts(3), **asked)
+    assert (again.outcomes, deployment.server.seen) == ({"reused": 2, "dead_letter": 1}, paid)
 
 
 def test_good_documents_of_every_format_are_read(deployment):

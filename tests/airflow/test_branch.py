@@ -425,7 +425,7 @@ def test_a_person_chooses_among_the_branches_and_the_model_is_asked_nothing_more
         ["technical"],
     )
     assert record["why"] == (
-        "billing was proposed, but confidence 0.30 (stated by the model) is below 0.7; ada chose: It is the app."
+        "billing was proposed, but confidence 0.30 (stated by the model) is below 0.7; ada chose"
     )
     assert "asked" not in record
     assert deployment.server.invoice.paid == 1

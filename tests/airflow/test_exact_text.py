@@ -227,3 +227,56 @@ def test_who_may_decide_can_not_change_under_an_open_question(deployment: Any) -
     desk.clear("approval")
     assert desk.states()["approval"] == FAILED
     assert "Who may decide, or between what, has changed since it was first shown" in desk.log
+
+
+HIDDEN = "\u200b\ufe0f\u3164\u2800\U000e0041"
+
+
+def test_what_draws_nothing_is_a_code_and_counted_in_headline_text_and_field() -> None:
+    from airflow_llm_provider.approvals.form import APPROVE, CHANGE, CONTENT, REJECT
+    from airflow_llm_provider.approvals.review import Review
+
+    text = f"Pay{HIDDEN} 40."
+    shown = Review(subject=f"Pay{HIDDEN}?", content=text, options=(APPROVE, CHANGE, REJECT)).form()
+    assert shown["subject"] == "Pay\\u200b\\ufe0f\\u3164\\u2800\\U000e0041?"
+    assert not {*HIDDEN} & {*shown["subject"], *shown["body"]}
+    assert shown["body"].count("5 characters draw nothing") == 2  # of the headline and of the text
+    field = shown["params"][CONTENT]
+    assert "5 characters draw nothing" in field["description"]
+    assert field["value"] == [text]  # what nobody touches stays what it was
+
+
+def test_what_draws_nothing_is_a_code_and_counted_in_the_arguments_of_a_tool() -> None:
+    from airflow_llm_provider.approvals.tools import review_of
+    from airflow_llm_provider.engine.request import to_json
+    from airflow_llm_provider.engine.tool_loop import ApprovalNeeded, ToolCall
+    from airflow_llm_provider.ledger.effects import Intent
+    from airflow_llm_provider.ledger.records import CallScope
+    from airflow_llm_provider.tools import Tool
+
+    def pay(to: str) -> str:
+        """Pay somebody."""
+        return to
+
+    scope = CallScope(dag_id="letters", run_id="one", task_id="pay", trace_id="0" * 32)
+    calls = [
+        ToolCall(
+            tool=Tool(function=pay, needs_approval=True),
+            arguments={"to": to},
+            intent=Intent(
+                scope=scope,
+                item_id=None,
+                call_id="a" * 32,
+                tool_use_id=f"toolu_{to}",
+                tool="pay",
+                is_irreversible=False,
+                arguments=to_json({"to": to}),
+            ),
+        )
+        for to in (f"Ms.{HIDDEN} Mill", "Mr. Hill")
+    ]
+    for asked in (calls[:1], calls):
+        shown = review_of(ApprovalNeeded("b" * 64, asked), Reviewers()).form()
+        assert not {*HIDDEN} & {*shown["subject"], *shown["body"]}
+        assert "5 characters draw nothing" in shown["body"]
+        assert "Ms.\\u200b\\ufe0f\\u3164\\u2800\\U000e0041 Mill" in shown["body"]

@@ -81,8 +81,7 @@ def test_tools_are_called_and_the_answer_is_data(deployment: Any, shop: Shop) ->
     usage = ran.xcom(key="llm_usage")
     assert (usage["attempts"], usage["repairs"]) == (3, 0)
     assert usage["cost_usd"] == f"{deployment.balance().cost_micro_usd / 1e6:.6f}"
-    assert 'Tool refund({"customer":"Mill","amount":40.0}) returned in ' in ran.log
-    assert "40.00 refunded to Mill" in ran.log
+    assert "Tool refund(33 bytes of arguments) returned 22 characters in " in ran.log
     assert [row["purpose"] for row in deployment.calls] == ["answer", "tool_turn", "tool_turn"]
 
 
@@ -261,6 +260,6 @@ def test_a_second_question_of_one_task_is_refused_before_anything_happens(
     assert desk.states()["read"] == "failed"
     assert shop.runs == [("owed", "Mill")]
     assert (
-        'owed({"customer":"Hill"}) must be approved first. A person has been asked about other calls'
+        "owed(19 bytes of arguments) must be approved first. A person has been asked about other calls"
         in desk.log
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import json
 import os
 import random
@@ -11,17 +12,18 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, NaiveDatetime, computed_field, field_serializer
 from upath import UPath
 
 from airflow_llm_provider.documents import formats
 from airflow_llm_provider.documents.formats import MissingExtra, UnknownFormat
 from airflow_llm_provider.documents.output import RowDoesNotFit, RowWriter, read_dead_letters
+from airflow_llm_provider.engine.output_type import OutputType
 
 
 class Party(BaseModel):
@@ -227,6 +229,138 @@ def test_a_value_that_no_column_holds_is_refused_when_it_comes_not_when_all_is_p
     writer = RowWriter(tmp_path / "rows.jsonl", schema=SCHEMA)
     writer.add(0, row(0, data=large))
     assert lines(writer.publish({}).output)[0]["data"]["cents"] == 2**70
+
+
+def deep(levels):
+    made = []
+    for _ in range(levels):
+        made = [made]
+    return made
+
+
+class Dated(BaseModel):
+    day: dt.date
+    at: dt.datetime
+    local: NaiveDatetime
+    total: Decimal
+    net: Annotated[Decimal, Field(max_digits=8, decimal_places=2)]
+    label: str = Field(serialization_alias="labelOut", validation_alias="labelIn")
+    number: int
+
+    @computed_field
+    @property
+    def doubled(self) -> Decimal:
+        return self.total * 2
+
+    @field_serializer("number")
+    def written(self, value: int):
+        return f"no. {value}"
+
+
+DATED = OutputType(Dated)
+TEXT = """{"day": "2026-03-04", "at": "2026-03-04T05:06:07.5+02:00", "local": "2026-03-04T05:06:07",
+    "total": 1234567890.10, "net": 12.50, "labelIn": "a", "number": 7}"""
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+def test_every_format_holds_what_the_answer_is_written_as(tmp_path, name):
+    with RowWriter(tmp_path / name, schema=DATED.item_schema) as writer:
+        plain = DATED.dump(DATED.parse(TEXT))
+        writer.add(0, row(0, data=plain))
+        writer.publish({})
+    assert plain["doubled"] == "2469135780.20"
+    if name.endswith("jsonl"):
+        found = json.loads((tmp_path / name).read_text())["data"]
+    elif name.endswith("csv"):
+        with open(tmp_path / name, newline="") as file:
+            [read] = csv.DictReader(file)
+        found = {key.removeprefix("data."): value for key, value in read.items() if key.startswith("data.")}
+    else:
+        table = pq.read_table(tmp_path / name)
+        types = {field.name: str(field.type) for field in table.schema.field("data").type}
+        assert types == {
+            "day": "date32[day]",
+            "at": "timestamp[us, tz=UTC]",
+            "local": "timestamp[us]",
+            "total": "decimal128(38, 18)",
+            "net": "decimal128(8, 2)",
+            "labelOut": "string",
+            "number": "string",
+            "doubled": "decimal128(38, 18)",
+        }
+        [found] = table.column("data").to_pylist()
+        assert found.pop("at") == dt.datetime(2026, 3, 4, 3, 6, 7, 500_000, dt.UTC)
+        assert found.pop("local") == dt.datetime.fromisoformat(plain["local"])
+        assert found.pop("day") == dt.date(2026, 3, 4)
+        assert found == {name: convert(plain[name]) for name, convert in PARQUET.items()}
+        return
+    assert found == plain
+
+
+PARQUET = {"total": Decimal, "net": Decimal, "labelOut": str, "number": str, "doubled": Decimal}
+
+
+def test_a_time_without_an_offset_is_taken_as_utc(tmp_path):
+    schema = {"type": "object", "properties": {"at": {"type": "string", "format": "date-time"}}}
+    with RowWriter(tmp_path / "rows.parquet", schema=schema) as writer:
+        writer.add(0, row(0, data={"at": "2026-03-04T05:06:07"}))
+        writer.publish({})
+    [found] = pq.read_table(tmp_path / "rows.parquet").column("data").to_pylist()
+    assert found["at"] == dt.datetime(2026, 3, 4, 5, 6, 7, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 20, "0.0000000000000000001", "1e400", "NaN"])
+def test_a_decimal_that_its_column_cannot_hold_to_the_digit_is_refused(tmp_path, number):
+    schema = OutputType(Decimal).item_schema
+    with RowWriter(tmp_path / "rows.parquet", schema=schema) as writer, pytest.raises(RowDoesNotFit):
+        writer.add(0, row(0, data=number))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.parquet"])
+@pytest.mark.parametrize("bad", ["half \ud800", ["half", "\udfff"], deep(1500)], ids=["text", "list", "deep"])
+def test_what_no_file_can_hold_is_refused_when_it_comes_and_the_others_are_written(tmp_path, name, bad):
+    kinds: dict[str, Any] = {"type": "object", "properties": {"a": {}}}
+    with RowWriter(tmp_path / name, schema=kinds) as writer:
+        writer.add(0, row(0, data={"a": "fine"}))
+        with pytest.raises(RowDoesNotFit, match=r"^document 'd1': "):
+            writer.add(1, row(1, data={"a": bad}))
+        writer.add_dead_letter(1, {"document_id": "d1", "reply": "half \ud800", "complaints": ["\udfff"]})
+        landed = writer.publish({})
+    assert (landed.rows, landed.dead) == (1, 1)
+    [letter] = read_dead_letters(tmp_path / name)
+    assert letter == {"document_id": "d1", "reply": "half \\ud800", "complaints": ["\\udfff"]}
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_field_without_a_column_is_refused_and_not_lost(tmp_path, name, nested):
+    inner = {"type": "object", "properties": {"a": {"type": "string"}}}
+    schema = {"type": "object", "properties": {"in": inner}} if nested else inner
+    surplus = {"a": "x", "b": "y"}
+    if nested and name == "rows.csv":
+        return  # a nested object is JSON text, which holds everything
+    with (
+        RowWriter(tmp_path / name, schema=schema) as writer,
+        pytest.raises(RowDoesNotFit, match=r"its schema does not name|something that its schema"),
+    ):
+        writer.add(0, row(0, data={"in": surplus} if nested else surplus))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_a_type_that_takes_more_fields_is_one_column_of_json(tmp_path, name):
+    class Open(BaseModel, extra="allow"):
+        a: str
+
+    output = OutputType(Open)
+    with RowWriter(tmp_path / name, schema=output.item_schema) as writer:
+        writer.add(0, row(0, data=output.dump(output.parse('{"a": "x", "b": "y"}'))))
+        writer.publish({})
+    if name == "rows.csv":
+        with open(tmp_path / name, newline="") as file:
+            [read] = csv.DictReader(file)
+    else:
+        [read] = pq.read_table(tmp_path / name).to_pylist()
+    assert json.loads(read["data"]) == {"a": "x", "b": "y"}
 
 
 def test_parquet_is_written_in_row_groups(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from airflow_llm_provider.documents.files import _stamp
+from airflow_llm_provider.documents.opening import object_stamp
 from airflow_llm_provider.documents.sources import (
     Document,
     NoSuchDocuments,
@@ -155,17 +155,17 @@ def test_an_impossible_path_is_not_taken_for_the_working_folder(tmp_path, monkey
 
 
 def test_a_listed_folder_that_may_not_be_opened_costs_the_others_nothing(tmp_path, monkeypatch):
-    write(tmp_path, "a.txt", "locked/b.txt")
+    locked = write(tmp_path, "a.txt", "locked/b.txt") / "locked"
     scandir = os.scandir
 
-    def guarded(path: str) -> Any:  # chmod does not stop root, who runs CI
-        if path.endswith("locked"):
+    def guarded(handle: int) -> Any:  # chmod does not stop root, who runs CI
+        if os.fstat(handle).st_ino == locked.stat().st_ino:
             raise PermissionError(13, "Permission denied")
-        return scandir(path)
+        return scandir(handle)
 
     monkeypatch.setattr("os.scandir", guarded)
-    locked, found = list_documents([tmp_path / "locked", tmp_path / "a.txt"])
-    assert (locked.reason, found.path) == ("unreadable", str(tmp_path / "a.txt"))
+    rejected, found = list_documents([locked, tmp_path / "a.txt"])
+    assert (rejected.reason, found.path) == ("unreadable", str(tmp_path / "a.txt"))
 
 
 def test_a_table_that_breaks_off_midway_ends_the_listing_so_that_a_retry_reads_it_whole(bucket, monkeypatch):
@@ -209,13 +209,13 @@ def test_a_file_name_that_is_not_utf8_is_rejected_and_the_others_unharmed(tmp_pa
 
 
 def test_a_folder_that_may_not_be_opened_costs_the_others_nothing(tmp_path, monkeypatch):
-    write(tmp_path, "a.txt", "locked/b.txt", "z.txt")
+    locked = write(tmp_path, "a.txt", "locked/b.txt", "z.txt") / "locked"
     scandir = os.scandir
 
-    def guarded(path: str) -> Any:  # chmod does not stop root, who runs CI
-        if path.endswith("locked"):
+    def guarded(handle: int) -> Any:  # chmod does not stop root, who runs CI
+        if os.fstat(handle).st_ino == locked.stat().st_ino:
             raise PermissionError(13, "Permission denied")
-        return scandir(path)
+        return scandir(handle)
 
     monkeypatch.setattr("os.scandir", guarded)
     assert reasons(list_documents(tmp_path)) == [("a.txt", ""), ("locked", "unreadable"), ("z.txt", "")]
@@ -328,9 +328,9 @@ def test_a_folder_deleted_from_object_storage_meanwhile_is_named_and_costs_the_o
 
 
 def test_an_etag_is_the_stamp_where_there_is_one():
-    assert _stamp({"ETag": '"abc"', "size": 1, "LastModified": "x"}) == '"abc"'
-    assert _stamp({"size": 1, "LastModified": "x"}) == "1:x"
-    assert _stamp({"size": 1}) is None
+    assert object_stamp({"ETag": '"abc"', "size": 1, "LastModified": "x"}) == '"abc"'
+    assert object_stamp({"size": 1, "LastModified": "x"}) == "1:x"
+    assert object_stamp({"size": 1}) is None
 
 
 @pytest.mark.parametrize(

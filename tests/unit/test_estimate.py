@@ -517,7 +517,7 @@ async def test_repairs_are_expected_as_often_as_they_came(engine: Engine, wire: 
     st.integers(1, 20_000),
     st.booleans(),
 )
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 async def test_the_figures_are_always_in_order(
     tmp_path: Path, outputs: list[int], calls: int, size: int, is_counted: bool
 ) -> None:

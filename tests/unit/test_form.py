@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -212,6 +212,48 @@ def test_every_kind_of_them_is_counted_up_to_twenty() -> None:
     assert "1 character draws nothing and is written as its code: 1 of U" in form.show("\u200b").replace(
         "\\", ""
     )
+
+
+# All of Default_Ignorable_Code_Point, which a page may leave out: DerivedCoreProperties.txt of Unicode 17.0
+# (https://www.unicode.org/Public/17.0.0/ucd/DerivedCoreProperties.txt), the same since 14.0. Python has no such list.
+DEFAULT_IGNORABLE = (
+    *((0x00AD, 0x00AD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160), (0x17B4, 0x17B5)),
+    *((0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164)),
+    *((0xFE00, 0xFE0F), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3)),
+    *((0x1D173, 0x1D17A), (0xE0000, 0xE0FFF)),
+)
+IGNORABLE = [chr(code) for first, last in DEFAULT_IGNORABLE for code in range(first, last + 1)]
+# By their general category: controls of direction and format, of unassigned and of private use, and line separators.
+UNSEEN_CATEGORIES = ("Cc", "Cf", "Co", "Cs", "Zl", "Zp")
+
+
+def test_every_character_that_a_page_may_ignore_is_shown_as_its_code() -> None:
+    assert len(IGNORABLE) == 4174  # as the file says
+    text = "".join(f"{character}a" for character in IGNORABLE)
+    shown = form.show(text)
+    assert not set(IGNORABLE) & {*shown}
+    assert shown.count("\\u") + shown.count("\\U") == 4174
+    assert "4,174 characters draw nothing" in shown.replace("\\", "")
+
+
+@given(st.one_of(st.sampled_from(IGNORABLE), st.characters(categories=UNSEEN_CATEGORIES)), TEXT)
+def test_a_character_that_draws_nothing_is_counted_wherever_it_stands(character: str, text: str) -> None:
+    assume(character not in "\n\t\r")
+    hidden = f"a{character}{text}"
+    name = f"U+{ord(character):04X}"
+    for content in (hidden, {"to": hidden}, {hidden: 1}, [{"to": hidden}], [hidden, 2]):
+        if "\\" in json.dumps(character, ensure_ascii=False) and not isinstance(content, str):
+            continue  # JSON writes controls as their codes itself
+        shown = form.show(content)
+        assert character not in shown
+        assert name in shown.replace("\\", "") or "other kinds" in shown
+    field = form.fields(hidden, editable=True)[form.CONTENT]
+    assert name in field["description"] or "other kinds" in field["description"]
+    assert "\n".join(field["value"]) == hidden
+
+
+def test_a_field_without_such_characters_is_described_as_always() -> None:
+    assert "draw" not in form.fields("Größe\r\n日本語 👍", editable=True)[form.CONTENT]["description"]
 
 
 def test_letters_of_every_script_and_emoji_are_shown_as_they_are() -> None:

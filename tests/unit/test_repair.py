@@ -19,6 +19,7 @@ from airflow_llm_provider.engine import json_repair
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.json_schema import part_of
 from airflow_llm_provider.engine.output_type import OutputType
+from airflow_llm_provider.engine.repair import repair
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import policies
 from airflow_llm_provider.errors import BusinessError, InvalidOutput, NetworkError, TerminalError, Truncated
@@ -295,6 +296,32 @@ async def test_what_is_mended_is_not_sent_and_the_log_says_so(
     assert "Acme" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        json.dumps(GOOD).replace("112.5", "NaN"),
+        json.dumps(GOOD).replace('"kind"', '"vendor": "Other", "kind"'),
+        json.dumps(GOOD).replace("Acme", "Acme \\ud800"),
+    ],
+)
+async def test_unsound_json_is_repaired_with_one_more_call(engine: Engine, wire: Wire, bad: str) -> None:
+    wire.script = [message(bad), answered()]
+    reply = await ask(engine)
+    assert (reply.value, reply.repairs, len(wire.sent)) == (Invoice(**GOOD), 1, 2)
+    for request in wire.sent:
+        request.body(None)  # it can be written as JSON
+    again = await ask(engine)
+    assert (again.value, again.reused, len(wire.sent)) == (reply.value, True, 2)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_repair_shows_half_of_a_surrogate_pair_as_its_escape(small: bool) -> None:
+    error = InvalidOutput("Broken.", reply_text="Acme \ud800", needs_source=not small)
+    made = repair(asked(), error, OutputType(), framing="document", small=small)
+    assert made.has_source is not small
+    assert rb"Acme \\ud800" in made.request.body(None)
+
+
 async def test_what_the_model_did_not_finish_is_not_mended(engine: Engine, wire: Wire) -> None:
     wire.usually = message(json.dumps(GOOD), stop_reason="max_tokens")
     with pytest.raises(Truncated):
@@ -485,8 +512,9 @@ async def test_a_judge_that_contradicts_itself_or_gives_no_reason_has_said_no(
     judge = Judge(criteria=["The total is right."], model="claude-haiku-5-5")
     findings = [{"criterion": 1, "why": "", "is_met": is_met} for is_met in (False, True)]
     wire.script = [answered(), message(json.dumps({"findings": findings}))]
-    with pytest.raises(InvalidOutput, match=r"^Not met: The total is right.$"):
+    with pytest.raises(InvalidOutput, match=r"^The judge finds 1 of 1 criteria not met.$") as caught:
         await ask(engine, validators=[judge], max_repairs=0)
+    assert caught.value.complaint == "Not met: The total is right."
 
 
 async def test_a_judge_is_part_of_what_the_answer_costs(engine: Engine, wire: Wire) -> None:

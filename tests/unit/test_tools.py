@@ -241,8 +241,9 @@ async def test_what_a_tool_returned_is_told_and_the_model_answers(
         "role": "user",
         "content": [{"type": "tool_result", "tool_use_id": "toolu_0_0", "content": "100"}],
     }
-    assert 'Tool balance({"account":"A1"}) returned in 0.' in caplog.text
-    assert caplog.text.rstrip().endswith("s: 100")
+    assert "Tool balance(16 bytes of arguments) returned 3 characters in 0." in caplog.text
+    assert caplog.text.rstrip().endswith(" s")
+    assert "A1" not in caplog.text
     purposes = [row.purpose for row in rows(engine, call)]
     assert purposes == ["answer", "tool_turn"]
 
@@ -415,7 +416,9 @@ async def test_a_tool_that_hangs_ends_the_conversation_in_time(
     tool = Tool(function=hang, needs_approval=needs_approval)
     wire.usually = calling(("hang", {}))
     try:
-        with pytest.raises(ToolLimit, match=r"60 s while hang\({}\) ran. Raise tool_limits.max_s"):
+        with pytest.raises(
+            ToolLimit, match=r"60 s while hang\(2 bytes of arguments\) ran. Raise tool_limits.max_s"
+        ):
             await ask(engine, tool, bounds={"max_s": 60, "verdict": yes})
     finally:
         release.set()
@@ -714,7 +717,7 @@ async def test_a_call_waits_for_a_person_and_runs_when_approved(
 ) -> None:
     wire.script = [calling(("balance", {"account": "A1"}), ("pay", {"amount": 7})), message("Done.")]
     person = Person()
-    with pytest.raises(ApprovalNeeded, match=r'pay\({"amount":7}\) must be approved') as asked:
+    with pytest.raises(ApprovalNeeded, match=r"pay\(12 bytes of arguments\) must be approved") as asked:
         await ask(engine, bank.approved, bank.balance, bounds={"verdict": person})
     [waiting] = asked.value.calls
     assert (waiting.tool.name, waiting.arguments) == ("pay", {"amount": 7})

@@ -1,0 +1,97 @@
+"""Office files as zip packages of XML parts."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import zipfile
+from typing import Any
+from urllib.parse import unquote
+
+from airflow_llm_provider.documents.content import Unreadable
+
+
+class Package:
+    """The parts of one office file, by their names.
+
+    Args:
+        raw: the file's bytes.
+        what: the format with its article, for messages, such as `a Word document`.
+
+    Raises:
+        Unreadable: the archive is broken or encrypted.
+    """
+
+    def __init__(self, raw: bytes, what: str) -> None:
+        self.what = what
+        # An OLE file: the container of the old formats, and of files with a password.
+        if raw.startswith(b"\xd0\xcf\x11\xe0"):
+            raise Unreadable(
+                "unreadable", f"{what} that is encrypted, or of the old format. Save it without a password."
+            )
+        try:
+            self._archive = zipfile.ZipFile(io.BytesIO(raw))
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise self.broken(error) from None
+        if any(entry.flag_bits & 1 for entry in self._archive.infolist()):
+            raise Unreadable("unreadable", f"{what} that is encrypted. Save it without a password.")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._archive.NameToInfo
+
+    def broken(self, error: BaseException) -> Unreadable:
+        """Return the error of a package that cannot be parsed; a parser's message could repeat the document."""
+        return Unreadable("unreadable", f"{self.what} that is broken ({type(error).__name__})")
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one part; raises Unreadable where it is missing or broken."""
+        try:
+            return self._archive.read(name)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - zipfile passes on KeyErrors and errors of zlib
+            raise self.broken(error) from None
+
+    def xml(self, name: str) -> Any:
+        """Return the root element of one part; raises Unreadable where it is missing or broken."""
+        return parse_xml(self.read(name), self.what)
+
+    def relations(self, name: str) -> dict[str, tuple[str, str]]:
+        """Return what an OOXML part refers to: by id, the last word of the relation's type and the part's name.
+
+        Args:
+            name: of the part; empty: the package itself.
+        """
+        folder, _, file = name.rpartition("/")
+        rels = posixpath.join(folder, "_rels", f"{file}.rels")
+        if rels not in self:
+            return {}
+        found = {}
+        for relation in self.xml(rels):
+            if relation.get("TargetMode") != "External":
+                target = posixpath.normpath(
+                    posixpath.join("/", folder, unquote(relation.get("Target") or ""))
+                )
+                kind = (relation.get("Type") or "").rpartition("/")[2]
+                found[relation.get("Id") or ""] = kind, target.lstrip("/")
+        return found
+
+
+def parse_xml(raw: bytes, what: str) -> Any:
+    """Return the root element of XML that may not define entities.
+
+    Raises:
+        Unreadable: it is broken, or it has a DTD, which no office program writes and which could name other files.
+    """
+    from lxml import etree  # type: ignore[import-untyped]
+
+    parser = etree.XMLParser(
+        resolve_entities=False, load_dtd=False, no_network=True, remove_comments=True, remove_pis=True
+    )
+    try:
+        root = etree.fromstring(raw, parser)
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise Unreadable("unreadable", f"{what} that is broken ({type(error).__name__})") from None
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise Unreadable("unreadable", f"{what} with a DTD, which no office program writes")
+    return root
