@@ -22,6 +22,7 @@ from airflow_llm_provider.documents.cost_estimate import (
 )
 from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.run import Run, reason_of
+from airflow_llm_provider.documents.stopping import SAME_FOR_ALL
 from airflow_llm_provider.engine.calls import NotSettled
 from airflow_llm_provider.engine.chunking import ask_about, surely_fits, texts_to_read
 from airflow_llm_provider.engine.concurrency import for_each
@@ -219,7 +220,8 @@ class _Plan:
             outcome = "dead_letter"
             run.reasons[error.reason if isinstance(error, Unreadable) else "unreadable"] += 1
         except LLMError as error:
-            run.end_if_fatal(error)
+            if isinstance(error, SAME_FOR_ALL):
+                raise
             outcome = "dead_letter"
             run.reasons[reason_of(error)] += 1
         if outcome == "repeated":

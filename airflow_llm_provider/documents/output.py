@@ -121,6 +121,24 @@ class OutputFiles:
         """Return the names of all files that a run may write."""
         return self.output, self.schema, self.manifest, self.dead_letters
 
+    def published_rows(self) -> bool:
+        """Tell whether an earlier run has published rows."""
+        if self.store is not None:
+            self.store.fs.invalidate_cache()  # a retry must see what is there now
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            return bool(orjson.loads(self._read(self.manifest))["rows"])
+        # Rows without a manifest that says how many: of another program, or of a run that was killed.
+        with suppress(FileNotFoundError):
+            if self.store is None:
+                return Path(self.key(self.output)).stat().st_size > 0
+            return bool(self.store.fs.size(self.key(self.output)))
+        return False
+
+    def _read(self, name: str) -> bytes:
+        if self.store is None:
+            return Path(self.key(name)).read_bytes()
+        return bytes(self.store.fs.cat_file(self.key(name)))
+
     def prepare(self) -> None:
         """Make a local folder, and check that files can be written there; an object store needs neither.
 
@@ -357,6 +375,15 @@ class RowWriter:
     def files(self) -> list[str]:
         """Return where the files of this run go, including those that it may not need."""
         return [self._target.uri(name) for name in self._target.names]
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows were taken so far."""
+        return self._rows
+
+    def would_replace_rows(self) -> bool:
+        """Tell whether an earlier run has published rows that `publish` would replace."""
+        return self._target.published_rows()
 
     def add(self, index: int, row: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Take the row, or the rows, of one document.

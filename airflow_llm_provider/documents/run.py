@@ -17,13 +17,13 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.formats import RowDoesNotFit
 from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.reader import read
+from airflow_llm_provider.documents.stopping import StopRule
+from airflow_llm_provider.engine.calls import NotSettled
 from airflow_llm_provider.engine.chunking import ask_about, surely_fits
 from airflow_llm_provider.engine.concurrency import calm_collector, for_each
 from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import (
     AnswerError,
-    AuthenticationFailed,
-    BadRequest,
     BudgetExceeded,
     BudgetWaits,
     BusinessError,
@@ -33,11 +33,8 @@ from airflow_llm_provider.errors import (
     LLMError,
     Refused,
     RetryableError,
-    SpendLimitReached,
     TooLong,
     Truncated,
-    UnknownModel,
-    UnknownPrice,
     without_text,
 )
 from airflow_llm_provider.ledger.records import Saving
@@ -54,15 +51,6 @@ OUTCOMES = ("answered", "reused", "repaired", "dead_letter", "pending")
 
 _A_LONG_RUN = 100  # documents; from here, a calmer garbage collector is worth its one full pass
 
-# These would fail every document alike, so the run ends and keeps what it has.
-_FATAL = (
-    AuthenticationFailed,
-    SpendLimitReached,
-    UnknownModel,
-    UnknownPrice,
-    LedgerUnavailable,
-    LedgerUnusable,
-)
 _REASONS: dict[type[LLMError], str] = {
     Refused: "refused",
     Truncated: "truncated",
@@ -83,7 +71,7 @@ class Run:
         validators: what the answers must satisfy.
         retry_dead: ask again about the dead letters of earlier runs.
         max_in_flight: how many documents are asked about at once.
-        limit: ask about so many documents at most; the others are `pending`.
+        limit: ask about so many documents at most; no more are listed.
         log: gets a line of progress every `log_every_s` seconds.
     """
 
@@ -104,9 +92,15 @@ class Run:
         self.routed_micro_usd = 0
         self.retryable: Exception | None = None  # an error after which a retry may still answer a dead letter
         self.over_budget: LLMError | None = None  # why a document was not asked about
+        self.stopped: LLMError | None = None  # why no more documents are asked about
         self.found = 0
+        self.has_more = False  # there are documents beyond the limit
         self._listed_all = False
-        self._failures_in_a_row = 0
+        self._stop_rule = StopRule(
+            endpoint=self.engine.endpoint,
+            request=self.prompt.request(None),
+            patience=max(self.max_in_flight, 8),
+        )
         self._started = time.monotonic()
         options = self.prompt.options
         self.terms = Terms(
@@ -126,8 +120,8 @@ class Run:
     async def run(self, documents: Iterable[Document | Rejected], sink: RowWriter) -> dict[str, Any]:
         """Ask about every document, write rows and dead letters, and return the counts.
 
-        Raises:
-            LLMError: it would fail every document alike. What was paid stays in the ledger.
+        An error that would be the same for every document is kept in `stopped`. Nothing is sent after it: the documents
+        that the ledger answers without being read get their rows, and the others are pending.
         """
         progress = asyncio.create_task(self._log_progress())
         try:
@@ -180,6 +174,7 @@ class Run:
         tally = self.engine.tally
         return {
             "documents": self.found,
+            **({"limited": True} if self.has_more else {}),
             "outcomes": dict(self.outcomes),
             "dead_letter_reasons": dict(self.reasons.most_common(20)),
             "model": self.prompt.model,
@@ -206,16 +201,13 @@ class Run:
         }
 
     def taken(self, documents: Iterable[Document | Rejected]) -> Iterator[tuple[int, Document | Rejected]]:
-        """Yield the documents up to the limit, numbered from 0; those beyond it are counted as pending."""
-        taken = 0
-        # Counted beyond the limit as well: the outcomes must add up to the documents that were found.
-        for document in documents:
+        """Yield the documents up to the limit, numbered from 0; no more than one is listed beyond it."""
+        for number, document in enumerate(documents):
+            if number == self.limit:
+                self.has_more = True
+                return
             self.found += 1
-            if self.limit is not None and taken >= self.limit:
-                self.outcomes["pending"] += 1
-                continue
-            yield taken, document
-            taken += 1
+            yield number, document
         self._listed_all = True
 
     async def _one(self, sink: RowWriter, numbered: tuple[int, Document | Rejected]) -> None:
@@ -230,23 +222,44 @@ class Run:
             # The other documents go on: what is paid is written, and a smaller one may still fit.
             self.outcomes["pending"] += 1
             self.over_budget = self.over_budget or error
+        except (NotSettled, _NotAsked):
+            self.outcomes["pending"] += 1
         except LLMError as error:
-            self.end_if_fatal(error)
-            self._add_dead_letter(sink, index, document, reason_of(error), error)
+            if await self._is_for_all(error):
+                self.outcomes["pending"] += 1
+            else:
+                self._add_dead_letter(sink, index, document, reason_of(error), error)
         else:
-            self._failures_in_a_row = 0
+            self._stop_rule.count_answer()
             try:
                 self._add_row(sink, index, document, reply)
             except (RowDoesNotFit, InvalidOutput) as error:
                 self._add_dead_letter(sink, index, document, "invalid_output", error)
 
+    async def _is_for_all(self, error: LLMError) -> bool:
+        """Tell whether an error says nothing about its document; the first such error stops the run."""
+        if self.stopped is not None:
+            return isinstance(error, (RetryableError, type(self.stopped)))
+        if not await self._stop_rule.stops(error):
+            return False
+        self.stopped = self.stopped or error  # another document may have failed meanwhile
+        # What is known still gets its rows; what would be sent raises NotSettled.
+        self.engine.is_read_only = True
+        self.log.error("No more documents are asked about: %s", error)
+        return True
+
     async def _answer(self, document: Document) -> Reply:
+        if isinstance(self.stopped, (LedgerUnavailable, LedgerUnusable)):
+            raise _NotAsked
         sighting = self.prompt.sighting(document, document.stamp)
         if sighting is not None:
             # Before the file is read: a file that has not changed since it was answered need not be opened.
             known = await self.engine.recall(sighting, self.terms, final=self.is_final)
             if known is not None:
                 return known
+        # Reading takes time, and few documents that are not known by their stamp are in the ledger.
+        if self.stopped is not None and document.path is not None:
+            raise _NotAsked
         content = await self.read(document)
         request = self.prompt.request(content)
         # By the stamp of what was read: since it was listed, the file may have been replaced, and be put back later.
@@ -306,18 +319,6 @@ class Run:
             }
         sink.add_dead_letter(index, letter)
 
-    def end_if_fatal(self, error: LLMError) -> None:
-        """Raise `error` when the documents that follow would fail alike."""
-        # An exception here ends the run; no rows are published, and the next try finds the paid answers in the ledger.
-        if isinstance(error, _FATAL):
-            raise error
-        # A server that is down, or does not take this kind of request, fails every document: after as many failures in
-        # a row as are in flight, without one success between them, the others are not tried.
-        is_general = isinstance(error, (RetryableError, BadRequest))
-        self._failures_in_a_row = self._failures_in_a_row + 1 if is_general else 0
-        if self._failures_in_a_row >= max(self.max_in_flight, 8):
-            raise error
-
     async def _log_progress(self) -> None:
         while True:
             await asyncio.sleep(self.log_every_s)
@@ -335,6 +336,10 @@ class Run:
         total = f"{self.found}" if self._listed_all else f"{self.found}+"
         cost = usd(self.engine.tally.paid_micro_usd)
         return f"{done}/{total} documents at {rate:.1f}/s: {counts or 'none yet'}; ${cost} paid{eta}"
+
+
+class _NotAsked(Exception):
+    """The run has stopped, and the document is not known by its stamp."""
 
 
 def _is_text(name: str) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from airflow_llm_provider.errors import BudgetAsks, TerminalError
 from airflow_llm_provider.hooks.arguments import read_amount, read_count, read_flag, require_text, run_values
@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from airflow_llm_provider.engine.engine import Engine
 
 
+OnEmpty = Literal["fail", "skip", "ok"]
+_ON_EMPTY = "give fail, skip or ok: what happens where there are no documents."
+
+
 class ClaudeDocumentsOperator(ClaudeTask):
     """Ask Claude the same about every document, and write one row per document.
 
@@ -88,7 +92,9 @@ class ClaudeDocumentsOperator(ClaudeTask):
         reuse: whose answers may be taken: those of any run (`always`), of this DAG `run`, or none (`never`).
         version: a label; a changed one asks everything again.
         retry_dead: ask again about the dead letters of earlier runs.
-        limit: ask about so many documents at most; the others are `pending`.
+        limit: ask about so many documents at most, the first in their order; no others are listed or read.
+        on_empty: what happens where there are no documents: `fail` (a retry may find some), `skip` the task, or `ok`,
+            which writes no rows. None: `fail` where rows of an earlier run would be lost, else `ok`.
         dry_run: send nothing; return what would be asked, and what it would take: tokens, price and time.
         tags: kept with every call, beside the DAG's own.
         claude_conn_id: the Airflow connection, of type `claude`.
@@ -128,6 +134,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
         version: str = "",
         retry_dead: bool = False,
         limit: int | str | None = None,
+        on_empty: OnEmpty | None = None,
         dry_run: bool | str = False,
         tags: Sequence[str] = (),
         claude_conn_id: str = DEFAULT_CONNECTION,
@@ -155,6 +162,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
         self.version = version
         self.retry_dead = retry_dead
         self.limit = limit
+        self.on_empty = on_empty
         self.is_dry_run = dry_run
         self.tags = tags
         self.claude_conn_id = claude_conn_id
@@ -179,6 +187,12 @@ class ClaudeDocumentsOperator(ClaudeTask):
         if "max_failed" in arguments and not comes_later(arguments["max_failed"]):
             # Only its form is checked; any number of documents does for that.
             tolerated(arguments["max_failed"], 100)
+        require(
+            "on_empty",
+            arguments.get("on_empty"),
+            lambda given: given in (None, *get_args(OnEmpty)),
+            _ON_EMPTY,
+        )
         on_invalid = OnInvalid.of(arguments.get("on_invalid"))
         require(
             "on_invalid.then",
@@ -250,6 +264,11 @@ class ClaudeDocumentsOperator(ClaudeTask):
         The other rows are written; None where the task has done what it should.
         """
         found = manifest["documents"]
+        if stopped := run.stopped:
+            pending = manifest["outcomes"]["pending"]
+            rest = f"{pending} of {found} documents are pending, and the rows of the others are written"
+            stopped.args = (f"{stopped} {rest}; see {manifest['output']}.",)
+            return self.hook.for_airflow(stopped, context)
         if refused := run.over_budget:
             pending = manifest["outcomes"]["pending"]
             # The amount that is proposed to the person then has room for all documents that are pending.
@@ -280,7 +299,8 @@ class ClaudeDocumentsOperator(ClaudeTask):
         from airflow_llm_provider.documents.estimate import estimate
 
         async with self.hook.open_engine(self.options, context, own_loop=True) as engine:
-            return await estimate(self._run(engine, context), self._found(), paid_for=paid_for)
+            run, found = self._run(engine, context), await asyncio.to_thread(self._found)
+            return await estimate(run, found, paid_for=paid_for)
 
     def resume_after_price(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         """Continue with a person's decision on the price."""
@@ -294,13 +314,32 @@ class ClaudeDocumentsOperator(ClaudeTask):
         async with self.hook.open_engine(self.options, context, own_loop=True) as engine:
             run = self._run(engine, context)
             # The output is checked and opened before anything is asked: nothing is paid for rows that could not be
-            # written.
-            with self._sink(context["ti"].map_index) as sink:
-                manifest = await run.run(self._found(), sink)
+            # written. In a thread, as the listing: an object store is reached, and its provider may start a loop.
+            with await asyncio.to_thread(self._sink, context["ti"].map_index) as sink:
+                manifest = await run.run(await asyncio.to_thread(self._found), sink)
+                if run.stopped is not None and not sink.rows:
+                    raise run.stopped  # rows of an earlier run are better than none
+                if not run.found and not run.has_more:
+                    await asyncio.to_thread(self._require_empty_allowed, sink)
                 # In a thread: it writes and uploads all rows, and the event loop must not stand still meanwhile.
                 landed = await asyncio.to_thread(sink.publish, manifest)
             self.log.info("%s", await cost_line(engine, run.scope))
             return {**manifest, **landed.paths(), "rows": landed.rows}, run
+
+    def _require_empty_allowed(self, sink: RowWriter) -> None:
+        """Log that there are no documents; raise unless the task goes on and writes no rows."""
+        what = f"{len(self.documents)} items" if isinstance(self.documents, Rows) else repr(self.documents)
+        says = f"{self.task_id}: no documents were found in {what}, so nothing was asked."
+        self.log.warning("%s", says)
+        if self.on_empty == "skip":
+            raise AirflowSkipException(says)
+        if self.on_empty == "fail":
+            raise AirflowException(says)
+        if self.on_empty is None and sink.would_replace_rows():
+            raise AirflowException(
+                f"{says} {sink.files[0]!r} has rows of an earlier run and stays as it is: a folder that is not mounted "
+                "is empty, too. If there may be no documents, set on_empty='ok' or 'skip'."
+            )
 
     def _require_confirmed_price(self, context: Context) -> None:
         """Return where the price need not be confirmed, or a person has confirmed it; else park the task."""

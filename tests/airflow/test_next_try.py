@@ -310,9 +310,10 @@ def test_dead_letters_of_a_good_run_are_gone_from_beside_the_rows(deployment):
 # A first look.
 
 
-def test_a_limit_leaves_the_rest_pending(deployment):
+def test_a_limit_asks_about_the_first_and_says_that_there_are_more(deployment):
     ran = deployment.ask(deployment.texts(10), limit=3)
-    assert (ran.state, ran.outcomes) == ("success", {"answered": 3, "pending": 7})
+    assert (ran.state, ran.outcomes, ran.manifest["limited"]) == ("success", {"answered": 3}, True)
+    assert [row["document_id"] for row in ran.rows] == ["doc-0", "doc-1", "doc-2"]
     assert deployment.server.invoice.paid == 3
 
 

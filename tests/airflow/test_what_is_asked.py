@@ -297,5 +297,5 @@ def test_a_limit_from_a_form_asks_only_so_many(deployment):
         dag = params_dag(deployment, roots=[str(deployment.inbox)], limit="{{ params.limit }}")
         return deployment.run(dag, run_conf=conf)
 
-    assert run(limit=2).outcomes == {"answered": 2, "pending": 3}
+    assert run(limit=2).outcomes == {"answered": 2}
     assert run().outcomes == {"answered": 3, "reused": 2}

@@ -13,7 +13,7 @@ from airflow.sdk import DAG, task
 from pydantic import BaseModel
 
 from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
-from airflow_llm_provider.options import OnInvalid
+from airflow_llm_provider.options import OnInvalid, Route
 
 ASKING = {"prompt": "What is owed?", "model": "fast"}
 
@@ -70,9 +70,10 @@ def test_the_manifest_in_xcom_is_small_and_complete(deployment):
         "reused": 0,
         "repaired": 0,
         "dead_letter": 1,
-        "pending": 5,
+        "pending": 0,
     }
-    assert sum(manifest["outcomes"].values()) == manifest["documents"] == 20
+    assert sum(manifest["outcomes"].values()) == manifest["documents"] == 15
+    assert manifest["limited"] is True
     assert manifest["dead_letter_reasons"] == {"refused": 1}
     invoice = deployment.server.invoice
     assert manifest["requests_paid"] == invoice.paid == 15
@@ -156,11 +157,50 @@ def test_an_output_that_cannot_work_fails_at_once_and_before_anything_is_paid(de
     assert deployment.server.seen == 0
 
 
+def rows_of(path: str) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
 def test_a_run_that_fails_for_everyone_leaves_the_rows_of_the_last_one(deployment):
     before = deployment.ask(deployment.texts(2)).rows
     deployment.server.fail(status=401)
-    assert deployment.ask(deployment.texts(4)).state == "failed"
-    assert [json.loads(line) for line in Path(deployment.output).read_text().splitlines()] == before
+    assert deployment.ask(deployment.texts(4), prompt="Another question?").state == "failed"
+    assert rows_of(deployment.output) == before
+
+
+def test_what_was_answered_before_the_key_was_revoked_is_written_with_what_is_known(deployment):
+    deployment.ask(deployment.texts(5))
+    deployment.server.fail(status=401, after=3)
+    ran = deployment.ask(deployment.texts(50), max_in_flight=1, retries=2)
+    assert (ran.state, ran.ti().try_number) == ("failed", 1)
+    assert ran.outcomes == {"reused": 5, "answered": 3, "pending": 42}
+    assert [row["document_id"] for row in rows_of(deployment.output)] == [f"doc-{n}" for n in range(8)]
+    assert "42 of 50 documents are pending" in ran.log
+    assert "Check the API key" in ran.log
+
+
+def test_what_was_answered_before_the_server_went_down_is_written_and_a_retry_continues(
+    deployment, monkeypatch
+):
+    once = {"attempts": 1}
+    deployment.server.fail(status=529, after=5)
+    ran = deployment.ask(deployment.texts(40), max_in_flight=1, route=Route(retry={"overloaded": once}))
+    assert ran.state == "failed"
+    assert ran.outcomes == {"answered": 5, "dead_letter": 7, "pending": 28}
+    assert len(rows_of(deployment.output)) == 5
+    deployment.server.heal()
+    assert deployment.ask(deployment.texts(40)).outcomes == {"reused": 5, "answered": 35}
+
+
+def test_three_hundred_corrupt_images_are_three_hundred_dead_letters(deployment):
+    folder = deployment.inbox
+    for n in range(300):
+        (folder / f"scan-{n:03}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes([n % 256, n // 256]) * 50)
+    deployment.files(3)
+    deployment.server.fail(status=400, matching=lambda question: "image" in json.dumps(question.body))
+    ran = deployment.ask(str(folder), max_failed="99.5%")
+    assert (ran.state, ran.outcomes) == ("success", {"answered": 3, "dead_letter": 300})
+    assert len(rows_of(deployment.output)) == 3
 
 
 # Mapped over shards.
