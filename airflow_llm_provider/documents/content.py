@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import codecs
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -13,6 +14,8 @@ from airflow_llm_provider.engine.text_block import Framing, text_block
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """The Messages API's limit for one request, base64 included."""
+MAX_NATIVE_PAGES = 100
+"""The API's limit for the pages in one request."""
 IMAGE_TOKENS = 5_000
 """An upper bound for one image: https://docs.claude.com/en/docs/build-with-claude/vision."""
 PDF_PAGE_TOKENS = 8_000
@@ -50,6 +53,7 @@ class Part:
         media_type: of `data`.
         pages: how many pages a PDF part has; else 0.
         title: what to call a part that is not the whole document.
+        warnings: why what was read cannot be trusted, such as `unsure_characters: pages 2, 5`.
     """
 
     kind: Literal["text", "pdf", "image"]
@@ -57,6 +61,12 @@ class Part:
     media_type: str = "text/plain"
     pages: int = 0
     title: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Self:
+        """Return the part that the sandbox sent as plain JSON data."""
+        return cls(**{**data, "warnings": tuple(data["warnings"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +88,27 @@ class Content:
         return dataclasses.replace(self, parts=(Part(kind="text", data=text),))
 
     @property
+    def pieces(self) -> tuple[Self, ...]:
+        """Return the content in pieces, each of which has no more pages and bytes than one request takes."""
+        # The text of some pages and those of them to look at stay together.
+        pairs: list[list[Part]] = [[]]
+        for part in self.parts:
+            pairs[-1].append(part)
+            if part.kind == "pdf":
+                pairs.append([])
+        pieces: list[list[Part]] = [[]]
+        for pair in pairs:
+            if pieces[-1] and not _fit_one_request([*pieces[-1], *pair]):
+                pieces.append([])
+            pieces[-1] += pair
+        return tuple(dataclasses.replace(self, parts=tuple(parts)) for parts in pieces)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return why what was read cannot be trusted, each reason once."""
+        return tuple(dict.fromkeys(warning for part in self.parts for warning in part.warnings))
+
+    @property
     def text(self) -> str | None:
         """Return all text of the parts, joined by newlines; None when all are images or pages sent as they are."""
         texts = [part.data for part in self.parts if part.kind == "text"]
@@ -87,6 +118,11 @@ class Content:
     def sole_text(self) -> str | None:
         """Return the text of a document that is one text, which can be cut or read in parts; None for any other."""
         return self.text if len(self.parts) == 1 else None
+
+
+def _fit_one_request(parts: Sequence[Part]) -> bool:
+    data = sum(len(part.data) for part in parts if part.kind != "text")
+    return data <= MAX_REQUEST_BYTES and sum(part.pages for part in parts) <= MAX_NATIVE_PAGES
 
 
 def encode_base64(data: bytes) -> str:

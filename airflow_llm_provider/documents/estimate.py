@@ -6,8 +6,9 @@ import asyncio
 import collections
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Self
 
 from airflow_llm_provider.documents.content import Unreadable
@@ -24,7 +25,13 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.run import Run, reason_of
 from airflow_llm_provider.documents.stopping import SAME_FOR_ALL
 from airflow_llm_provider.engine.calls import NotSettled
-from airflow_llm_provider.engine.chunking import ask_about, surely_fits, texts_to_read
+from airflow_llm_provider.engine.chunking import (
+    ask_about,
+    ask_about_pieces,
+    pieces_to_read,
+    surely_fits,
+    texts_to_read,
+)
 from airflow_llm_provider.engine.concurrency import for_each
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.terms import Terms
@@ -244,8 +251,16 @@ class _Plan:
         def about(text: str) -> Request:
             return run.prompt.request(content.with_text(text))
 
-        request, text = run.prompt.request(content), content.sole_text
-        if text is None or surely_fits(request, terms.options.long_input, run.engine.endpoint.prices):
+        request, text, pieces = run.prompt.request(content), content.sole_text, content.pieces
+        if len(pieces) > 1:
+            requests = pieces_to_read(
+                [run.prompt.request(piece) for piece in pieces], terms.options.long_input
+            )
+            outcomes = [await self._one(piece, terms) for piece in requests]
+            if len(requests) > 1:
+                whole = partial(ask_about_pieces, self._engine, requests, about, terms)
+                outcomes.append(await self._merge(whole, about, terms, outcomes))
+        elif text is None or surely_fits(request, terms.options.long_input, run.engine.endpoint.prices):
             outcomes = [await self._one(request, terms)]
         else:
             texts = texts_to_read(text, about, terms.options.long_input, run.engine.endpoint.prices)
@@ -254,7 +269,8 @@ class _Plan:
                 await self._one(about(part), dataclasses.replace(terms, source=part)) for part in texts
             ]
             if len(texts) > 1:
-                outcomes.append(await self._merge(text, about, terms, outcomes))
+                whole = partial(ask_about, self._engine, text, about, terms)
+                outcomes.append(await self._merge(whole, about, terms, outcomes))
         # The next estimate of the same range then finds the answer that this document is going to have.
         if sighting is not None and set(outcomes) != {"reused"}:
             self._paid_for.add(self._claim(sighting))
@@ -273,13 +289,24 @@ class _Plan:
         return "reused"
 
     async def _merge(
-        self, text: str, about: Callable[[str], Request], terms: Terms, parts: Sequence[str]
+        self,
+        whole: Callable[[], Awaitable[object]],
+        about: Callable[[str], Request],
+        terms: Terms,
+        parts: Sequence[str],
     ) -> Literal["reused", "repeated", "pending"]:
-        """Look up, or count, the request that merges the answers about the parts of a long text."""
+        """Look up, or count, the request that merges the answers about the parts of a long document.
+
+        Args:
+            whole: asks about the document as the run does.
+            about: makes the request about a text.
+            terms: of the answer.
+            parts: what became of the parts.
+        """
         if "pending" not in parts:
             try:
                 if "repeated" not in parts:
-                    await ask_about(self._engine, text, about, terms)
+                    await whole()
             except NotSettled as missing:
                 return self._count(missing.request)
             return "reused"

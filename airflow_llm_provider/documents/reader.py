@@ -10,6 +10,7 @@ from typing import Any
 from airflow_llm_provider.documents import sandbox
 from airflow_llm_provider.documents.content import (
     IMAGE_TOKENS,
+    MAX_NATIVE_PAGES,
     PDF_PAGE_TOKENS,
     Content,
     Part,
@@ -77,4 +78,4 @@ def _pages(data: Any) -> int:
     try:
         return int(sandbox.run(f"{pdf.__name__}:count_pages", base64.b64decode(data), {}))
     except (Unreadable, TypeError, ValueError):
-        return pdf.MAX_NATIVE_PAGES
+        return MAX_NATIVE_PAGES

@@ -19,7 +19,7 @@ from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.reader import read
 from airflow_llm_provider.documents.stopping import StopRule
 from airflow_llm_provider.engine.calls import NotSettled
-from airflow_llm_provider.engine.chunking import ask_about, surely_fits
+from airflow_llm_provider.engine.chunking import ask_about, ask_about_pieces, surely_fits
 from airflow_llm_provider.engine.concurrency import calm_collector, for_each
 from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import (
@@ -267,6 +267,11 @@ class Run:
             # The next run finds the answer to this request by the file's stamp alone.
             self.engine.sight(read, request)
         terms, text = self.terms_about(document, content), content.sole_text
+        if len(pieces := content.pieces) > 1:
+            requests = [self.prompt.request(piece) for piece in pieces]
+            return await ask_about_pieces(
+                self.engine, requests, lambda part: self.prompt.request(content.with_text(part)), terms
+            )
         if text is None or surely_fits(request, self.prompt.options.long_input, self.engine.endpoint.prices):
             return await self.engine.ask(request, terms)
         return await ask_about(

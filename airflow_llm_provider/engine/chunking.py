@@ -57,7 +57,40 @@ async def ask_about(
     texts = texts_to_read(text, request, terms.options.long_input, engine.endpoint.prices)
     if len(texts) == 1:
         return await engine.ask(request(texts[0]), dataclasses.replace(terms, source=source(texts[0])))
-    return await _map_reduce(engine, text, texts, request, terms, source)
+    asked = [(request(part), source(part)) for part in texts]
+    return await _map_reduce(engine, asked, request, dataclasses.replace(terms, source=source(text)))
+
+
+async def ask_about_pieces(
+    engine: Engine, pieces: Sequence[Request], request: Callable[[str], Request], terms: Terms
+) -> Reply:
+    """Return the answer about a document that one request cannot hold: one with more pages than the API takes.
+
+    Args:
+        engine: asks.
+        pieces: a request about each piece, in order.
+        request: makes the request about a text, with which answers are merged.
+        terms: of the answer; `terms.options.long_input` says what happens with more than one piece.
+
+    Raises:
+        TooLong: there are several pieces and `too_long` is `fail`; nothing was sent.
+        LLMError: as Engine.ask.
+    """
+    pieces = pieces_to_read(pieces, terms.options.long_input)
+    if len(pieces) == 1:
+        return await engine.ask(pieces[0], terms)
+    return await _map_reduce(engine, [(piece, terms.source) for piece in pieces], request, terms)
+
+
+def pieces_to_read(pieces: Sequence[Request], long_input: LongInput) -> Sequence[Request]:
+    """Return the pieces that are asked about: all, or the first; raises TooLong where there may be only one."""
+    if len(pieces) > 1 and long_input.too_long == "fail":
+        raise TooLong(
+            f"The document has more pages to be looked at than one request takes; it needs {len(pieces)} requests. "
+            "Set long_input='map_reduce' to ask about all and merge the answers, long_input='truncate' to ask about "
+            "the first, or reading=Reading(pdf='text') where the text is enough."
+        )
+    return pieces[:1] if long_input.too_long == "truncate" else pieces
 
 
 def texts_to_read(
@@ -111,15 +144,14 @@ def _utf8(text: str) -> bytes:
 
 async def _map_reduce(
     engine: Engine,
-    text: str,
-    parts: Sequence[str],
+    parts: Sequence[tuple[Request, str | None]],
     request: Callable[[str], Request],
     terms: Terms,
-    source: Callable[[str], str | None],
 ) -> Reply:
+    """Ask about each part, checked against its own source, and merge the answers; `terms` has the whole source."""
     # All are awaited to their end: when one fails, the others in flight are paid for all the same.
     asked = await asyncio.gather(
-        *(engine.ask(request(part), dataclasses.replace(terms, source=source(part))) for part in parts),
+        *(engine.ask(part, dataclasses.replace(terms, source=source)) for part, source in parts),
         return_exceptions=True,
     )
     if failed := [each for each in asked if isinstance(each, BaseException)]:
@@ -132,7 +164,7 @@ async def _map_reduce(
         # Each part is valid, but together they may not be: merging them then takes the model's judgement.
         with contextlib.suppress(InvalidOutput):
             # The joined answer is given, so nothing is sent here; only the checks run.
-            checked = await engine.ask(request(""), _checking(terms, whole, source(text)))
+            checked = await engine.ask(request(""), _checking(terms, whole))
             return Reply.of_parts(replies, checked.value)
     summary = orjson.dumps(answers, option=orjson.OPT_INDENT_2).decode()
 
@@ -140,11 +172,11 @@ async def _map_reduce(
         return request(text).with_block({"type": "text", "text": _REDUCE})
 
     # Quotes from the parts stand in the whole text.
-    reduced = await ask_about(engine, summary, merging, terms, source=lambda _: source(text))
+    reduced = await ask_about(engine, summary, merging, terms, source=lambda _: terms.source)
     return Reply.of_parts([*replies, reduced], reduced.value)
 
 
-def _checking(terms: Terms, answer: str, source: str | None) -> Terms:
+def _checking(terms: Terms, answer: str) -> Terms:
     """Return terms that check an answer by what costs nothing: no judge, no repair."""
     retry = {kind: policy for kind, policy in terms.options.route.retry.items() if kind != "invalid_output"}
     options = dataclasses.replace(
@@ -152,9 +184,7 @@ def _checking(terms: Terms, answer: str, source: str | None) -> Terms:
         on_invalid=OnInvalid(max_repairs=0),
         route=dataclasses.replace(terms.options.route, retry=retry),
     )
-    return dataclasses.replace(
-        terms, options=options, validators=terms.functions, given=answer, source=source
-    )
+    return dataclasses.replace(terms, options=options, validators=terms.functions, given=answer)
 
 
 def _of_whole(error: BaseException) -> BaseException:

@@ -74,6 +74,12 @@ def _content(name: str, path: Any, roots: list[str] | None) -> Any:
         if isinstance(found[0], Rejected):
             raise Unreadable(found[0].reason, found[0].message)
         content = read(found[0])
+        if len(content.pieces) > 1:
+            raise Unreadable(
+                "too_large",
+                "it has more pages to be looked at than one request takes. Ask about it with "
+                "ClaudeDocumentsOperator and long_input='map_reduce', or split it.",
+            )
     except (Unreadable, OSError) as error:
         raise AirflowFailException(f"The input {name!r} cannot be read: {error}") from None
     except Exception as error:  # noqa: BLE001  # a parser's own failure, whose text may quote the file

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from airflow_llm_provider.documents.content import (
     IMAGE_TOKENS,
+    MAX_NATIVE_PAGES,
     PDF_PAGE_TOKENS,
     Content,
     Part,
@@ -23,7 +24,6 @@ from airflow_llm_provider.documents.content import (
 )
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.reader import ceiling_of_blocks, read
-from airflow_llm_provider.documents.readers.pdf import MAX_NATIVE_PAGES
 from airflow_llm_provider.engine.text_block import _tag
 
 HELM = """\
@@ -155,3 +155,21 @@ def test_blocks_that_an_author_made_are_bounded_too() -> None:
     messages = [{"role": "user", "content": "Read."}, {"role": "user", "content": [three, text, image, told]}]
     assert ceiling_of_blocks(messages) == 3 * PDF_PAGE_TOKENS + 2 * IMAGE_TOKENS
     assert [ceiling_of_blocks(one) for one in unknown] == [MAX_NATIVE_PAGES * PDF_PAGE_TOKENS] * 2
+
+
+def test_content_is_cut_where_one_request_has_no_more_room_and_text_stays_with_its_pages():
+    def pages(count: int) -> list[Part]:
+        return [
+            Part(kind="text", data=f"text of {count}"),
+            Part(kind="pdf", data="A", media_type="application/pdf", pages=count),
+        ]
+
+    def cut(*parts: Part) -> list[list[int]]:
+        content = Content(content_hash="", parts=parts)
+        return [[part.pages for part in piece.parts] for piece in content.pieces]
+
+    assert cut(*pages(60), *pages(40)) == [[0, 60, 0, 40]]
+    assert cut(*pages(60), *pages(41), *pages(59)) == [[0, 60], [0, 41, 0, 59]]
+    heavy = Part(kind="image", data="A" * (20 * 1024 * 1024), media_type="image/png")
+    assert cut(heavy) == [[0]]
+    assert cut(*pages(100), Part(kind="text", data="x")) == [[0, 100, 0]]

@@ -287,13 +287,32 @@ def test_a_pdf_encrypted_without_a_password_is_sent_decrypted(tmp_path):
     assert b"/Encrypt" not in base64.b64decode(part.data)
 
 
-def test_more_pages_than_the_api_looks_at_are_too_large(tmp_path, monkeypatch):
+def test_more_pages_than_the_api_looks_at_are_returned_in_pieces(monkeypatch):
     monkeypatch.setattr(pdf_module, "MAX_NATIVE_PAGES", 2)
-    for raw, mode in ((make_pdf("", "", ""), "auto"), (make_pdf("a", "b", "c"), "native")):
-        with pytest.raises(Unreadable, match="the API takes 2") as refusal:
-            read_pdf(raw, Reading(pdf=mode))
-        assert refusal.value.reason == "too_large"
+    native = read_pdf(make_pdf("a", "b", "c", "d", "e"), Reading(pdf="native"))
+    assert [(part.pages, part.title) for part in native] == [
+        (2, "pages 1, 2"),
+        (2, "pages 3, 4"),
+        (1, "pages 5"),
+    ]
+    parts = read_pdf(make_pdf("a", "", "", "d", "", "f"), Reading())
+    assert [(part.kind, part.title, part.data if part.kind == "text" else None) for part in parts] == [
+        ("text", None, "a\f\f\fd"),
+        ("pdf", "pages 2, 3", None),
+        ("text", None, "\ff"),
+        ("pdf", "pages 5", None),
+    ]
+    assert [len(piece.parts) for piece in Content(content_hash="", parts=parts).pieces] == [2, 2]
     assert read_pdf(make_pdf("a", "b", "c"), Reading())[0].data == "a\fb\fc"
+
+
+def test_pages_too_heavy_for_one_request_are_returned_in_pieces(monkeypatch):
+    raw = make_pdf("", "")
+    monkeypatch.setattr(pdf_module, "MAX_REQUEST_BYTES", len(base64.b64encode(raw)) - 1)
+    assert [part.title for part in read_pdf(raw, Reading())] == ["pages 1", "pages 2"]
+    monkeypatch.setattr(pdf_module, "MAX_REQUEST_BYTES", 100)
+    with pytest.raises(Unreadable, match=r"page 1 has .* bytes; the API takes 75"):
+        read_pdf(raw, Reading())
 
 
 def test_pdfs_are_read_by_many_threads(tmp_path):

@@ -11,7 +11,13 @@ from conftest import Wire, make_terms, message, question
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_llm_provider.engine.chunking import ask_about, estimate_tokens, split_text, texts_to_read
+from airflow_llm_provider.engine.chunking import (
+    ask_about,
+    ask_about_pieces,
+    estimate_tokens,
+    split_text,
+    texts_to_read,
+)
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
@@ -181,3 +187,30 @@ async def test_what_is_no_text_takes_no_room_of_it(engine: Engine, wire: Wire) -
 
     await ask_about(engine, "", with_pages, make_terms(long_input=LongInput(max_input_tokens=10_000)))
     assert len(wire.sent) == 1
+
+
+def pages(numbers: range) -> Request:
+    """A request about pages that are looked at, of which one request takes only some."""
+    return about(" ".join(f"FACT-{number:03}" for number in numbers))
+
+
+async def test_more_pages_than_one_request_takes_are_refused_before_anything_is_sent(
+    engine: Engine, wire: Wire
+) -> None:
+    with pytest.raises(TooLong, match=r"2 requests.*map_reduce"):
+        await ask_about_pieces(
+            engine, [pages(range(3)), pages(range(3, 5))], about, make_terms(long_input=LongInput())
+        )
+    assert wire.sent == []
+
+
+async def test_more_pages_than_one_request_takes_are_asked_about_in_pieces_and_kept_for_a_retry(
+    engine: Engine, wire: Wire
+) -> None:
+    wire.usually = facts
+    pieces = [pages(range(3)), pages(range(3, 5))]
+    for how, found in (("map_reduce", 5), ("truncate", 3)):
+        terms = make_terms(long_input=LongInput(too_long=how), output=OutputType(list[str]))
+        reply = await ask_about_pieces(engine, pieces, about, terms)
+        assert reply.value == [f"FACT-{n:03}" for n in range(found)]
+    assert len(wire.sent) == 2

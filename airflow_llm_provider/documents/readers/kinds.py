@@ -305,7 +305,7 @@ def read_parts(raw: bytes, name: str, reading: Reading) -> tuple[Part, ...]:
     if not kind.is_parsed and not raw.startswith(_ZIP):
         return kind.read(raw, reading)
     found = sandbox.run(f"{__name__}:parse", raw, {"name": name, "reading": as_json(reading)})
-    return tuple(Part(**part) for part in found)
+    return tuple(map(Part.of, found))
 
 
 def parse(raw: bytes, name: str, reading: dict[str, Any]) -> tuple[Part, ...]:
