@@ -185,6 +185,15 @@ LISTED: dict[str, set[str]] = {
     },
     # The text is made of parts that stand in this test at their own place.
     "a sentence of this package": {
+        "booked",
+        "cost_booking.py: where",
+        "odf.py: what",
+        "package.py: what",
+        "price.unknown",
+        "self._package.what",
+        "self.cure",
+        "self.extra",
+        "self.what",
         "', '.join(map(str, calls.values()))",
         "Rejected(decision.rejection)",
         "Rejected(rejected)",
@@ -324,6 +333,9 @@ LISTED: dict[str, set[str]] = {
     },
     # Such as the context, or what another function makes a sentence of.
     "no part of the message": {
+        "package.py: error",
+        "pptx.py: error",
+        "spreadsheet.py: error",
         "'\\n'.join(complaints)",
         "asked",
         "context",
