@@ -250,6 +250,12 @@ def usd(micro_usd: int | None) -> str | None:
     return f"{sign}{amount // 1_000_000}.{amount % 1_000_000:06d}"
 
 
+def paid_and_unproven(paid_micro_usd: int, unproven_micro_usd: int) -> str:
+    """Return two amounts in words, apart: what was paid, and what calls without a reply may have cost at most."""
+    paid = f"${usd(paid_micro_usd)}"
+    return f"{paid} paid and at most ${usd(unproven_micro_usd)} unproven" if unproven_micro_usd else paid
+
+
 _MAX_USD = 1_000_000_000  # sums of such amounts still fit the ledger's 64 bits
 
 

@@ -150,7 +150,7 @@ async def round_of(ledger: Ledger, known: list[str], size: int) -> dict[str, flo
         [
             ledger.record(
                 Settlement(
-                    attempt_id=entry.id,
+                    attempt_id=outcome.attempt_id,
                     fingerprint=entry.fingerprint,
                     reply=b"x" * 400,
                     prompt=lambda: b"",
@@ -160,7 +160,7 @@ async def round_of(ledger: Ledger, known: list[str], size: int) -> dict[str, flo
                     latency_ms=700,
                 )
             )
-            for entry in entries
+            for entry, outcome in zip(entries, opened, strict=True)
         ],
     )
     return took

@@ -46,10 +46,10 @@ def entry(name: object) -> NewAttempt:
     )
 
 
-def settlement(attempt: NewAttempt) -> Settlement:
+def settlement(attempt: NewAttempt, opened: OpenedAttempt) -> Settlement:
     """Return a reply of about 1 kB."""
     return Settlement(
-        attempt_id=attempt.id,
+        attempt_id=opened.attempt_id,
         fingerprint=attempt.fingerprint,
         reply=REPLY,
         prompt=lambda: b"",
@@ -64,7 +64,7 @@ async def settles_a_second(ledger: Ledger, entries: Sequence[NewAttempt]) -> flo
     """Settle all with 256 waiting at any time, each told when its own is durable."""
     opened = await asyncio.gather(*(ledger.open(e) for e in entries))
     assert all(isinstance(outcome, OpenedAttempt) for outcome in opened)
-    todo = iter([settlement(e) for e in entries])
+    todo = iter([settlement(e, outcome) for e, outcome in zip(entries, opened, strict=True)])
 
     async def one_waiting() -> None:
         for write in todo:
@@ -104,7 +104,9 @@ def naive(url: str) -> dict[str, float]:
     shared |= {"connection_id": "", "dag_id": "bench", "run_id": "run", "task_id": "ask", "map_index": -1}
     shared |= {"try_number": 1, "trace_id": "", "opened_ms": 0}
     with database.write() as connection:
-        keys = [{"id": e.id, "fingerprint": e.fingerprint, "claim": e.fingerprint} for e in entries]
+        keys = [
+            {"id": e.fingerprint[:32], "fingerprint": e.fingerprint, "claim": e.fingerprint} for e in entries
+        ]
         connection.execute(call.insert(), [{**shared, **key} for key in keys])
     settle = (
         call.update().where(call.c.id == sa.bindparam("attempt")).values(state="settled", cost_micro_usd=60)
@@ -117,8 +119,8 @@ def naive(url: str) -> dict[str, float]:
     started = time.perf_counter()
     for e in entries:
         with database.write() as connection:
-            connection.execute(settle, {"attempt": e.id})
-            connection.execute(payload.insert(), {"call_id": e.id, "reply": REPLY})
+            connection.execute(settle, {"attempt": e.fingerprint[:32]})
+            connection.execute(payload.insert(), {"call_id": e.fingerprint[:32], "reply": REPLY})
     settled = NAIVE_KEYS / (time.perf_counter() - started)
     started = time.perf_counter()
     for e in entries:
@@ -168,8 +170,9 @@ async def write_beside_others(url: str, seconds: float) -> dict[str, Any]:
         while time.monotonic() < until:
             attempt = entry((os.getpid(), number, done))
             try:
-                assert isinstance(await ledger.open(attempt), OpenedAttempt)
-                await ledger.record(settlement(attempt))
+                opened = await ledger.open(attempt)
+                assert isinstance(opened, OpenedAttempt)
+                await ledger.record(settlement(attempt, opened))
                 done += 1
             except Exception as error:  # noqa: BLE001  # counted, and shown
                 errors += 1

@@ -25,7 +25,6 @@ from airflow_llm_provider.ledger.records import (
     NewAttempt,
     OpenedAttempt,
     Settlement,
-    new_attempt_id,
 )
 from airflow_llm_provider.ledger.schema import call, payload
 from airflow_llm_provider.pricing import Usage
@@ -87,14 +86,14 @@ async def write_beside(url: str, until: Path) -> list[float]:
     async def lane() -> None:
         while not until.exists():  # noqa: ASYNC240  # a look is quick, and the signal is from another process
             entry = NewAttempt(
-                fingerprint=new_attempt_id(), scope=SCOPE, reuse="always", model="claude-haiku-5-5"
+                fingerprint=os.urandom(32).hex(), scope=SCOPE, reuse="always", model="claude-haiku-5-5"
             )
             started = time.perf_counter()
             opened = await ledger.open(entry)
             took_ms.append((time.perf_counter() - started) * 1000)
             assert isinstance(opened, OpenedAttempt)
             settled = Settlement(
-                attempt_id=entry.id,
+                attempt_id=opened.attempt_id,
                 fingerprint=entry.fingerprint,
                 reply=REPLY,
                 prompt=lambda: b"",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,14 +61,14 @@ def read_answer(
                 f"The edit is not valid: {complaint}\nThe ledger keeps the edit; clear the task to ask again."
             )
     user = event.get("responded_by_user")
-    at = event.get("responded_at") or dt.datetime.now(dt.UTC)
+    at = event.get("responded_at")
     verdict = Verdict(
         status=status,
         choice=choice,
         decided=to_json(decided),
         decided_by=user["id"] if user else None,
         feedback=str(given.get(form.FEEDBACK) or ""),
-        decided_ms=round(at.timestamp() * 1000),
+        decided_ms=round(at.timestamp() * 1000) if at else None,
     )
     return verdict, error
 

@@ -171,8 +171,9 @@ class Decision:
     @classmethod
     def of(cls, stored: StoredReview) -> Self:
         """Return the decision on a question that has been decided."""
-        assert stored.verdict is not None
         verdict = stored.verdict
+        assert verdict is not None
+        assert verdict.decided_ms is not None, "a stored verdict has its time"
         return cls(
             status=verdict.status,
             choice=verdict.choice,
@@ -181,8 +182,7 @@ class Decision:
             feedback=verdict.feedback,
             decided_by=verdict.decided_by,
             decided_at=dt.datetime.fromtimestamp(verdict.decided_ms / 1000, dt.UTC).isoformat(),
-            # Two clocks: the ledger's database says when it was shown, Airflow when it was answered.
-            took_s=max(0, verdict.decided_ms - stored.shown_ms) / 1000,
+            took_s=(verdict.decided_ms - stored.shown_ms) / 1000,
             why=stored.asked.why,
         )
 
@@ -297,7 +297,9 @@ def take_answer(
                 is_editable=CHANGE in review.options,
             )
             # Kept before the error is raised, so that an edit that is not valid is not lost.
-            ledger.write(lambda connection, _: reviews.store_verdict(connection, scope, review.key, verdict))
+            verdict = ledger.write(
+                partial(reviews.store_verdict, scope=scope, key=review.key, verdict=verdict)
+            )
         if error:
             raise error
     except LLMError as error:

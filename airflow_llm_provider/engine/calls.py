@@ -31,7 +31,6 @@ from airflow_llm_provider.ledger.records import (
     Reuse,
     SettledReply,
     Settlement,
-    new_attempt_id,
 )
 from airflow_llm_provider.pricing import Prices, Usage
 
@@ -337,7 +336,7 @@ class Calls:
         if isinstance(opened, SettledReply):
             permit.release()
             return Call.from_ledger(opened, purpose=entry.purpose)
-        entry = opened
+        attempt_id = opened.attempt_id
         sends.count += 1
         started = time.monotonic()
         try:
@@ -358,19 +357,19 @@ class Calls:
             permit.record_error(error)
             self.tally.unproven += _may_be_billed(error)
             # Awaited, because the retry claims the same key, which has to be free by then.
-            await self.ledger.record(_failure(request, entry, error))
+            await self.ledger.record(_failure(request, attempt_id, error))
             raise
         except BaseException as error:  # cancelled, or an error of ours: free the claim and the reservation
             self.tally.unproven += 1
             why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
             # Not awaited, since a second cancellation could interrupt the wait. `close` commits what was submitted.
-            self.ledger.record_later(_failure(request, entry, NetworkError(why, billed=True)))
+            self.ledger.record_later(_failure(request, attempt_id, NetworkError(why, billed=True)))
             raise
         # Committed before the caller gets the reply. If the process is killed after this, the next attempt takes the
         # reply from the ledger.
         await self.ledger.record(
             Settlement(
-                attempt_id=entry.id,
+                attempt_id=attempt_id,
                 fingerprint=request.fingerprint,
                 reply=raw,
                 prompt=_prompt(request),
@@ -385,7 +384,7 @@ class Calls:
         return Call(
             purpose=entry.purpose,
             message=message,
-            attempt_id=entry.id,
+            attempt_id=attempt_id,
             cost_micro_usd=cost,
             latency_s=latency_s,
             sends=sends.count,
@@ -394,16 +393,15 @@ class Calls:
     def _prices(self, scope: CallScope) -> Prices:
         return self.others.get(scope.connection_id, self.endpoint).prices
 
-    async def _open(self, request: Request, entry: NewAttempt, permit: Permit) -> NewAttempt | SettledReply:
+    async def _open(
+        self, request: Request, entry: NewAttempt, permit: Permit
+    ) -> OpenedAttempt | SettledReply:
         """Claim the request's key and reserve its ceiling; wait while another call holds the key or the money."""
         patience_s = self.endpoint.deadline_s
         while True:
-            entry = dataclasses.replace(entry, id=new_attempt_id())
             opened = await self.ledger.open(entry)
-            if isinstance(opened, SettledReply):
+            if isinstance(opened, (OpenedAttempt, SettledReply)):
                 return opened
-            if isinstance(opened, OpenedAttempt):
-                return entry
             if isinstance(opened, BudgetRefusal) and not opened.may_fit:
                 raise budget_error(opened, request.model, entry.scope.connection_id)
             # Another call asks the same, or has reserved the money. Its answer, the money that is left when it settles,
@@ -436,9 +434,9 @@ def _prompt(request: Request) -> Callable[[], bytes]:
     return lambda: request.body(request.schema)
 
 
-def _failure(request: Request, entry: NewAttempt, error: LLMError) -> Failure:
+def _failure(request: Request, attempt_id: str, error: LLMError) -> Failure:
     return Failure(
-        attempt_id=entry.id,
+        attempt_id=attempt_id,
         fingerprint=request.fingerprint,
         billed=_may_be_billed(error),
         error_class=type(error).__name__,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,8 +19,9 @@ from airflow_llm_provider.errors import (
     LLMError,
     UnknownPrice,
 )
+from airflow_llm_provider.ledger.daily import DAY_MS
 from airflow_llm_provider.ledger.records import CallScope, first_id_of
-from airflow_llm_provider.ledger.schema import account, budget, call
+from airflow_llm_provider.ledger.schema import account, budget, call, daily
 from airflow_llm_provider.pricing import usd
 
 KINDS = ("call", "task", "run", "dag", "connection", "all")
@@ -148,10 +148,25 @@ class Meter:
         """Return the SQL condition of the calls that it counts."""
         conditions = [call.c[name] == value for name, value in self.whose]
         if self.period is not None:
-            # Ids begin with the time of the caller's clock, so the primary key finds the calls of a period. One hour
-            # covers clocks that differ; opened_ms is exact.
+            # Ids begin with the time, so the primary key finds the calls of a period. An id may be older than its call
+            # by the time for which an opening was tried again; opened_ms is exact.
             first_id = first_id_of(self.period.since_ms - _HOUR_MS)
             conditions += [call.c.id >= first_id, call.c.opened_ms >= self.period.since_ms]
+        return sa.and_(sa.true(), *conditions)
+
+    def days(self) -> sa.ColumnElement[bool] | None:
+        """Return the SQL condition of the rows of `daily` that count calls of it; None for a run or a task.
+
+        A run or a task that is still active keeps its calls: see maintenance.prune.
+
+        Days are in UTC. Where the period begins within one, the whole day is taken: a budget may count what was pruned
+        twice, and never misses it.
+        """
+        conditions = [daily.c[name] == value for name, value in self.whose if name in daily.c]
+        if len(conditions) < len(self.whose):
+            return None
+        if self.period is not None:
+            conditions.append(daily.c.day >= self.period.since_ms // DAY_MS)
         return sa.and_(sa.true(), *conditions)
 
 
@@ -259,11 +274,13 @@ class MeterReading:
     Attributes:
         label: What it counts.
         settled_micro_usd: Paid, or booked as unproven.
+        unproven_micro_usd: The part of it that is unproven.
         reserved_micro_usd: Ceilings of calls in flight.
     """
 
     label: str
     settled_micro_usd: int
+    unproven_micro_usd: int
     reserved_micro_usd: int
 
 
@@ -286,7 +303,8 @@ def set_budget(connection: sa.Connection, new: Budget) -> None:
     else:
         connection.execute(budget.insert().values(values))
     bound = {one.applies_to for one in known.values() if one.kind == new.kind}
-    if not bound & {"", new.applies_to}:
+    # The accounts of runs count every call, also while no budget uses them: see `run_meter`.
+    if new.kind != "run" and not bound & {"", new.applies_to}:
         # While no budget used these meters, they may have missed calls: without an account, they count all calls again.
         stale = (
             account.c.applies_to == new.applies_to if new.applies_to else account.c.applies_to.not_in(bound)
@@ -308,6 +326,7 @@ def meter_readings(connection: sa.Connection, one: Budget, *, most: int = 5) -> 
         MeterReading(
             label=row.label,
             settled_micro_usd=row.settled_micro_usd,
+            unproven_micro_usd=row.unproven_micro_usd,
             reserved_micro_usd=row.reserved_micro_usd,
         )
         for row in connection.execute(query.order_by(account.c.opened_ms.desc()).limit(most))
@@ -322,15 +341,19 @@ class BudgetRefusal:
         budget: The budget.
         meter: Its meter; None if it caps each call by itself.
         need_micro_usd: The call's ceiling; None when its model has no known price.
-        settled_micro_usd: What the meter has counted.
+        settled_micro_usd: What the meter has counted: paid, or booked as unproven.
+        unproven_micro_usd: The part of it that is unproven.
         reserved_micro_usd: What calls in flight have reserved.
+        refused_ms: When it was refused, by the database's clock.
     """
 
     budget: Budget
     meter: Meter | None
     need_micro_usd: int | None
     settled_micro_usd: int
+    unproven_micro_usd: int
     reserved_micro_usd: int
+    refused_ms: int
 
     @property
     def may_fit(self) -> bool:
@@ -361,13 +384,16 @@ def budget_error(refusal: BudgetRefusal, model: str, connection_id: str) -> LLME
     reserved = (
         f", ${usd(refusal.reserved_micro_usd)} of it reserved by calls in flight" if refusal.may_fit else ""
     )
+    unproven = refusal.unproven_micro_usd
+    if unproven:
+        reserved += f" (${usd(unproven)} of what is used are the highest prices of calls that may not have been billed)"
     said = (
         f"{where}: up to ${usd(need)} needed, ${left} of ${usd(budget.cap_micro_usd)} left in budget "
         f"{budget.name!r}{reserved}. Nothing was sent; {_remedy(budget)} Paid answers are kept."
     )
     if budget.on_exceeded == "wait" and meter and meter.period:
-        # The period is by the database's clock, and this machine's clock may be ahead of it.
-        wait_s = max(1.0, meter.period.until_ms / 1000 - time.time())
+        # Both by the database's clock, by which the next period begins.
+        wait_s = max(1.0, (meter.period.until_ms - refusal.refused_ms) / 1000)
         return BudgetWaits(f"{said} The next {budget.per} begins in {wait_s:.0f} s.", retry_after_s=wait_s)
     if budget.on_exceeded == "ask":
         return BudgetAsks(

@@ -174,13 +174,21 @@ class Ledger:
 
     def _give_up(self, attempt: NewAttempt, opened: asyncio.Future[Any]) -> None:
         """Free the claim and the reservation of a caller that was cancelled."""
-        if not opened.cancelled() and not opened.exception() and isinstance(opened.result(), OpenedAttempt):
-            self.record_later(_unsent(attempt))
+        if opened.cancelled() or opened.exception():
+            return
+        if isinstance(outcome := opened.result(), OpenedAttempt):
+            self.record_later(_unsent(attempt, outcome.attempt_id))
 
     # In the writer's thread.
 
     def _write(self, batch: list[Write]) -> list[Any]:
         """Commit a group of writes and return the outcome of each; an error is an outcome."""
+        try:
+            return self._write_group(batch)
+        finally:
+            self._writes.forget_ids()
+
+    def _write_group(self, batch: list[Write]) -> list[Any]:
         with self._transactions.in_our_words():
             try:
                 return self._transactions.retried(self._write_once, batch)
@@ -188,12 +196,7 @@ class Ledger:
                 if may_pass(error):
                     # The submitters get the error and stop waiting, but `_beat` would renew their attempts as long
                     # as this process lives. So how they ended is written once the database is back.
-                    of_attempts = (
-                        write for write in batch if isinstance(write, (NewAttempt, Settlement, Failure))
-                    )
-                    self._unwritten += [
-                        _unsent(write) if isinstance(write, NewAttempt) else write for write in of_attempts
-                    ]
+                    self._unwritten += [end for write in batch if (end := self._end_of(write))]
                     raise
                 if len(batch) == 1:
                     raise
@@ -202,9 +205,17 @@ class Ledger:
 
     def _write_one(self, write: Write) -> Any:
         try:
-            return self._write([write])[0]
+            return self._write_group([write])[0]
         except Exception as error:  # noqa: BLE001  # it is handed to the submitter
             return error
+
+    def _end_of(self, write: Write) -> Settlement | Failure | None:
+        """Return how an attempt has ended for its caller, if `write` could not be committed."""
+        if isinstance(write, NewAttempt):
+            # Without an id, no transaction has begun, so there is no row.
+            attempt_id = self._writes.id_of(write)
+            return _unsent(write, attempt_id) if attempt_id else None
+        return write if isinstance(write, (Settlement, Failure)) else None
 
     def _write_once(self, batch: list[Write]) -> list[Any]:
         outcomes: dict[int, Any] = {}
@@ -259,10 +270,10 @@ class Ledger:
             return look_up(connection, batch)
 
 
-def _unsent(attempt: NewAttempt) -> Failure:
+def _unsent(attempt: NewAttempt, attempt_id: str) -> Failure:
     """Return the end of an attempt that was opened and never sent."""
     return Failure(
-        attempt_id=attempt.id,
+        attempt_id=attempt_id,
         fingerprint=attempt.fingerprint,
         billed=False,
         error_class="Cancelled",

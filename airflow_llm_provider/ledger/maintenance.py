@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime as dt
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from airflow_llm_provider.ledger import daily
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.payloads import unpack_prompt
 from airflow_llm_provider.ledger.queries import chunks
@@ -42,6 +44,7 @@ _EXPORT_PAGE = 1_000  # calls per query
 _PRUNE_PAGE = 2_000  # rows per query
 _STEP_S = 0.01  # a step of the pruning takes no more rows after this time; writers wait for one step at most
 _STEP_ROWS = 20  # rows between two looks at the time
+_MARGIN_MS = 10_000  # a transaction of the ledger takes milliseconds
 CALL_COLUMNS = tuple(column.name for column in call.columns)
 
 
@@ -130,6 +133,10 @@ def check(database: Database, *, full: bool = False) -> list[Finding]:
             if count:
                 examples = connection.scalars(ids.limit(_EXAMPLES)).all()
                 findings.append(Finding(what=what, count=count, examples=examples))
+        if days := daily.differing_days(connection):
+            dates = [str(dt.date(1970, 1, 1) + dt.timedelta(days=day)) for day in days]
+            what = "days whose sums are not those of their calls"
+            findings.append(Finding(what=what, count=len(days), examples=dates[:_EXAMPLES]))
     return findings
 
 
@@ -224,6 +231,8 @@ def prune(
 ) -> Pruned:
     """Remove old calls, and the prompts and replies of calls that are not quite as old.
 
+    What the removed calls have cost stays in the daily sums: see ledger.daily.
+
     A call without its reply stays for the cost reports, but can't be reused: its request is sent again when needed.
     Open attempts stay whatever their age, and so do the calls of a DAG run that has made or reused a call, asked a
     person or run a tool since. Effects and reviews are never removed: they say what must not happen twice.
@@ -268,12 +277,12 @@ class _Pruning:
         self._database, self._what, self._before_ms, self._done = database, what, before_ms, done
         self._dry_run, self._on_step, self._counted_ms = dry_run, on_step, counted_ms
         self._live: set[_Run] = set()
-        self._newest = ""
+        self._looked_ms = 0
 
     def run(self) -> None:
         with self._database.read() as connection:
             self._live = _live_runs(connection, self._before_ms)
-            self._newest = connection.scalar(sa.select(sa.func.max(call.c.id))) or ""
+            self._looked_ms = self._database.now_ms(connection)
         for old in self._old():
             gone = self._idle(old)
             if self._dry_run:
@@ -345,13 +354,18 @@ class _Pruning:
         # Once more, because runs may have become active since the page was read.
         ids = [row.id for row in self._idle(rows)]
         # On PostgreSQL, rows that another transaction has locked are left for the next pruning.
-        free = sa.select(call.c.id).where(call.c.id.in_(ids), call.c.state != OPEN)
-        gone = connection.scalars(free.with_for_update(skip_locked=True)).all()
+        free = sa.select(*daily.CALL_COLUMNS).where(call.c.id.in_(ids), call.c.state != OPEN)
+        ended = connection.execute(free.with_for_update(skip_locked=True)).all()
+        gone = [row.id for row in ended]
         self._done.payloads += connection.execute(
             payload.delete().where(payload.c.call_id.in_(gone))
         ).rowcount
         if self._what == "rows":
             self._done.rows += connection.execute(call.delete().where(call.c.id.in_(gone))).rowcount
+            days = daily.DailyChanges()
+            for row in ended:
+                days.prune(daily.day_of(row), daily.sums_of(row))
+            days.write(connection)
         else:
             # Reopened, the call gives up its claim: without its reply nobody could use it.
             answered = call.update().where(call.c.id.in_(gone), IS_ANSWERED)
@@ -359,10 +373,11 @@ class _Pruning:
 
     def _notice_new_runs(self, connection: sa.Connection) -> None:
         """Add the runs that have made a call since the last look."""
-        query = sa.select(call.c.id, call.c.dag_id, call.c.run_id).where(call.c.id > self._newest)
-        for row in connection.execute(query):
-            self._newest = max(self._newest, row.id)
-            self._live.add((row.dag_id, row.run_id))
+        # With a margin: on PostgreSQL, the transaction that began first need not be the first to commit.
+        since = first_id_of(max(self._looked_ms - _MARGIN_MS, self._before_ms))
+        self._looked_ms = self._database.now_ms(connection)
+        query = sa.select(call.c.dag_id, call.c.run_id).where(call.c.id >= since).distinct()
+        self._live |= {(dag_id, run_id) for dag_id, run_id in connection.execute(query)}
 
     def _count(self, ids: Sequence[str]) -> None:
         """Count what a real pruning would remove."""
@@ -384,7 +399,13 @@ class _Pruning:
 
     @staticmethod
     def _remove_some_savings(connection: sa.Connection, ids: Sequence[str]) -> None:
-        connection.execute(saving.delete().where(saving.c.id.in_(ids)))
+        free = sa.select(saving).where(saving.c.id.in_(ids)).with_for_update(skip_locked=True)
+        gone = [dict(row) for row in connection.execute(free).mappings()]
+        connection.execute(saving.delete().where(saving.c.id.in_([row["id"] for row in gone])))
+        days = daily.DailyChanges()
+        for row in gone:
+            days.prune(daily.day_of_saving(row), daily.sums_of_saving(row))
+        days.write(connection)
 
     def _remove_documents(self) -> None:
         """Remove notes on documents whose reply was removed."""

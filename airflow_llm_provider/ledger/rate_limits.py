@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,7 +199,9 @@ def slow_down(
     quiet_until_ms = max(row.quiet_until_ms, now_ms + quiet_s * 1000 if quiet_s else 0.0)
     if limited_ago_s is not None and row.cut_ms < now_ms - limited_ago_s * 1000:
         limit = bucket.stated.rpm or row.rpm
-        pace = 60_000 * (_rates(row, bucket.stated, now_ms)[0][0] or 0.0) or _observed_rpm(connection, bucket)
+        pace = 60_000 * (_rates(row, bucket.stated, now_ms)[0][0] or 0.0) or _observed_rpm(
+            connection, now_ms, bucket
+        )
         values = {"cut_rpm": max(pace / 2, limit / 16 if limit else _LEAST_RPM)}
         # The rate grows back from the end of the pause on, since nothing is sent during it.
         values["cut_ms"] = max(now_ms, quiet_until_ms)
@@ -251,10 +252,9 @@ def _corrected(row: sa.Row[Any], rates: Sequence[float | None], correction: Amou
     ]
 
 
-def _observed_rpm(connection: sa.Connection, bucket: Bucket) -> float:
+def _observed_rpm(connection: sa.Connection, now_ms: float, bucket: Bucket) -> float:
     """Return the rate of the calls that all processes have sent lately; ids begin with the time."""
-    # By the local clock, as ids are: they are made by the callers and not by the database.
-    since = first_id_of(int((time.time() - _OBSERVED_S) * 1000))
+    since = first_id_of(int(now_ms - _OBSERVED_S * 1000))
     sent = sa.select(sa.func.count()).where(call.c.id >= since, call.c.connection_id == bucket.connection_id)
     if bucket.model is not None:
         sent = sent.where(call.c.model == bucket.model)

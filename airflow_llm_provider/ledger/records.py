@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from airflow_llm_provider.pricing import Usage
@@ -64,18 +63,22 @@ class CallScope:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def new_attempt_id() -> str:
+def new_id(now_ms: int, number: int = 0) -> str:
     """Return a unique id of 32 hex digits; later ids sort after earlier ones.
 
     Ids begin with the time in microseconds, so rows of the same time lie side by side in the indexes. With
     random ids a third fewer calls are settled per second.
+
+    Args:
+        now_ms: The database's clock, so that the ids of all machines sort together.
+        number: Keeps those of one transaction in order; below 1,000.
     """
     # 14 digits hold microseconds for 2,000 years, so all ids have one length, and sort by time as text.
-    return f"{time.time_ns() // 1000:014x}{os.urandom(9).hex()}"
+    return f"{now_ms * 1000 + number:014x}{os.urandom(9).hex()}"
 
 
 def first_id_of(ms: int) -> str:
-    """Return the lowest id that `new_attempt_id` can give at a time, in milliseconds since 1970."""
+    """Return the lowest id that `new_id` can give at a time, in milliseconds since 1970."""
     return f"{max(0, ms) * 1000:014x}"
 
 
@@ -95,7 +98,6 @@ class NewAttempt:
         version: The author's label.
         family: What calls share from which estimates are made; empty where nothing is estimated.
         ceiling_tokens: The most input tokens that it can have.
-        id: Id of the attempt, made by the caller so that a repeated commit inserts one row.
     """
 
     fingerprint: str
@@ -109,12 +111,15 @@ class NewAttempt:
     version: str = ""
     family: str = ""
     ceiling_tokens: int | None = None
-    id: str = field(default_factory=new_attempt_id)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedAttempt:
-    """The caller holds the claim and must send the request."""
+    """The caller holds the claim and must send the request.
+
+    Attributes:
+        attempt_id: Id of the attempt, which the ledger has given it; the record of its end names it.
+    """
 
     attempt_id: str
 
@@ -225,7 +230,6 @@ class Saving:
         reused_micro_usd: What they had cost when they were bought.
         routed_micro_usd: About how much more the last model of a cascade alone would have cost; negative where
             the escalation cost more than it saved.
-        id: Makes a repeated commit count once.
     """
 
     scope: CallScope
@@ -234,7 +238,6 @@ class Saving:
     reused: int = 0
     reused_micro_usd: int = 0
     routed_micro_usd: int = 0
-    id: str = field(default_factory=new_attempt_id)
 
 
 Write = NewAttempt | Settlement | Failure | Sighting | PromptToKeep | InvalidAnswer | Reopening | Saving

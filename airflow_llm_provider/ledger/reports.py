@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from airflow_llm_provider.ledger.daily import DAY_MS, SAVINGS, SUMS, TOKENS
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.schema import FAILED, IS_PAID, OPEN, PAID, UNPROVEN, call, is_in, saving
-from airflow_llm_provider.pricing import RateCard, Usage, rate_card
+from airflow_llm_provider.ledger.schema import (
+    FAILED,
+    IS_PAID,
+    OPEN,
+    PAID,
+    UNPROVEN,
+    call,
+    daily,
+    is_in,
+    saving,
+)
+from airflow_llm_provider.pricing import RateCard, rate_card
 
 By = Literal["document", "task", "run", "dag", "owner", "tag", "model", "version", "day", "purpose"]
 BY: tuple[By, ...] = get_args(By)
-_DAY_MS = 86_400_000
 _PICO_PER_MICRO = 1_000_000
-_TOKENS = tuple(Usage.__dataclass_fields__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,12 +104,15 @@ class Report:
         columns: Names of the columns that the calls are grouped by.
         groups: Costs by the values of `columns`; None stands for calls without a value.
         total: Costs of all calls.
+        pruned: The part of the total that belongs to calls which were removed since. Their DAG, owner, tags, model and
+            day are known. Their run, task, document, version and purpose are not, and stand as None.
         overlaps: Whether a call may be in several groups, as with tags: then they add up to more than the total.
     """
 
     columns: tuple[str, ...]
     groups: Mapping[tuple[Any, ...], Costs]
     total: Costs
+    pruned: Costs
     overlaps: bool
 
 
@@ -127,6 +139,17 @@ class Filter:
             conditions.append(time < self.until_ms)
         return conditions
 
+    def of_days(self) -> list[sa.ColumnElement[bool]]:
+        """Return the conditions for the rows of `daily`: a day counts where its beginning is within the time."""
+        if any(name not in daily.c for name in self.names):
+            return [sa.false()]
+        conditions = [daily.c[name] == value for name, value in self.names.items()]
+        if self.since_ms is not None:
+            conditions.append(daily.c.day >= -(-self.since_ms // DAY_MS))
+        if self.until_ms is not None:
+            conditions.append(daily.c.day < -(-self.until_ms // DAY_MS))
+        return conditions
+
 
 _COLUMNS: dict[By, tuple[str, ...]] = {
     "document": ("dag_id", "task_id", "item_id"),
@@ -148,7 +171,8 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
     Args:
         database: The ledger's database.
         by: What to group by, one of BY. Days are in UTC; a call counts for the day on which it was opened. Savings
-            are known per task try, so there are none by document and by purpose.
+            are known per task try, so there are none by document and by purpose. Calls that were pruned count with the
+            sums of their day.
         wanted: Which calls; all by default.
     """
     wanted = wanted or Filter()
@@ -157,11 +181,13 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
     with database.read() as connection:
         paid = _paid(connection, columns, wanted)
         saved = _saved(connection, columns, wanted) if by not in ("document", "purpose") else {}
-        for found in (paid, saved):
+        pruned = _pruned(connection, columns, wanted)
+        for found in (paid, saved, pruned):
             for key, one in found.items():
                 groups[key] = groups[key] + one if key in groups else one
         if by == "tag":  # a call with two tags is in two groups, so the total is counted without groups
-            overall = _paid(connection, (), wanted), _saved(connection, (), wanted)
+            pruned = _pruned(connection, (), wanted)
+            overall = _paid(connection, (), wanted), _saved(connection, (), wanted), pruned
             total = sum((one for found in overall for one in found.values()), Costs())
         else:
             total = sum(groups.values(), Costs())
@@ -171,6 +197,7 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
         columns=columns,
         groups=dict(sorted(groups.items(), key=_order_by_day if by == "day" else _order)),
         total=total,
+        pruned=sum(pruned.values(), Costs()),
         overlaps=by == "tag",
     )
 
@@ -246,7 +273,7 @@ def invalid_answers(
 def _paid(
     connection: sa.Connection, columns: tuple[str, ...], wanted: Filter
 ) -> dict[tuple[Any, ...], Costs]:
-    source, keys = _keys(connection, call, call.c.opened_ms, columns)
+    source, keys = _keys(connection, call, _day(call.c.opened_ms), columns)
     is_unproven, cost = is_in(UNPROVEN), call.c.cost_micro_usd
     sums = {
         "calls": _count(IS_PAID),
@@ -254,7 +281,7 @@ def _paid(
         "open": _count(is_in(OPEN)),
         "unproven": _count(is_unproven),
         "unpriced": _count(sa.and_(IS_PAID, cost.is_(None))),
-        **{name: _sum(call.c[name], IS_PAID) for name in _TOKENS},
+        **{name: _sum(call.c[name], IS_PAID) for name in TOKENS},
         "cost_micro_usd": _sum(cost, IS_PAID),
         "unproven_micro_usd": _sum(cost, is_unproven),
     }
@@ -265,10 +292,31 @@ def _paid(
         .where(*wanted.of(call, call.c.opened_ms))
         .group_by(*keys, call.c.model)
     )
+    return _by_key(connection.execute(query), len(keys), tuple(sums))
+
+
+def _pruned(
+    connection: sa.Connection, columns: tuple[str, ...], wanted: Filter
+) -> dict[tuple[Any, ...], Costs]:
+    """Return what calls have cost, and what was saved, whose rows were removed."""
+    # In the transaction that reads the calls: a pruning moves what they cost from one to the other.
+    source, keys = _keys(connection, daily, daily.c.day, columns)
+    sums = (sa.func.sum(daily.c[name]).label(name) for name in SUMS)
+    query = (
+        sa.select(*keys, daily.c.model, *sums)
+        .select_from(source)
+        .where(daily.c.is_pruned, *wanted.of_days())
+        .group_by(*keys, daily.c.model)
+    )
+    return _by_key(connection.execute(query), len(keys), SUMS)
+
+
+def _by_key(rows: Iterable[Any], keys: int, names: Sequence[str]) -> dict[tuple[Any, ...], Costs]:
+    """Add up rows of keys, model and sums by their keys, with what prompt caching saved."""
     found: dict[tuple[Any, ...], Costs] = {}
-    for row in connection.execute(query):
-        key, model, amounts = tuple(row[: len(keys)]), row[len(keys)], row[len(keys) + 1 :]
-        one = Costs(**dict(zip(sums, map(int, amounts), strict=True)))
+    for row in rows:
+        key, model, amounts = tuple(row[:keys]), row[keys], row[keys + 1 :]
+        one = Costs(**dict(zip(names, map(int, amounts), strict=True)))
         one += Costs(cached_pico_usd=_saved_by_caching(one, rate_card(model)))
         found[key] = found[key] + one if key in found else one
     return found
@@ -277,34 +325,35 @@ def _paid(
 def _saved(
     connection: sa.Connection, columns: tuple[str, ...], wanted: Filter
 ) -> dict[tuple[Any, ...], Costs]:
-    source, keys = _keys(connection, saving, saving.c.at_ms, columns)
-    names = ("reused", "reused_micro_usd", "routed_micro_usd")
+    source, keys = _keys(connection, saving, _day(saving.c.at_ms), columns)
     query = (
-        sa.select(*keys, *(sa.func.coalesce(sa.func.sum(saving.c[name]), 0).label(name) for name in names))
+        sa.select(*keys, *(sa.func.coalesce(sa.func.sum(saving.c[name]), 0).label(name) for name in SAVINGS))
         .select_from(source)
         .where(*wanted.of(saving, saving.c.at_ms))
         .group_by(*keys)
     )
     return {
-        tuple(row[: len(keys)]): Costs(**dict(zip(names, map(int, row[len(keys) :]), strict=True)))
+        tuple(row[: len(keys)]): Costs(**dict(zip(SAVINGS, map(int, row[len(keys) :]), strict=True)))
         for row in connection.execute(query)
     }
 
 
 def _keys(
-    connection: sa.Connection, table: sa.Table, time: sa.Column[int], columns: tuple[str, ...]
+    connection: sa.Connection, table: sa.Table, day: sa.ColumnElement[int], columns: tuple[str, ...]
 ) -> tuple[sa.FromClause, list[sa.ColumnElement[Any]]]:
     """Return the table to select from, joined with tags if needed, and the expressions to group by."""
     if columns == ("tag",):
         tags = _tags(connection, table)
         # An outer join, so that calls without tags are a group, too.
         return table.outerjoin(tags, sa.true()), [tags.c.value]
-    return table, [
-        # A literal: for PostgreSQL, two bound parameters would make two expressions, and SELECT and GROUP BY need the
-        # same.
-        time // sa.literal_column(str(_DAY_MS), sa.BigInteger) if name == "day" else table.c[name]
-        for name in columns
-    ]
+    # Of a removed call only the columns of `daily` are known.
+    unknown = sa.cast(sa.null(), sa.Text)
+    return table, [day if name == "day" else table.c.get(name, unknown) for name in columns]
+
+
+def _day(time: sa.Column[int]) -> sa.ColumnElement[int]:
+    # A literal: for PostgreSQL, two bound parameters would make two expressions, and SELECT and GROUP BY need the same.
+    return time // sa.literal_column(str(DAY_MS), sa.BigInteger)
 
 
 def _tags(connection: sa.Connection, table: sa.Table) -> sa.TableValuedAlias:

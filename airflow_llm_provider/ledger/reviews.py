@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -46,7 +46,8 @@ class Verdict:
         decided: The approved content, or the invalid edit, as JSON.
         decided_by: Who decided.
         feedback: What they wrote.
-        decided_ms: When, in milliseconds since 1970.
+        decided_ms: When, in milliseconds since 1970, as Airflow says; None: when it is stored. What is stored lies
+            between showing and storing, by the database's clock, whatever other clocks say.
     """
 
     status: str
@@ -54,7 +55,7 @@ class Verdict:
     decided: bytes
     decided_by: str | None
     feedback: str
-    decided_ms: int
+    decided_ms: int | None
 
     @property
     def is_final(self) -> bool:
@@ -156,8 +157,13 @@ def store_shown(connection: sa.Connection, now_ms: int, scope: CallScope, key: s
     _update(connection, scope, key, shown_ms=now_ms)
 
 
-def store_verdict(connection: sa.Connection, scope: CallScope, key: str, verdict: Verdict) -> None:
-    """Store what was decided."""
+def store_verdict(
+    connection: sa.Connection, now_ms: int, scope: CallScope, key: str, verdict: Verdict
+) -> Verdict:
+    """Store what was decided; return it with the time that was stored."""
+    shown_ms = connection.scalar(sa.select(review.c.shown_ms).where(review.c.id == _id(scope, key))) or 0
+    said_ms = now_ms if verdict.decided_ms is None else verdict.decided_ms
+    verdict = replace(verdict, decided_ms=min(max(said_ms, shown_ms), now_ms))
     _update(
         connection,
         scope,
@@ -170,6 +176,7 @@ def store_verdict(connection: sa.Connection, scope: CallScope, key: str, verdict
         feedback=storable(verdict.feedback),
         decided_ms=verdict.decided_ms,
     )
+    return verdict
 
 
 def store_not_asked(
@@ -186,7 +193,7 @@ def store_not_asked(
     verdict = Verdict(
         status=PASSED, choice=None, decided=asked.content, decided_by=None, feedback="", decided_ms=now_ms
     )
-    store_verdict(connection, scope, key, verdict)
+    store_verdict(connection, now_ms, scope, key, verdict)
     return StoredReview(first_try=scope.first_try, asked=asked, shown_ms=now_ms, verdict=verdict)
 
 

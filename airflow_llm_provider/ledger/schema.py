@@ -21,7 +21,7 @@ PAID = (SETTLED, LATE, REOPENED)
 call = sa.Table(
     "call",  # one row per attempt: one request that was sent once
     metadata,
-    sa.Column("id", sa.String(32), primary_key=True),  # begins with the time: see records.new_attempt_id
+    sa.Column("id", sa.String(32), primary_key=True),  # begins with the time: see records.new_id
     sa.Column("fingerprint", sa.String(64), nullable=False),
     sa.Column("claim", sa.String(64), nullable=False),  # the fingerprint within the scope of its reuse
     sa.Column("state", sa.String(10), nullable=False),
@@ -169,6 +169,7 @@ account = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),  # scope, period and time zone, which such meters share
     sa.Column("applies_to", sa.Text, nullable=False),  # the DAG or connection
     sa.Column("settled_micro_usd", sa.BigInteger, nullable=False),  # paid, or booked as unproven
+    sa.Column("unproven_micro_usd", sa.BigInteger, nullable=False),  # the part of it that is unproven
     sa.Column("reserved_micro_usd", sa.BigInteger, nullable=False),  # ceilings of what is in flight
     sa.Column("warned_micro_usd", sa.BigInteger, nullable=False),  # warnings were given up to this sum
     sa.Column("opened_ms", sa.BigInteger, nullable=False),
@@ -183,6 +184,7 @@ saving = sa.Table(
     sa.Column("task_id", sa.Text, nullable=False),
     sa.Column("map_index", sa.Integer, nullable=False),
     sa.Column("try_number", sa.Integer, nullable=False),
+    sa.Column("connection_id", sa.Text, nullable=False),
     sa.Column("owner", sa.Text),
     sa.Column("tags", sa.Text),  # a JSON list
     sa.Column("model", sa.Text, nullable=False),
@@ -194,6 +196,35 @@ saving = sa.Table(
         "routed_micro_usd", sa.BigInteger, nullable=False
     ),  # about what the last model alone costs more
 )
+
+daily = sa.Table(
+    "daily",  # what a day has cost, one row per DAG, owner, tags, model and connection; see ledger.daily
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),  # hash of the next seven columns
+    sa.Column("day", sa.Integer, nullable=False),  # days since 1970-01-01, UTC
+    sa.Column("is_pruned", sa.Boolean, nullable=False),  # whether the calls that it adds up were removed
+    sa.Column("dag_id", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("tags", sa.Text),  # a JSON list
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("connection_id", sa.Text, nullable=False),
+    # The sums have the names of the fields of ledger.reports.Costs.
+    sa.Column("calls", sa.BigInteger, nullable=False),
+    sa.Column("failed", sa.BigInteger, nullable=False),
+    sa.Column("unproven", sa.BigInteger, nullable=False),
+    sa.Column("unpriced", sa.BigInteger, nullable=False),
+    sa.Column("uncached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cache_read_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cache_write_5m_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cache_write_1h_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost_micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("unproven_micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("reused", sa.BigInteger, nullable=False),
+    sa.Column("reused_micro_usd", sa.BigInteger, nullable=False),
+    sa.Column("routed_micro_usd", sa.BigInteger, nullable=False),
+)
+sa.Index("daily_day", daily.c.day)
 
 rate_limit = sa.Table(
     "rate_limit",  # one row per bucket: when its next call may be sent; see ledger.rate_limits

@@ -7,8 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from airflow_llm_provider.ledger.accounts import AccountChanges, Accounts, BudgetWarning, ScopeBudgets
+from airflow_llm_provider.ledger.accounts import Accounts, BudgetWarning
+from airflow_llm_provider.ledger.bookings import BOOKED, Bookings, ScopeBudgets
 from airflow_llm_provider.ledger.budgets import BudgetRefusal
+from airflow_llm_provider.ledger.daily import day_of_saving, sums_of_saving, tokens_of
 from airflow_llm_provider.ledger.database import insert, storable
 from airflow_llm_provider.ledger.payloads import PayloadPolicy, pack_prompt
 from airflow_llm_provider.ledger.queries import BY_ID, HOLDERS, LATE_REPLIES, chunks, newest
@@ -25,6 +27,7 @@ from airflow_llm_provider.ledger.records import (
     Settlement,
     Sighting,
     Write,
+    new_id,
 )
 from airflow_llm_provider.ledger.schema import (
     FAILED,
@@ -103,10 +106,8 @@ EXPIRE = (
     )
 )
 # Attempts whose lease has ended by the database's clock: all, a few, those that hold a reservation.
-OVERDUE = (
-    sa.select(call.c.id, call.c.state, call.c.accounts, call.c.ceiling_micro_usd, call.c.cost_micro_usd)
-    .where(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before"))
-    .with_for_update(skip_locked=True)
+OVERDUE = BOOKED.where(IS_OPEN, call.c.lease_until_ms < sa.bindparam("before")).with_for_update(
+    skip_locked=True
 )
 OVERDUE_OF = OVERDUE.where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
 OVERDUE_RESERVED = OVERDUE.where(call.c.accounts.is_not(None))
@@ -118,6 +119,8 @@ RENEW = (
 )
 # A refused attempt was never sent. Without its row, its claim is free.
 WITHDRAW = call.delete().where(call.c.id.in_(sa.bindparam("attempts", expanding=True)))
+# A write is repeated when its commit was not confirmed; its id makes it count once.
+KEPT_SAVINGS = sa.select(saving.c.id).where(saving.c.id.in_(sa.bindparam("ids", expanding=True)))
 KEEP_PROMPT = payload.update().where(payload.c.call_id == _ATTEMPT).values(prompt=sa.bindparam("prompt_"))
 RECORD_INVALID_ANSWER = (
     call.update()
@@ -147,9 +150,9 @@ class Writes:
     """The writes of one ledger object.
 
     Lock order on PostgreSQL, which avoids deadlocks: claims first, in the order of their keys; then the attempts that
-    end, in the order of their ids; accounts last, in the order of their ids. Everything else uses SKIP LOCKED. So an
-    insert that waits for the holder of a claim holds only claims that sort before it, and a transaction that holds
-    an account waits for accounts only.
+    end, in the order of their ids; then accounts, and then daily sums, each in the order of their ids. Everything else
+    uses SKIP LOCKED. So an insert that waits for the holder of a claim holds only claims that sort before it, and a
+    transaction that holds an account waits for accounts and daily sums only.
 
     Args:
         dialect: `sqlite` or `postgresql`.
@@ -168,11 +171,10 @@ class Writes:
         self._dialect, self._holder, self._lease_ms, self._policy = dialect, holder, lease_ms, policy
         self._accounts = accounts
         self.warnings: list[BudgetWarning] = []
+        self._ids: dict[int, str] = {}  # of the rows that a group inserts, by the identity of their records
         self._insert_call = _insert_call_statement(dialect)
         self._upsert_payload = _upsert_payload_statement(dialect)
         self._upsert_sighting = _upsert_sighting_statement(dialect)
-        # A write is repeated when its commit was not confirmed; its id makes it count once.
-        self._insert_saving = insert(dialect, saving).on_conflict_do_nothing()
 
     def transactions(self, batch: Sequence[Write]) -> list[Sequence[Write]]:
         """Split a group into transactions.
@@ -206,19 +208,19 @@ class Writes:
         for write in batch:
             by_kind.setdefault(type(write), []).append(write)
         settled, failed = by_kind.get(Settlement, []), by_kind.get(Failure, [])
-        changes = AccountChanges()
-        # The calls that end, and that accounts count, are locked before the first of them is changed.
-        changes.read(connection, sorted({write.attempt_id for write in (*settled, *failed)}))
-        self._settle(connection, now, settled, changes)
-        self._fail(connection, now, failed, changes)
+        bookings = Bookings()
+        # The calls that end are locked before the first of them is changed.
+        bookings.read(connection, sorted({write.attempt_id for write in (*settled, *failed)}))
+        self._settle(connection, now, settled, bookings)
+        self._fail(connection, now, failed, bookings)
         self._keep_prompts(connection, by_kind.get(PromptToKeep, []))
         self._record_invalid_answers(connection, by_kind.get(InvalidAnswer, []))
         self._reopen(connection, by_kind.get(Reopening, []))
         self._record_sightings(connection, by_kind.get(Sighting, []))
-        self._record_savings(connection, now, by_kind.get(Saving, []))
-        outcomes = self._open(connection, now, by_kind.get(NewAttempt, []), changes)
+        self._record_savings(connection, now, by_kind.get(Saving, []), bookings)
+        outcomes = self._open(connection, now, by_kind.get(NewAttempt, []), bookings)
         # Last, by the lock order. All calls of a budget share its account, so it is locked only until the commit.
-        refused = self._move_accounts(connection, changes)
+        refused = self._book(connection, now, bookings)
         # `_open` keeps the order of the attempts, so each write takes the next outcome.
         opened = iter(
             refused.get(outcome.attempt_id, outcome) if isinstance(outcome, OpenedAttempt) else outcome
@@ -232,16 +234,32 @@ class Writes:
         An attempt is booked one lease after its lease has ended, not at once: after an outage of the database its
         process may be alive and has the time to renew it.
         """
-        changes = AccountChanges()
+        bookings = Bookings()
         connection.execute(RENEW, {"held_by": self._holder, "until": now + self._lease_ms})
-        self._expire(connection, now, OVERDUE, {"before": now - self._lease_ms}, changes)
-        self._move_accounts(connection, changes)
+        self._expire(connection, now, OVERDUE, {"before": now - self._lease_ms}, bookings)
+        self._book(connection, now, bookings)
 
-    def _move_accounts(self, connection: sa.Connection, changes: AccountChanges) -> dict[str, BudgetRefusal]:
-        """Change the accounts, and delete the attempts that they have no room for."""
-        refused, self.warnings = self._accounts.move(connection, changes)
+    def id_of(self, write: NewAttempt | Saving) -> str | None:
+        """Return the id of the row that a record of the present group inserts; None before it was tried."""
+        return self._ids.get(id(write))
+
+    def forget_ids(self) -> None:
+        """Forget the ids of a group that has been written, or never will be."""
+        self._ids = {}
+
+    def _new_id(self, write: NewAttempt | Saving, now: int) -> str:
+        """Return the id of the row that a record inserts.
+
+        It stays the same while the group is tried again: if a commit was not confirmed, the row may be there.
+        """
+        return self._ids.setdefault(id(write), new_id(now, len(self._ids)))
+
+    def _book(self, connection: sa.Connection, now: int, bookings: Bookings) -> dict[str, BudgetRefusal]:
+        """Change accounts and daily sums, and delete the attempts that the accounts have no room for."""
+        refused, self.warnings = self._accounts.move(connection, now, bookings)
         for chunk in chunks(sorted(refused)):
             connection.execute(WITHDRAW, {"attempts": chunk})
+        bookings.days.write(connection)
         return refused
 
     def _expire(
@@ -250,23 +268,25 @@ class Writes:
         now: int,
         overdue: Any,
         which: dict[str, Any],
-        changes: AccountChanges,
-    ) -> None:
-        """Book attempts at their ceiling, since it can't be proved that they were not billed."""
+        bookings: Bookings,
+    ) -> set[str]:
+        """Book attempts at their ceiling, since it can't be proved that they were not billed; return their ids."""
         rows = connection.execute(overdue, which).all()
         for row in rows:
-            changes.remember(row)
-            changes.end(row.id, UNPROVEN)
+            bookings.remember(row)
+            bookings.end(row.id, UNPROVEN)
         for chunk in chunks([row.id for row in rows]):
             connection.execute(EXPIRE, {"attempts": chunk, "now": now})
+        return {row.id for row in rows}
 
     def _settle(
-        self, connection: sa.Connection, now: int, settled: Sequence[Settlement], changes: AccountChanges
+        self, connection: sa.Connection, now: int, settled: Sequence[Settlement], bookings: Bookings
     ) -> None:
-        if not settled:
+        # An attempt that was pruned meanwhile stays booked at its ceiling. Its reply has no row to belong to.
+        if not (settled := [s for s in settled if s.attempt_id in bookings.booked_calls]):
             return
         for s in settled:
-            changes.settle(s.attempt_id, SETTLED, s.cost_micro_usd)
+            bookings.settle(s.attempt_id, s.cost_micro_usd, tokens_of(s.usage))
         connection.execute(
             SETTLE,
             [
@@ -300,12 +320,12 @@ class Writes:
         )
 
     def _fail(
-        self, connection: sa.Connection, now: int, failed: Sequence[Failure], changes: AccountChanges
+        self, connection: sa.Connection, now: int, failed: Sequence[Failure], bookings: Bookings
     ) -> None:
         if not failed:
             return
         for f in failed:
-            changes.end(f.attempt_id, UNPROVEN if f.billed else FAILED)
+            bookings.end(f.attempt_id, UNPROVEN if f.billed else FAILED)
         connection.execute(
             FAIL,
             [
@@ -363,19 +383,31 @@ class Writes:
             rows = [{"sighting": s, "fingerprint": latest[s]} for s in sorted(latest)]
             connection.execute(self._upsert_sighting, rows)
 
-    def _record_savings(self, connection: sa.Connection, now: int, savings: Sequence[Saving]) -> None:
-        if rows := [_saving_row(one, now) for one in savings if one.reused or one.routed_micro_usd]:
-            connection.execute(self._insert_saving, rows)
+    def _record_savings(
+        self, connection: sa.Connection, now: int, savings: Sequence[Saving], bookings: Bookings
+    ) -> None:
+        rows = [
+            _saving_row(one, self._new_id(one, now), now)
+            for one in savings
+            if one.reused or one.routed_micro_usd
+        ]
+        if not rows:
+            return
+        known = set(connection.scalars(KEPT_SAVINGS, {"ids": [row["id"] for row in rows]}))
+        if new := [row for row in rows if row["id"] not in known]:
+            connection.execute(saving.insert(), new)
+            for row in new:
+                bookings.days.add(day_of_saving(row), sums_of_saving(row))
 
     def _open(
-        self, connection: sa.Connection, now: int, attempts: Sequence[NewAttempt], changes: AccountChanges
+        self, connection: sa.Connection, now: int, attempts: Sequence[NewAttempt], bookings: Bookings
     ) -> list[OpenedAttempt | SettledReply | ClaimHeld]:
         """Claim the keys of attempts and ask for their reservations; `_move_accounts` may still refuse them."""
         if not attempts:
             return []
         if self._accounts.is_short:
             # A budget needs what killed processes have reserved, as soon as their leases have ended.
-            self._expire(connection, now, OVERDUE_RESERVED, {"before": now}, changes)
+            self._expire(connection, now, OVERDUE_RESERVED, {"before": now}, bookings)
         # By the identity of the scope: the attempts of a task share one object.
         by_scope = self._accounts.budgets_of(connection, now, (attempt.scope for attempt in attempts))
         budgets = [by_scope[id(attempt.scope)] for attempt in attempts]
@@ -385,9 +417,12 @@ class Writes:
         unpaid = [row for row in rows if row["claim"] not in late]
         holders = self._claim(connection, unpaid)
         # A claim whose lease has ended is free: book its attempt as unproven, and claim those keys once more.
-        if expired := {h.id for h in holders.values() if h.state == OPEN and h.lease_until_ms < now}:
-            for chunk in chunks(sorted(expired)):
-                self._expire(connection, now, OVERDUE_OF, {"attempts": chunk, "before": now}, changes)
+        if overdue := sorted(h.id for h in holders.values() if h.state == OPEN and h.lease_until_ms < now):
+            expired: set[str] = set()
+            for chunk in chunks(overdue):
+                which = {"attempts": chunk, "before": now}
+                expired |= self._expire(connection, now, OVERDUE_OF, which, bookings)
+            # Not the keys whose attempts another transaction is booking now: each could wait for the other's keys.
             again = [row for row in unpaid if (h := holders.get(row["claim"])) and h.id in expired]
             holders |= self._claim(connection, again)
         replies = {
@@ -399,7 +434,7 @@ class Writes:
         for attempt, row, its, outcome in zip(attempts, rows, budgets, outcomes, strict=True):
             # If the commit of an earlier try was not confirmed, the attempt was opened then and has its reservation.
             if isinstance(outcome, OpenedAttempt) and holders[row["claim"]].opened_ms == now:
-                changes.reserve(outcome.attempt_id, attempt.ceiling_micro_usd, its)
+                bookings.reserve(outcome.attempt_id, attempt.ceiling_micro_usd, its)
         return outcomes
 
     def _late_replies(
@@ -428,7 +463,7 @@ class Writes:
     def _row(self, attempt: NewAttempt, now: int, budgets: ScopeBudgets) -> dict[str, Any]:
         scope = attempt.scope
         return {
-            "id": attempt.id,
+            "id": self._new_id(attempt, now),
             "fingerprint": attempt.fingerprint,
             "claim": scope.claim(attempt.fingerprint, attempt.reuse),
             "state": OPEN,
@@ -473,15 +508,16 @@ def _outcome(
     return replies.get(holder.id) or ClaimHeld(holder.holder)
 
 
-def _saving_row(one: Saving, now: int) -> dict[str, Any]:
+def _saving_row(one: Saving, its_id: str, now: int) -> dict[str, Any]:
     scope = one.scope
     return {
-        "id": one.id,
+        "id": its_id,
         "dag_id": storable(scope.dag_id),
         "run_id": storable(scope.run_id),
         "task_id": storable(scope.task_id),
         "map_index": scope.map_index,
         "try_number": scope.try_number,
+        "connection_id": storable(scope.connection_id),
         "owner": storable(scope.owner),
         "tags": storable(scope.tags),
         "model": storable(one.model),

@@ -59,10 +59,10 @@ def entry(ceiling: int | None = 300, scope: CallScope = NIGHTLY, **fields: objec
     return NewAttempt(**{**usual, "scope": scope, "ceiling_micro_usd": ceiling, **fields})
 
 
-def settlement(attempt: NewAttempt, cost: int | None = 100) -> Settlement:
+def settlement(opened: OpenedAttempt, cost: int | None = 100) -> Settlement:
     return Settlement(
-        attempt_id=attempt.id,
-        fingerprint=attempt.fingerprint,
+        attempt_id=opened.attempt_id,
+        fingerprint="f" * 64,
         reply=b"{}",
         prompt=lambda: b"",
         stop_reason="end_turn",
@@ -72,10 +72,10 @@ def settlement(attempt: NewAttempt, cost: int | None = 100) -> Settlement:
     )
 
 
-def failure(attempt: NewAttempt, *, billed: bool = False) -> Failure:
+def failure(opened: OpenedAttempt, *, billed: bool = False) -> Failure:
     return Failure(
-        attempt_id=attempt.id,
-        fingerprint=attempt.fingerprint,
+        attempt_id=opened.attempt_id,
+        fingerprint="f" * 64,
         billed=billed,
         error_class="Overloaded",
         error="",
@@ -113,9 +113,14 @@ def summed(ledger: Ledger) -> dict[str, tuple[int, int]]:
     return sums
 
 
-async def bought(ledger: Ledger, cost: int | None = 100, **fields: Any) -> NewAttempt:
-    attempt = entry(**fields)
-    assert isinstance(await ledger.open(attempt), OpenedAttempt)
+async def opened(ledger: Ledger, ceiling: int | None = 300, **fields: Any) -> OpenedAttempt:
+    outcome = await ledger.open(entry(ceiling, **fields))
+    assert isinstance(outcome, OpenedAttempt)
+    return outcome
+
+
+async def bought(ledger: Ledger, cost: int | None = 100, **fields: Any) -> OpenedAttempt:
+    attempt = await opened(ledger, **fields)
     await ledger.record(settlement(attempt, cost))
     return attempt
 
@@ -124,8 +129,7 @@ async def bought(ledger: Ledger, cost: int | None = 100, **fields: Any) -> NewAt
 
 
 async def test_a_call_reserves_its_ceiling_and_settles_its_price(ledger: Ledger) -> None:
-    attempt = entry(300)
-    assert isinstance(await ledger.open(attempt), OpenedAttempt)
+    attempt = await opened(ledger, 300)
     assert accounts(ledger) == {"run nightly/run-1": (0, 300)}
     await ledger.record(settlement(attempt, 120))
     assert accounts(ledger) == {"run nightly/run-1": (120, 0)} == summed(ledger)
@@ -141,8 +145,7 @@ async def test_what_is_written_twice_is_booked_once(ledger: Ledger) -> None:
 async def test_what_was_not_billed_is_free_again_and_what_may_have_been_is_booked_at_its_ceiling(
     ledger: Ledger,
 ) -> None:
-    free, unproven = entry(300), entry(200)
-    await asyncio.gather(ledger.open(free), ledger.open(unproven))
+    free, unproven = await asyncio.gather(opened(ledger, 300), opened(ledger, 200))
     await asyncio.gather(ledger.record(failure(free)), ledger.record(failure(unproven, billed=True)))
     assert accounts(ledger) == {"run nightly/run-1": (200, 0)} == summed(ledger)
     await ledger.record(settlement(unproven, 50))  # a reply that came late is the true price
@@ -175,8 +178,7 @@ async def test_a_refused_call_leaves_no_trace_and_its_key_free(ledger: Ledger) -
 
 
 async def test_near_the_cap_a_call_may_fit_once_others_are_settled(ledger: Ledger) -> None:
-    others = [entry(450), entry(450)]
-    await asyncio.gather(*(ledger.open(other) for other in others))
+    others = await asyncio.gather(opened(ledger, 450), opened(ledger, 450))
     waiting = entry(450)
     refusal = await ledger.open(waiting)
     assert isinstance(refusal, BudgetRefusal)
@@ -302,8 +304,7 @@ async def test_a_cap_that_is_raised_or_removed_counts_from_the_next_call_on(ledg
 async def test_a_budget_set_in_the_middle_counts_what_was_spent_and_what_is_in_flight(ledger: Ledger) -> None:
     free = dataclasses.replace(NIGHTLY, run_budget_micro_usd=None)
     await bought(ledger, 400, scope=free)
-    in_flight = entry(300, free)
-    await ledger.open(in_flight)
+    in_flight = await opened(ledger, 300, scope=free)
     standing(ledger, name="later", cap_micro_usd=900)
     assert isinstance(await ledger.open(entry(250, free)), BudgetRefusal)
     [amounts] = accounts(ledger).values()
@@ -364,8 +365,7 @@ async def test_the_reservation_of_a_killed_process_is_booked_at_its_ceiling_once
     ledger_of: Callable[..., Ledger],
 ) -> None:
     killed, other = ledger_of(**STALLED), ledger_of(beat_s=3600.0)
-    abandoned = entry(600)
-    await killed.open(abandoned)
+    abandoned = await opened(killed, 600)
     waiting = entry(400)
     assert isinstance(await other.open(entry(500)), BudgetRefusal)
     let_pass(killed, 60)
@@ -383,10 +383,9 @@ async def test_whoever_takes_over_an_expired_key_pays_for_it_too(ledger_of: Call
     stalled, other = ledger_of(**STALLED), ledger_of()
     abandoned = entry(300)
     await stalled.open(abandoned)
-    again = dataclasses.replace(abandoned, id=entry().id)
-    assert isinstance(await other.open(again), ClaimHeld)
+    assert isinstance(await other.open(abandoned), ClaimHeld)
     let_pass(stalled, 60)
-    assert isinstance(await other.open(again), OpenedAttempt)
+    assert isinstance(await other.open(abandoned), OpenedAttempt)
     assert accounts(other) == {"run nightly/run-1": (300, 300)} == summed(other)
 
 
@@ -413,7 +412,7 @@ async def test_warnings_are_given_once_at_50_80_and_95_percent(ledger_of: Callab
         await bought(ledgers[number % 2], 100, ceiling=100)
     assert [warning.percent for warning in heard] == [50, 80, 95]
     assert str(heard[0]) == (
-        "50% of budget 'budget.run_usd' is spent: $0.000500 of $0.001000 for run nightly/run-1."
+        "50% of budget 'budget.run_usd' is used: $0.000500 of $0.001000 for run nightly/run-1."
     )
     raised = dataclasses.replace(NIGHTLY, run_budget_micro_usd=4000)
     await bought(ledgers[0], 1100, scope=raised, ceiling=1100)

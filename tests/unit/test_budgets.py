@@ -33,11 +33,12 @@ from airflow_llm_provider.errors import (
 )
 from airflow_llm_provider.ledger.accounts import Accounts, MissingAccounts
 from airflow_llm_provider.ledger.budgets import Budget, set_budget
+from airflow_llm_provider.ledger.daily import differing_days
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.payloads import PayloadPolicy
 from airflow_llm_provider.ledger.records import CallScope, Failure, NewAttempt, OpenedAttempt, Settlement
-from airflow_llm_provider.ledger.schema import OPEN, account, call
+from airflow_llm_provider.ledger.schema import OPEN, account, call, daily
 from airflow_llm_provider.ledger.writes import Writes
 from airflow_llm_provider.options import Route
 from airflow_llm_provider.pricing import Prices, Usage
@@ -281,10 +282,10 @@ class Accounting(RuleBasedStateMachine):
     def begin(self) -> None:
         self.database = _database()
         with self.database.write() as connection:
-            connection.execute(account.delete())
-            connection.execute(call.delete())
+            for table in (account, call, daily):
+                connection.execute(table.delete())
         self.now, self.number = 1_760_000_000_000, 0
-        self.attempts: list[NewAttempt] = []
+        self.attempts: list[tuple[str, NewAttempt]] = []
         self.unbilled: set[str] = set()
         self.answered: dict[str, int] = {}
         config = Budget(name="day", cap_micro_usd=CAPS["all"], scope="all", per="day", origin="config")
@@ -305,11 +306,14 @@ class Accounting(RuleBasedStateMachine):
         while True:
             try:
                 with self.database.write() as connection:
-                    return self.engines[engine].apply(connection, self.now, batch)
+                    done = self.engines[engine].apply(connection, self.now, batch)
             except MissingAccounts as missing:
                 for meter in missing.meters:
                     with self.database.write() as connection:
                         self.accounts[engine].make(connection, self.now, meter)
+                continue
+            self.engines[engine].forget_ids()
+            return done
 
     def entry(self, ceiling: int, run: int, task: int, key: int) -> NewAttempt:
         scope = CallScope(
@@ -339,9 +343,9 @@ class Accounting(RuleBasedStateMachine):
         ends = self.ends(ending, choice, share)
         outcomes = self.apply(engine, *ends, *entries)[len(ends) :]
         self.attempts += [
-            entry
+            (outcome.attempt_id, entry)
             for entry, outcome in zip(entries, outcomes, strict=True)
-            if outcome == OpenedAttempt(entry.id)
+            if isinstance(outcome, OpenedAttempt)
         ]
 
     @precondition(lambda self: self.attempts)
@@ -353,16 +357,17 @@ class Accounting(RuleBasedStateMachine):
         """Return no write, a settlement, or a failure of some attempt, in whatever state it is."""
         if not ending or not self.attempts:
             return []
-        attempt = self.attempts[choice % len(self.attempts)]
-        if attempt.id in self.unbilled:
+        name, attempt = self.attempts[choice % len(self.attempts)]
+        if name in self.unbilled:
             ending = 2  # what was provably not billed is never answered; to say so again changes nothing
-        elif ending == 3 and attempt.id not in self.answered:
-            self.unbilled.add(attempt.id)
-        common = {"attempt_id": attempt.id, "fingerprint": attempt.fingerprint, "prompt": lambda: b""}
+        elif ending == 3 and name not in self.answered:
+            self.unbilled.add(name)
+        common = {"attempt_id": name, "fingerprint": attempt.fingerprint, "prompt": lambda: b""}
         if ending > 1:
             return [Failure(**common, billed=ending == 2, error_class="", error="")]
-        cost = self.answered.setdefault(attempt.id, int((attempt.ceiling_micro_usd or 0) * share))
-        paid = {"stop_reason": "end_turn", "usage": Usage(), "cost_micro_usd": cost, "latency_ms": 1}
+        cost = self.answered.setdefault(name, int((attempt.ceiling_micro_usd or 0) * share))
+        usage = Usage(uncached_tokens=cost, output_tokens=1)
+        paid = {"stop_reason": "end_turn", "usage": usage, "cost_micro_usd": cost, "latency_ms": 1}
         return [Settlement(**common, reply=b"{}", **paid)]
 
     @rule(engine=ENGINE, passed_ms=st.integers(0, 3_000))
@@ -370,6 +375,13 @@ class Accounting(RuleBasedStateMachine):
         self.now += passed_ms
         with self.database.write() as connection:
             self.engines[engine].renew(connection, self.now)
+
+    @invariant()
+    def the_sums_of_each_day_are_those_of_its_calls(self) -> None:
+        if not hasattr(self, "database"):
+            return
+        with self.database.read() as connection:
+            assert differing_days(connection) == []
 
     @invariant()
     def accounts_are_the_sum_of_their_calls_and_within_their_caps(self) -> None:

@@ -115,7 +115,7 @@ def test_many_groups_are_cut_to_the_dearest_and_the_total_stays_true(database: D
 def test_the_size_and_the_calls_are_shown(database: Database) -> None:
     size = told(database, "ledger", "show", "--json")
     assert size["tables"]["call"]["rows"] == 4
-    assert (size["oldest"][:10], size["newest"][:10]) == ("2026-01-01", "2026-01-01")
+    assert (size["oldest"][:10], size["newest"][:10]) == ("2026-01-01", "2026-01-02")
     shown = run(database, "ledger", "show")
     assert shown.exit_code == 0
     assert "call" in shown.stdout
@@ -127,6 +127,7 @@ def test_a_check_that_finds_something_ends_with_status_1(database: Database) -> 
     assert "3 answered calls without their reply" in broken.stdout
     with database.write() as connection:
         connection.exec_driver_sql("DELETE FROM call")
+        connection.exec_driver_sql("DELETE FROM daily")
     assert run(database, "ledger", "check", "--full").stdout == "The ledger is sound.\n"
     assert told(database, "ledger", "check", "--json") == []
 

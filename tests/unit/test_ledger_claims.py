@@ -4,15 +4,26 @@ import asyncio
 import dataclasses
 import hashlib
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import sqlalchemy as sa
 from waiting import until
 
-from airflow_llm_provider.errors import LedgerUnusable
+from airflow_llm_provider.errors import BudgetWaits, LedgerUnusable
+from airflow_llm_provider.ledger import effects, rate_limits, reviews
+from airflow_llm_provider.ledger.budgets import (
+    Budget,
+    BudgetRefusal,
+    budget_error,
+    remove_budget,
+    set_budget,
+)
 from airflow_llm_provider.ledger.ledger import Ledger
+from airflow_llm_provider.ledger.maintenance import prune
 from airflow_llm_provider.ledger.payloads import unpack_prompt
 from airflow_llm_provider.ledger.records import (
     CallScope,
@@ -23,11 +34,13 @@ from airflow_llm_provider.ledger.records import (
     OpenedAttempt,
     PromptToKeep,
     Reopening,
+    Saving,
     SettledReply,
     Settlement,
     Sighting,
+    first_id_of,
 )
-from airflow_llm_provider.ledger.schema import call, payload
+from airflow_llm_provider.ledger.schema import call, payload, rate_limit, saving
 from airflow_llm_provider.pricing import Usage
 
 NIGHTLY = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
@@ -60,17 +73,17 @@ def entry(fingerprint: str = KEY, **fields: object) -> NewAttempt:
     return NewAttempt(**{"fingerprint": fingerprint, **usual, **fields})
 
 
-def settlement(opened: OpenedAttempt | NewAttempt, fingerprint: str = KEY, **fields: object) -> Settlement:
+def settlement(opened: OpenedAttempt, fingerprint: str = KEY, **fields: object) -> Settlement:
     usual = {"reply": REPLY, "prompt": lambda: b"the prompt", "stop_reason": "end_turn", "latency_ms": 700}
     paid = {"usage": Usage(uncached_tokens=10, output_tokens=5), "cost_micro_usd": 4}
-    attempt = opened.id if isinstance(opened, NewAttempt) else opened.attempt_id
-    return Settlement(**{"attempt_id": attempt, "fingerprint": fingerprint, **usual, **paid, **fields})
+    return Settlement(
+        **{"attempt_id": opened.attempt_id, "fingerprint": fingerprint, **usual, **paid, **fields}
+    )
 
 
-def failure(opened: OpenedAttempt | NewAttempt, **fields: object) -> Failure:
+def failure(opened: OpenedAttempt, **fields: object) -> Failure:
     usual = {"billed": False, "error_class": "RateLimited", "error": "429", "prompt": lambda: b"the prompt"}
-    attempt = opened.id if isinstance(opened, NewAttempt) else opened.attempt_id
-    return Failure(**{"attempt_id": attempt, "fingerprint": KEY, **usual, **fields})
+    return Failure(**{"attempt_id": opened.attempt_id, "fingerprint": KEY, **usual, **fields})
 
 
 async def bought(ledger: Ledger, fingerprint: str = KEY, **fields: object) -> OpenedAttempt:
@@ -459,3 +472,114 @@ def test_a_payload_policy_that_can_not_be_read_is_named(ledger_url: str, policy:
     with pytest.raises(LedgerUnusable, match="use full, errors, none or sampled") as caught:
         Ledger(ledger_url, payload=policy)
     assert repr(policy) in str(caught.value)
+
+
+# The database's clock alone.
+
+HOUR_S = 3600
+
+
+@pytest.fixture(params=[-30 * 24, -1, 26], ids=lambda hours: f"{hours}h")
+def moved_s(request: pytest.FixtureRequest) -> int:
+    """So many seconds are added to the clock of a worker."""
+    return int(request.param) * HOUR_S
+
+
+@pytest.fixture
+def moved_clock(ledger_of: Callable[..., Ledger], moved_s: int, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """Open a ledger, and move all clocks of this process but the database's."""
+    ledger = ledger_of(**STALLED)
+    true_time, true_time_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: true_time() + moved_s)
+    monkeypatch.setattr(time, "time_ns", lambda: true_time_ns() + moved_s * 10**9)
+    return ledger
+
+
+def now_ms(ledger: Ledger) -> int:
+    with ledger.database.read() as connection:
+        return ledger.database.now_ms(connection)
+
+
+async def test_ids_and_times_of_calls_are_by_the_databases_clock(moved_clock: Ledger) -> None:
+    before_ms = now_ms(moved_clock)
+    await bought(moved_clock)
+    await moved_clock.record(Saving(scope=NIGHTLY, model="m", reused=1))
+    after_ms = now_ms(moved_clock)
+    [row] = rows(moved_clock)
+    with moved_clock.database.read() as connection:
+        kept = connection.execute(sa.select(saving)).one()
+    for at_ms in (row.opened_ms, row.closed_ms, kept.at_ms):
+        assert before_ms <= at_ms <= after_ms
+    for name in (row.id, kept.id):
+        assert first_id_of(before_ms) <= name < first_id_of(after_ms + 1)
+
+
+async def test_a_budget_sees_the_calls_of_a_worker_whose_clock_is_wrong(moved_clock: Ledger) -> None:
+    await bought(moved_clock, ceiling_micro_usd=4)
+    for per in ("day", "month"):
+        cap = Budget(name=per, cap_micro_usd=5, scope="all", per=per)
+        await moved_clock.write(lambda connection, _: set_budget(connection, cap))  # noqa: B023
+        refusal = await moved_clock.open(entry("f" * 64, ceiling_micro_usd=2))
+        assert isinstance(refusal, BudgetRefusal)
+        assert refusal.settled_micro_usd == 4
+        await moved_clock.write(lambda connection, _: remove_budget(connection, per))  # noqa: B023
+
+
+async def test_a_task_waits_until_the_next_day_begins_by_the_databases_clock(moved_clock: Ledger) -> None:
+    cap = Budget(name="day", cap_micro_usd=5, scope="all", per="day", on_exceeded="wait")
+    await moved_clock.write(lambda connection, _: set_budget(connection, cap))
+    refusal = await moved_clock.open(entry(ceiling_micro_usd=6))
+    assert isinstance(refusal, BudgetRefusal)
+    error = budget_error(refusal, "claude-haiku-5-5", "claude_default")
+    assert isinstance(error, BudgetWaits)
+    left_s = 86_400 - now_ms(moved_clock) / 1000 % 86_400
+    assert error.retry_after_s == pytest.approx(left_s, abs=30) or left_s > 86_370  # or midnight has passed
+
+
+async def test_a_worker_whose_clock_is_wrong_neither_breaks_a_lease_nor_loses_its_own(
+    moved_clock: Ledger, ledger_of: Callable[..., Ledger]
+) -> None:
+    await moved_clock.open(entry())
+    other = ledger_of(**STALLED)
+    assert isinstance(await other.open(entry()), ClaimHeld)
+    let_pass(other, 60)
+    assert isinstance(await other.open(entry()), OpenedAttempt)
+
+
+async def test_a_pruning_by_a_worker_whose_clock_is_wrong_removes_what_is_old(moved_clock: Ledger) -> None:
+    await bought(moved_clock)
+    young = await asyncio.to_thread(prune, moved_clock.database, rows_before_ms=now_ms(moved_clock) - 60_000)
+    old = await asyncio.to_thread(prune, moved_clock.database, rows_before_ms=now_ms(moved_clock) + 60_000)
+    assert (young.rows, old.rows) == (0, 1)
+
+
+async def test_the_rate_of_late_is_measured_by_the_databases_clock(moved_clock: Ledger) -> None:
+    for number in range(20):
+        await bought(moved_clock, f"{number:064x}")
+    bucket = rate_limits.Bucket(connection_id="", model="claude-haiku-5-5", stated=rate_limits.Limits())
+    await moved_clock.write(partial(rate_limits.slow_down, bucket=bucket, quiet_s=0, limited_ago_s=0.0))
+    with moved_clock.database.read() as connection:
+        # 20 calls in the last 10 s are 120 per minute; a 429 halves the rate.
+        assert connection.scalar(sa.select(rate_limit.c.cut_rpm)) == 60.0
+
+
+async def test_an_effect_and_a_review_are_dated_by_the_databases_clock(moved_clock: Ledger) -> None:
+    before_ms = now_ms(moved_clock)
+    intent = effects.Intent(
+        scope=NIGHTLY,
+        item_id=None,
+        call_id="c" * 32,
+        tool_use_id="toolu_1",
+        tool="send_mail",
+        is_irreversible=True,
+        arguments=b"{}",
+    )
+    began = await moved_clock.write(partial(effects.begin, intent=intent, lease_ms=10_000))
+    asked = reviews.AskedQuestion(asked_hash="a" * 64, shown=b'"form"', content=b'"letter"', why="")
+    await moved_clock.write(lambda connection, _: reviews.store_question(connection, NIGHTLY, "", asked))
+    await moved_clock.write(partial(reviews.store_shown, scope=NIGHTLY, key=""))
+    shown = await moved_clock.read(lambda connection, _: reviews.find(connection, NIGHTLY, ""))
+    assert shown is not None
+    for at_ms in (began.began_ms, shown.shown_ms):
+        assert before_ms <= at_ms <= now_ms(moved_clock)
+    assert began.is_live

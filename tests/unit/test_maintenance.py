@@ -82,7 +82,18 @@ def test_a_run_that_did_anything_lately_keeps_all_of_its_calls(database: Databas
     recent, long_ago = before(database, 1), before(database, 100)
     put(
         database,
-        {"id": "s", **who, "run_id": "reused", "try_number": 1, "model": "m", "at_ms": recent, "reused": 1}
+        {
+            "id": "s",
+            **who,
+            "run_id": "reused",
+            "try_number": 1,
+            "connection_id": "c",
+            "owner": None,
+            "tags": None,
+            "model": "m",
+            "at_ms": recent,
+            "reused": 1,
+        }
         | {"reused_micro_usd": 5, "routed_micro_usd": 0},
         table=saving,
     )
@@ -125,7 +136,7 @@ def test_a_run_that_becomes_active_meanwhile_keeps_the_rest(database: Database) 
 
     def wake(done: Any) -> None:
         if not woken:
-            put(database, row(run_id="run-1"))
+            put(database, aged(database, 0, run_id="run-1"))
             woken.append(done.rows)
 
     gone = prune(database, rows_before_ms=before(database, 90), on_step=wake)
@@ -198,7 +209,14 @@ async def test_notes_on_documents_are_removed_with_their_replies(ledger_url: str
 
 def test_savings_of_old_runs_are_removed_too(database: Database) -> None:
     one = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 1, "model": "m"}
-    one |= {"reused": 1, "reused_micro_usd": 5, "routed_micro_usd": 0}
+    one |= {
+        "connection_id": "c",
+        "owner": None,
+        "tags": None,
+        "reused": 1,
+        "reused_micro_usd": 5,
+        "routed_micro_usd": 0,
+    }
     old, new = (first_id_of(before(database, days)) for days in (100, 1))  # ids begin with the time
     put(
         database,

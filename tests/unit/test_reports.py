@@ -13,11 +13,19 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from airflow_llm_provider.ledger.daily import (
+    CALL_COLUMNS,
+    DailyChanges,
+    day_of,
+    day_of_saving,
+    sums_of,
+    sums_of_saving,
+)
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
-from airflow_llm_provider.ledger.records import CallScope, Saving, new_attempt_id
+from airflow_llm_provider.ledger.records import CallScope, Saving, new_id
 from airflow_llm_provider.ledger.reports import BY, Costs, Filter, costs, spent_micro_usd
-from airflow_llm_provider.ledger.schema import call, saving
+from airflow_llm_provider.ledger.schema import call, daily, saving
 from airflow_llm_provider.pricing import Usage, rate_card
 
 MODELS = ("claude-haiku-5-5", "claude-opus-5-5", "nobody-knows-1")
@@ -33,9 +41,9 @@ def row(**fields: Any) -> dict[str, Any]:
     known = card.price_micro_usd(Usage(**tokens)) if card else None
     is_paid = state in ("settled", "late", "reopened")
     made = {
-        "id": new_attempt_id(),
-        "fingerprint": new_attempt_id(),
-        "claim": new_attempt_id(),
+        "id": new_id(fields.get("opened_ms", NOON)),
+        "fingerprint": new_id(NOON),
+        "claim": new_id(NOON),
         "state": state,
         "holder": "h",
         "lease_until_ms": 0,
@@ -62,8 +70,18 @@ def row(**fields: Any) -> dict[str, Any]:
 
 
 def put(database: Database, *rows: dict[str, Any], table: sa.Table = call) -> None:
+    """Insert rows, and add calls and savings to their days, as the ledger does."""
+    days = DailyChanges()
     with database.write() as connection:
         connection.execute(table.insert(), list(rows))
+        if table is call:
+            ids = [one["id"] for one in rows if one["state"] != "open"]
+            for one in connection.execute(sa.select(*CALL_COLUMNS).where(call.c.id.in_(ids))):
+                days.add(day_of(one), sums_of(one))
+        if table is saving:
+            for one in rows:
+                days.add(day_of_saving(one), sums_of_saving(one))
+        days.write(connection)
 
 
 @pytest.fixture
@@ -95,6 +113,16 @@ ROWS = st.builds(
 )
 
 
+def fresh(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the rows, with ids of their own, in place of all calls; return them."""
+    with database.write() as connection:
+        for table in (call, daily):
+            connection.execute(table.delete())
+    rows = [{**one, "id": new_id(one["opened_ms"]), "claim": new_id(NOON)} for one in rows]
+    put(database, *rows)
+    return rows
+
+
 @settings(
     max_examples=settings.default.max_examples // 2,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -103,10 +131,7 @@ ROWS = st.builds(
 def test_the_groups_add_up_to_the_total_whatever_they_are(
     database: Database, rows: list[dict[str, Any]]
 ) -> None:
-    rows = [{**one, "id": new_attempt_id(), "claim": new_attempt_id()} for one in rows]
-    with database.write() as connection:
-        connection.execute(call.delete())
-        connection.execute(call.insert(), rows)
+    rows = fresh(database, rows)
     paid = [one for one in rows if one["state"] in ("settled", "late", "reopened")]
     states = Counter(one["state"] for one in rows)
     for by in BY:

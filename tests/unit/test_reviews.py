@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,7 +33,12 @@ def asked(text: bytes = b'"a letter"', *, aside: bytes = b"", is_shown: bool = T
 
 def verdict(status: str = reviews.APPROVED, decided: bytes = b'"a letter"') -> Verdict:
     return Verdict(
-        status=status, choice="Approve", decided=decided, decided_by="ada", feedback="Fine.\0", decided_ms=5
+        status=status,
+        choice="Approve",
+        decided=decided,
+        decided_by="ada",
+        feedback="Fine.\0",
+        decided_ms=None,
     )
 
 
@@ -48,7 +54,7 @@ class Book:
         return await self.ledger.write(lambda c, _: reviews.store_question(c, scope, key, question, **how))
 
     async def settle(self, said: Verdict, scope: CallScope = SCOPE) -> None:
-        await self.ledger.write(lambda c, _: reviews.store_verdict(c, scope, "", said))
+        await self.ledger.write(partial(reviews.store_verdict, scope=scope, key="", verdict=said))
 
     async def let_pass(self, question: AskedQuestion, scope: CallScope = SCOPE) -> StoredReview:
         return await self.ledger.write(lambda c, now: reviews.store_not_asked(c, now, scope, "", question))
@@ -72,6 +78,20 @@ async def test_two_processes_of_a_task_instance_keep_one_question(book: Book) ->
     assert await second == first
 
 
+@pytest.mark.parametrize("hours", [-26, -1, 1, 26])
+async def test_a_decision_is_dated_between_showing_and_storing_whatever_airflows_clock_says(
+    book: Book, hours: int
+) -> None:
+    await book.keep(asked())
+    await book.ledger.write(partial(reviews.store_shown, scope=SCOPE, key=""))
+    now_ms = await book.ledger.read(lambda _, now_ms: now_ms)
+    await book.settle(dataclasses.replace(verdict(), decided_ms=now_ms + hours * 3_600_000))
+    stored = await book.find()
+    assert stored is not None
+    assert stored.verdict is not None
+    assert 0 <= stored.verdict.decided_ms - stored.shown_ms < 60_000
+
+
 async def test_a_question_is_kept_as_it_was_first_shown(book: Book) -> None:
     first = await book.keep(asked())
     assert (first.asked.shown, first.verdict) == (asked().shown, None)
@@ -83,7 +103,10 @@ async def test_a_retry_keeps_the_decision_and_a_clear_asks_again(book: Book) -> 
     await book.keep(asked())
     await book.settle(verdict())
     retried = await book.keep(asked())
-    assert retried.verdict == dataclasses.replace(verdict(), feedback="Fine.\N{REPLACEMENT CHARACTER}")
+    assert retried.verdict is not None
+    assert dataclasses.replace(retried.verdict, decided_ms=None) == dataclasses.replace(
+        verdict(), feedback="Fine.\N{REPLACEMENT CHARACTER}"
+    )
     cleared = await book.keep(asked(), CLEARED)
     assert (cleared.verdict, cleared.first_try) == (None, 2)
 

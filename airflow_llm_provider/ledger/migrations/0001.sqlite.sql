@@ -128,6 +128,7 @@ CREATE TABLE account (
     kind TEXT NOT NULL,
     applies_to TEXT NOT NULL,
     settled_micro_usd BIGINT NOT NULL,
+    unproven_micro_usd BIGINT NOT NULL,
     reserved_micro_usd BIGINT NOT NULL,
     warned_micro_usd BIGINT NOT NULL,
     opened_ms BIGINT NOT NULL,
@@ -142,6 +143,7 @@ CREATE TABLE saving (
     task_id TEXT NOT NULL,
     map_index INTEGER NOT NULL,
     try_number INTEGER NOT NULL,
+    connection_id TEXT NOT NULL,
     owner TEXT,
     tags TEXT,
     model TEXT NOT NULL,
@@ -152,6 +154,34 @@ CREATE TABLE saving (
     routed_micro_usd BIGINT NOT NULL,
     PRIMARY KEY (id)
 );
+
+-- what a day has cost, one row per DAG, owner, tags, model and connection; it outlives the calls
+CREATE TABLE daily (
+    id VARCHAR(32) NOT NULL,
+    day INTEGER NOT NULL,
+    is_pruned BOOLEAN NOT NULL,
+    dag_id TEXT NOT NULL,
+    owner TEXT,
+    tags TEXT,
+    model TEXT NOT NULL,
+    connection_id TEXT NOT NULL,
+    calls BIGINT NOT NULL,
+    failed BIGINT NOT NULL,
+    unproven BIGINT NOT NULL,
+    unpriced BIGINT NOT NULL,
+    uncached_tokens BIGINT NOT NULL,
+    output_tokens BIGINT NOT NULL,
+    cache_read_tokens BIGINT NOT NULL,
+    cache_write_5m_tokens BIGINT NOT NULL,
+    cache_write_1h_tokens BIGINT NOT NULL,
+    cost_micro_usd BIGINT NOT NULL,
+    unproven_micro_usd BIGINT NOT NULL,
+    reused BIGINT NOT NULL,
+    reused_micro_usd BIGINT NOT NULL,
+    routed_micro_usd BIGINT NOT NULL,
+    PRIMARY KEY (id)
+);
+CREATE INDEX daily_day ON daily (day);
 
 -- one row per bucket: when its next call may be sent
 CREATE TABLE rate_limit (

@@ -31,6 +31,7 @@ CREATE TABLE public.account (
     kind text NOT NULL,
     applies_to text NOT NULL,
     settled_micro_usd bigint NOT NULL,
+    unproven_micro_usd bigint NOT NULL,
     reserved_micro_usd bigint NOT NULL,
     warned_micro_usd bigint NOT NULL,
     opened_ms bigint NOT NULL
@@ -93,6 +94,36 @@ CREATE TABLE public.call (
     version text,
     family character varying(16),
     ceiling_tokens bigint
+);
+
+
+--
+-- Name: daily; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.daily (
+    id character varying(32) NOT NULL,
+    day integer NOT NULL,
+    is_pruned boolean NOT NULL,
+    dag_id text NOT NULL,
+    owner text,
+    tags text,
+    model text NOT NULL,
+    connection_id text NOT NULL,
+    calls bigint NOT NULL,
+    failed bigint NOT NULL,
+    unproven bigint NOT NULL,
+    unpriced bigint NOT NULL,
+    uncached_tokens bigint NOT NULL,
+    output_tokens bigint NOT NULL,
+    cache_read_tokens bigint NOT NULL,
+    cache_write_5m_tokens bigint NOT NULL,
+    cache_write_1h_tokens bigint NOT NULL,
+    cost_micro_usd bigint NOT NULL,
+    unproven_micro_usd bigint NOT NULL,
+    reused bigint NOT NULL,
+    reused_micro_usd bigint NOT NULL,
+    routed_micro_usd bigint NOT NULL
 );
 
 
@@ -209,6 +240,7 @@ CREATE TABLE public.saving (
     task_id text NOT NULL,
     map_index integer NOT NULL,
     try_number integer NOT NULL,
+    connection_id text NOT NULL,
     owner text,
     tags text,
     model text NOT NULL,
@@ -224,8 +256,8 @@ CREATE TABLE public.saving (
 -- Data for Name: account; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.account VALUES ('40194d2932f86019', 'dag invoices, 2026-11-30', 'dag day UTC', 'invoices', 1500, 900, 1500, 1796082369880);
-INSERT INTO public.account VALUES ('93c06fcdd51837e9', 'run invoices/scheduled__2026-01-01', 'run', 'invoices', 1500, 900, 1500, 1796082369889);
+INSERT INTO public.account VALUES ('615f60f50fbda80c', 'dag invoices, 2026-12-01', 'dag day UTC', 'invoices', 1500, 900, 900, 1500, 1796124705070);
+INSERT INTO public.account VALUES ('93c06fcdd51837e9', 'run invoices/scheduled__2026-01-01', 'run', 'invoices', 1500, 900, 900, 1500, 1796124705088);
 
 
 --
@@ -239,14 +271,21 @@ INSERT INTO public.budget VALUES ('nightly', 9000000, 'dag', '', 'day', 'UTC', '
 -- Data for Name: call; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.call VALUES ('06618703a4b2094eb8a6a8bb8f8efd0e', '0000000000000000000000000000000000000000000000000000000000000000', '919c7cd54cd2988959541a422fc1c49ca55f1ba12a1dcf0b487b5acbc91900d5', 'settled', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082414899, 'answer', NULL, 'invoice-0.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082369899, 1796082369912, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('06618703a593842c5ca5c87b2df40e8f', '0000000000000000000000000000000000000000000000000000000000000001', '0000000000000000000000000000000000000000000000000000000000000001', 'settled', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082414929, 'answer', NULL, 'invoice-1.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082369929, 1796082369940, 700, 'end_turn', 100, 20, 50, 0, 0, 120, 'InvalidOutput', 'The total is not a number.', '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('06618703a619e809f9158973d27c336d', '0000000000000000000000000000000000000000000000000000000000000002', 'c4fc548db2d65923f2cf546d53f22f5974203b7ceda308ceb72be221967519e8', 'reopened', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082414963, 'answer', NULL, 'invoice-2.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082369963, 1796082369970, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('06618703a67f23ad6fff2ba63610e9d4', '0000000000000000000000000000000000000000000000000000000000000003', '0000000000000000000000000000000000000000000000000000000000000003', 'settled', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082414992, 'answer', NULL, 'invoice-3.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082369992, 1796082369999, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('06618703a6e313a7a23808e18460092a', '0000000000000000000000000000000000000000000000000000000000000004', '2746e5d46b8f13f7ac2876e72bde4fc118dd74a37cffaafb6b916bc6b89e9c19', 'settled', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082415015, 'answer', NULL, 'invoice-4.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082370015, 1796082370028, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('06618703a73f20c00af108121a4cdd4e', '0000000000000000000000000000000000000000000000000000000000000005', '0000000000000000000000000000000000000000000000000000000000000005', 'failed', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082415038, 'answer', NULL, 'invoice-5.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082370038, 1796082370048, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'Overloaded', '529', '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('06618703a79084b5491582eafd5c9b37', '0000000000000000000000000000000000000000000000000000000000000006', '65156c1fd4141e6da68f7082c770e6b422370f3f154c60fde6568b8127769cb2', 'unproven', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082415059, 'answer', NULL, 'invoice-6.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082370059, 1796082370067, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 900, 'Overloaded', '529', '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('06618703a7d362d953427a45292b84d3', '0000000000000000000000000000000000000000000000000000000000000007', '0000000000000000000000000000000000000000000000000000000000000007', 'open', 'efd81ff6fc8e433190fa1a88a80040d1', 1796082415076, 'answer', NULL, 'invoice-7.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796082370076, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '40194d2932f86019 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df0520802a84a258e061a435bd', '0000000000000000000000000000000000000000000000000000000000000000', '919c7cd54cd2988959541a422fc1c49ca55f1ba12a1dcf0b487b5acbc91900d5', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750104, 'answer', NULL, 'invoice-0.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705104, 1796124705126, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df05ef883e61a71344a4912575', '0000000000000000000000000000000000000000000000000000000000000001', '0000000000000000000000000000000000000000000000000000000000000001', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750157, 'answer', NULL, 'invoice-1.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705157, 1796124705175, 700, 'end_turn', 100, 20, 50, 0, 0, 120, 'InvalidOutput', 'The total is not a number.', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df06b6c03fa59780fbf8ccb257', '0000000000000000000000000000000000000000000000000000000000000002', 'c4fc548db2d65923f2cf546d53f22f5974203b7ceda308ceb72be221967519e8', 'reopened', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750208, 'answer', NULL, 'invoice-2.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705208, 1796124705239, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df07eb584ae773d965110a9b69', '0000000000000000000000000000000000000000000000000000000000000003', '0000000000000000000000000000000000000000000000000000000000000003', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750287, 'answer', NULL, 'invoice-3.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705287, 1796124705311, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df088f6824f248aee475ef52b2', '0000000000000000000000000000000000000000000000000000000000000004', '2746e5d46b8f13f7ac2876e72bde4fc118dd74a37cffaafb6b916bc6b89e9c19', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750329, 'answer', NULL, 'invoice-4.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705329, 1796124705351, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df09431832104fd609fd00f1be', '0000000000000000000000000000000000000000000000000000000000000005', '0000000000000000000000000000000000000000000000000000000000000005', 'failed', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750375, 'answer', NULL, 'invoice-5.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705375, 1796124705396, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'Overloaded', '529', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df09df5889b58a14e4e3761e94', '0000000000000000000000000000000000000000000000000000000000000006', '65156c1fd4141e6da68f7082c770e6b422370f3f154c60fde6568b8127769cb2', 'unproven', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750415, 'answer', NULL, 'invoice-6.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705415, 1796124705424, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 900, 'Overloaded', '529', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066190df0a6040b16720200c5207b55c', '0000000000000000000000000000000000000000000000000000000000000007', '0000000000000000000000000000000000000000000000000000000000000007', 'open', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750448, 'answer', NULL, 'invoice-7.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705448, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+
+
+--
+-- Data for Name: daily; Type: TABLE DATA; Schema: public; Owner: -
+--
+
+INSERT INTO public.daily VALUES ('408834f9653a95523d9d16f476ce7596', 20788, false, 'invoices', 'finance', '["nightly"]', 'claude-haiku-5-5', 'claude_default', 5, 1, 1, 0, 500, 100, 250, 0, 0, 600, 900, 3, 360, 0);
 
 
 --
@@ -264,7 +303,7 @@ INSERT INTO public.document VALUES ('0000000000000000000000000000000000000000000
 -- Data for Name: effect; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.effect VALUES ('95f8f458bd9791e612dce1bc46cc79eb58c1466726e122bec4c22b962350efaf', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'cccccccccccccccccccccccccccccccc', 'send_mail', true, 'begun', '62d1b5d5a7cc4b07be9625529723c0eb', 1796082380106, '\x789cab562ac957b2524acbcc4bcc4b4e55aa05002ceb0572', NULL, 1796082370106, NULL);
+INSERT INTO public.effect VALUES ('95f8f458bd9791e612dce1bc46cc79eb58c1466726e122bec4c22b962350efaf', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'cccccccccccccccccccccccccccccccc', 'send_mail', true, 'begun', 'a17aedb4316a46669fe2af9125acb435', 1796124715519, '\x789cab562ac957b2524acbcc4bcc4b4e55aa05002ceb0572', NULL, 1796124705519, NULL);
 
 
 --
@@ -278,34 +317,34 @@ INSERT INTO public.ledger_schema_version VALUES (1);
 -- Data for Name: payload; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.payload VALUES ('06618703a4b2094eb8a6a8bb8f8efd0e', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('06618703a593842c5ca5c87b2df40e8f', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('06618703a619e809f9158973d27c336d', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('06618703a67f23ad6fff2ba63610e9d4', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('06618703a6e313a7a23808e18460092a', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('06618703a73f20c00af108121a4cdd4e', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
-INSERT INTO public.payload VALUES ('06618703a79084b5491582eafd5c9b37', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
+INSERT INTO public.payload VALUES ('066190df0520802a84a258e061a435bd', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066190df05ef883e61a71344a4912575', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066190df06b6c03fa59780fbf8ccb257', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066190df07eb584ae773d965110a9b69', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066190df088f6824f248aee475ef52b2', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066190df09431832104fd609fd00f1be', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
+INSERT INTO public.payload VALUES ('066190df09df5889b58a14e4e3761e94', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
 
 
 --
 -- Data for Name: rate_limit; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.rate_limit VALUES ('claude_default/claude-haiku-5-5', 1796082378128, 1796082378128, 1796082378128, 0, 600, 60000, NULL, 1796082370128, 0, 0, '{}');
+INSERT INTO public.rate_limit VALUES ('claude_default/claude-haiku-5-5', 1796124713529, 1796124713529, 1796124713529, 0, 600, 60000, NULL, 1796124705529, 0, 0, '{}');
 
 
 --
 -- Data for Name: review; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.review VALUES ('b753d4361531add09f3c5c6fd60802a04fd34fe046f20bb0f08dc15e38f13f7c', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'pending', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', '\x789c534acb2fca55020006de01f9', 'e4ea2137b49a629f678153fe614ae313c6dd1761a757afc764cf1cd74a986de6', '\x789c53ca492d29492d5202000cb302d5', '4540c1847af8c9e12561652f15394bc7f91f549a92586ff8a6eddcebaf76d1ac', NULL, NULL, NULL, NULL, NULL, 'doubtful', 1796082370095, NULL);
+INSERT INTO public.review VALUES ('b753d4361531add09f3c5c6fd60802a04fd34fe046f20bb0f08dc15e38f13f7c', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'pending', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', '\x789c534acb2fca55020006de01f9', 'e4ea2137b49a629f678153fe614ae313c6dd1761a757afc764cf1cd74a986de6', '\x789c53ca492d29492d5202000cb302d5', '4540c1847af8c9e12561652f15394bc7f91f549a92586ff8a6eddcebaf76d1ac', NULL, NULL, NULL, NULL, NULL, 'doubtful', 1796124705517, NULL);
 
 
 --
 -- Data for Name: saving; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.saving VALUES ('06618703a7fe8b84e6a0f7f614b1747d', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', 'claude-haiku-5-5', 'v1', 1796082370087, 3, 360, 0);
+INSERT INTO public.saving VALUES ('066190df0add407341ab5c93ac3fb200', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'claude_default', 'finance', '["nightly"]', 'claude-haiku-5-5', 'v1', 1796124705480, 3, 360, 0);
 
 
 --
@@ -330,6 +369,14 @@ ALTER TABLE ONLY public.budget
 
 ALTER TABLE ONLY public.call
     ADD CONSTRAINT call_pkey PRIMARY KEY (id);
+
+
+--
+-- Name: daily daily_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.daily
+    ADD CONSTRAINT daily_pkey PRIMARY KEY (id);
 
 
 --
@@ -421,6 +468,13 @@ CREATE INDEX call_open ON public.call USING btree (holder) WHERE ((state)::text 
 --
 
 CREATE INDEX call_run ON public.call USING btree (dag_id, run_id);
+
+
+--
+-- Name: daily_day; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX daily_day ON public.daily USING btree (day);
 
 
 --

@@ -62,7 +62,7 @@ async def fill(ledger: Ledger) -> None:
         if number in (5, 6):
             await ledger.record(
                 Failure(
-                    attempt_id=attempt.id,
+                    attempt_id=opened.attempt_id,
                     fingerprint=key,
                     billed=number == 6,
                     error_class="Overloaded",
@@ -73,7 +73,7 @@ async def fill(ledger: Ledger) -> None:
         elif number < 5:
             await ledger.record(
                 Settlement(
-                    attempt_id=attempt.id,
+                    attempt_id=opened.attempt_id,
                     fingerprint=key,
                     reply=REPLY,
                     prompt=lambda: b'{"model":"claude-haiku-5-5"}',
@@ -85,7 +85,9 @@ async def fill(ledger: Ledger) -> None:
             )
             await ledger.record(Sighting(f"{number + 256:064x}", key))
         if number == 1:
-            await ledger.record(InvalidAnswer(attempt.id, "InvalidOutput", "The total is not a number."))
+            await ledger.record(
+                InvalidAnswer(opened.attempt_id, "InvalidOutput", "The total is not a number.")
+            )
         if number == 2:
             await ledger.record(Reopening(key, CallScope(dag_id="another")))
     await ledger.record(
