@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -41,10 +42,13 @@ _SPELLINGS = str.maketrans(
     {
         **dict.fromkeys("“”„‟«»‘’‚‛‹›'`´", '"'),  # noqa: RUF001 - the kinds there are
         **dict.fromkeys("‐‑‒–—―−", "-"),  # noqa: RUF001
-        "\N{SOFT HYPHEN}": None,
-        "\N{ZERO WIDTH SPACE}": None,
+        # Seen by nobody: soft hyphens, joiners, marks of direction, and PDFium's mark of a hyphen at a line's end.
+        **dict.fromkeys("\xad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\x02\ufffe"),
     }
 )
+# A minus before a digit stays: it is a part of the number.
+_SPACES_AND_HYPHENS = re.compile(r"\s+|-(?!\s*\d)")
+_RUNNING_LINES = 3  # of a header or a footer, at most
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ class Judge:
 def quotes_in_source(*at: str) -> Validator:
     """Check that the texts at these paths stand word for word in the document.
 
-    Differences in white space, in quotation marks, dashes and ligatures are ignored.
+    What is typeset in several ways is ignored: white space (missing, extra, at page breaks), hyphens and dashes but
+    for a minus before a digit, quotation marks, ligatures, raised digits, characters that nobody sees. A quote may run
+    over a page break: headers and footers that stand on most pages may be left out of it.
 
     Args:
         at: paths of the quotes, at least one.
@@ -121,12 +127,13 @@ def quotes_in_source(*at: str) -> Validator:
 
     def quotes_are_in_source(value: Any, source: str) -> Complaint | None:
         # Once per answer and not once per quote: the document can be long.
-        spelled_source, data = _spelled_alike(source), plain(value)
+        data = plain(value)
+        spelled = [_spelled_alike(text) for text in (source, _without_running_heads(source)) if text]
         return Complaint.about(
             (found_at, "is not in the document: copy it word for word")
             for path in at
             for found_at, quote in texts_at(data, path)
-            if not (spelled := _spelled_alike(quote)) or spelled not in spelled_source
+            if not (wanted := _spelled_alike(quote)) or not any(wanted in text for text in spelled)
         )
 
     return quotes_are_in_source
@@ -358,7 +365,34 @@ def _require_paths(validator: str, at: Sequence[str]) -> None:
 def _spelled_alike(text: str) -> str:
     """Return the text with one spelling for what may be typeset in several ways."""
     # Translated before NFKC, which turns an acute accent into a space and a combining accent.
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text.translate(_SPELLINGS))).strip()
+    return _SPACES_AND_HYPHENS.sub("", unicodedata.normalize("NFKC", text.translate(_SPELLINGS)))
+
+
+def _without_running_heads(text: str) -> str | None:
+    """Return a text without the lines that stand at the top or bottom of most pages; None where there are none.
+
+    Args:
+        text: its pages are separated by form feeds. Digits are ignored: the number of the page is one.
+    """
+    pages = [[line for line in page.split("\n") if line.strip()] for page in text.split("\f")]
+    edges = Counter(line for page in pages for line in {_head(line) for line in _edge(page)})
+    running = {line for line, count in edges.items() if count > max(1, len(pages) // 2)}
+    if not running:
+        return None
+    for page in pages:
+        for at in (0, -1):
+            for _ in range(_RUNNING_LINES):
+                if page and _head(page[at]) in running:
+                    del page[at]
+    return "\n".join(line for page in pages for line in page)
+
+
+def _edge(page: Sequence[str]) -> Sequence[str]:
+    return [*page[:_RUNNING_LINES], *page[-_RUNNING_LINES:]]
+
+
+def _head(line: str) -> str:
+    return re.sub(r"\d+", "#", " ".join(line.split()))
 
 
 def _decimal(value: Any) -> Decimal | None:

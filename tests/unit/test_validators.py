@@ -80,6 +80,53 @@ def test_a_quote_has_to_stand_in_the_source() -> None:
     assert "seller" not in complaint.message  # what documents say is not for the log
 
 
+@pytest.mark.parametrize(
+    ("quote", "source"),
+    [
+        ("the contractual party", "the contrac-\ntual party"),
+        ("the contractual party", "the contrac\x02tual party"),
+        ("the long-term fee", "the long-\nterm fee"),
+        ("the contractual party", "the con\u00adtractual party"),
+        ("office staff", "oﬃce staff"),
+        ("“promptly” and «in full»", "\"promptly\" and 'in full'"),
+        ("shall pay within 30 days", "shallpay within 30  days"),
+        ("shallpay within 30 days", "shall pay\t within\u00a030\ndays"),
+        ("the buyer shall pay", "the buyer\fshall pay"),
+        ("10.351 m2 of floor", "10.351 m² of floor"),
+        ("fell by -5.00", "fell by −5.00"),  # noqa: RUF001
+        ("zero width", "zero\u200b wid\u2060th"),
+    ],
+)
+def test_a_quote_may_be_typeset_in_another_way(quote: str, source: str) -> None:
+    assert quotes_in_source("*")([quote], f"Before. {source} After.") is None
+
+
+@pytest.mark.parametrize(
+    ("quote", "source"),
+    [
+        ("fell by 5.00 to -7", "fell by -5.00 to 7"),
+        ("pay 1,250", "pay 1,520"),
+        ("the buyer may pay", "the buyer shall pay"),
+        ("pay in 30 days", "pay in 30 working days"),
+        ("of Contract 12 the buyer", "of Contract 12\nThe buyer"),
+    ],
+)
+def test_a_quote_with_another_word_or_digit_is_refused(quote: str, source: str) -> None:
+    assert quotes_in_source("*")([quote], f"Before. {source} After.") is not None
+
+
+def test_a_quote_may_run_over_a_page_break_without_its_header_and_footer() -> None:
+    page = "ACME Ltd.\nMaster agreement\n{}\nContract 4711, page {} of 3"
+    bodies = ["The buyer shall", "pay the price in\nthree instal", "ments of 5,000 each."]
+    source = "\f".join(page.format(body, number) for number, body in enumerate(bodies, 1))
+    check = quotes_in_source("*")
+    assert check(["The buyer shall pay the price in three instalments of 5,000 each."], source) is None
+    assert check(["Contract 4711, page 2 of 3"], source) is None
+    assert check(["The buyer shall not pay the price"], source) is not None
+    # One page says nothing of what stands on most.
+    assert check(["ACME Ltd. The buyer"], page.format(bodies[0], 1)) is not None
+
+
 def test_an_empty_quote_quotes_nothing() -> None:
     assert quotes_in_source("*")([" "], "Some text.") is not None
 

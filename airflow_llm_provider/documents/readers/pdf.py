@@ -24,7 +24,7 @@ from airflow_llm_provider.options import Reading
 MAX_TEXT_PAGES = 5_000
 MAX_TEXT_CHARACTERS = 32 * 1024 * 1024
 
-_HYPHENATED = re.compile(rf"(\w*){HYPHEN}(\w*)")
+_HYPHENATED = re.compile(rf"(\w*){HYPHEN}(\n?)(\w*)([^\w\s]*)( ?)")
 _CREATED = re.compile(rb"/CreationDate\(D:(\d{14})[^)]{0,10}\)/Creator\(PDFium\)")
 _FILE_ID = re.compile(rb"/ID\[<([0-9A-F]{32})><([0-9A-F]{32})>\]")
 
@@ -111,14 +111,13 @@ def _without_hyphens(texts: Sequence[str]) -> list[str]:
     known = set(re.findall(r"\w+(?:-\w+)*", _HYPHENATED.sub(" ", "\n".join(texts)).lower()))
 
     def join(match: re.Match[str]) -> str:
-        before, after = match.groups()
+        before, line_end, after, rest, blank = match.groups()
         left, right = before.lower(), after.lower()
         is_syllable = before.isalpha() and after.isalpha() and after.islower() and len(before) > 1
-        if is_syllable and left + right in known:
-            return before + after
-        if not is_syllable or f"{left}-{right}" in known or {left, right} <= known:
-            return f"{before}-{after}"
-        return before + after
+        is_whole = is_syllable and left + right in known
+        has_hyphen = not is_syllable or f"{left}-{right}" in known or {left, right} <= known
+        # The line ends behind the word.
+        return f"{before}{'-' if has_hyphen and not is_whole else ''}{after}{rest}{line_end or blank}"
 
     return [_HYPHENATED.sub(join, text) for text in texts]
 

@@ -164,17 +164,30 @@ class Characters:
         """Yield the words of a piece, or what stands of them on one line."""
         whole: Piece | None = None
         begin = first
-        for found in _WORD.finditer(self.text, first, last):
-            word, _ = self._piece(*found.span())
+        for start, end in self._words(first, last):
+            word, _ = self._piece(start, end)
             is_next = whole is not None and not by_word and word.is_on_line_of(whole)
             if whole is not None and is_next and word.start >= whole.end - whole.height:
-                whole.end, whole.text = word.end, self.text[begin : found.end()]
+                whole.end, whole.text = word.end, self.text[begin:end]
                 continue
             if whole is not None:
                 yield whole
-            whole, begin = word, found.start()
+            whole, begin = word, start
         if whole is not None:
             yield whole
+
+    def _words(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Yield the words, and the parts of what PDFium has glued over the end of a line."""
+        for found in _WORD.finditer(self.text, first, last):
+            begin, end = found.span()
+            word, is_level = self._piece(begin, end)
+            if not is_level:
+                for index in range(begin + 1, end):
+                    letter, _ = self._piece(index, index + 1)
+                    if not letter.is_on_line_of(word):
+                        yield begin, index
+                        word, begin = letter, index
+            yield begin, end
 
     def _piece(self, first: int, last: int) -> tuple[Piece, bool]:
         """Return what stands from `first` to before `last`, and whether its last character is level with its first."""
