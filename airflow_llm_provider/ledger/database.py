@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import threading
@@ -35,6 +36,11 @@ _TIMEOUTS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "50000",
 }
+# What SQLAlchemy logs has no parameters, and at DEBUG the rows that it reads: replies, and what a person was shown.
+_LOGGED: dict[str, Any] = {"hide_parameters": True, "logging_name": "llm_ledger"}
+logging.getLogger("sqlalchemy.engine.Engine.llm_ledger").addFilter(
+    lambda record: record.levelno > logging.DEBUG
+)
 
 
 class Database:
@@ -202,13 +208,13 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
         pool_size=2,
         max_overflow=2,
         pool_pre_ping=True,
-        hide_parameters=True,
+        **_LOGGED,
         use_native_hstore=False,  # SQLAlchemy would look for that type with a query per connection
     )
 
 
 def _sqlite_engine(url: sa.URL, begin: str, synchronous: str, **pool: Any) -> sa.Engine:
-    engine = sa.create_engine(url, connect_args={"check_same_thread": False}, hide_parameters=True, **pool)
+    engine = sa.create_engine(url, connect_args={"check_same_thread": False}, **_LOGGED, **pool)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:

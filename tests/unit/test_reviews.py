@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -169,3 +170,17 @@ async def test_a_review_that_was_changed_in_the_ledger_is_refused(book: Book, co
     await book.ledger.write(tamper)
     with pytest.raises(ChangedSinceShown, match="was changed after it was stored"):
         await book.find()
+
+
+async def test_sqlalchemys_log_at_debug_has_nothing_that_a_person_wrote(
+    book: Book, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="sqlalchemy.engine")
+    await book.keep(asked())
+    await book.settle(dataclasses.replace(verdict(), feedback="plantedword"))
+    stored = await book.find()
+    assert stored is not None
+    assert stored.verdict is not None
+    assert stored.verdict.feedback == "plantedword"
+    assert "SELECT review" in caplog.text  # it logs what the ledger reads
+    assert "plantedword" not in caplog.text
