@@ -452,6 +452,7 @@ class Reading:
         max_bytes: larger documents are dead letters.
         id_field: the field of a row that is its id; `id` where a row has one.
         text_field: the field of a row that is its text; None: the whole row.
+        delimiter: what separates the cells of CSV files, one character; None: it is found in the first rows.
         strings: whether strings in a list of documents are `text` or `path`s.
         pdf: `auto` sends the text of pages that have it, and the other pages as they are; `text`; `native`.
         attachments: what the files attached to a mail are: `parts` of the same document, or `documents` of their own.
@@ -465,6 +466,7 @@ class Reading:
     max_bytes: int = MAX_FILE_BYTES
     id_field: str = "id"
     text_field: str | None = None
+    delimiter: str | None = None
     strings: Literal["text", "path"] = "text"
     pdf: Literal["auto", "text", "native"] = "auto"
     attachments: Literal["parts", "documents"] = "parts"
@@ -479,6 +481,12 @@ class Reading:
         require("reading.max_bytes", self.max_bytes, is_whole(1), "give a number of bytes, 1 or more.")
         require("reading.id_field", self.id_field, _is_string, "give the name of a field.")
         require("reading.text_field", self.text_field, _or_none(_is_string), "give the name of a field.")
+        is_character = self.delimiter is None or (
+            isinstance(self.delimiter, str) and len(self.delimiter) == 1
+        )
+        require(
+            "reading.delimiter", self.delimiter, lambda _: is_character, "give one character, such as ';'."
+        )
         require_choice("reading.strings", self.strings, ("text", "path"))
         require_choice("reading.pdf", self.pdf, ("auto", "text", "native"))
         require_choice("reading.attachments", self.attachments, ("parts", "documents"))

@@ -37,7 +37,7 @@ from airflow_llm_provider.errors import InvalidOutput
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
 from airflow_llm_provider.ledger.schema import call
-from airflow_llm_provider.options import Options
+from airflow_llm_provider.options import Options, Reading
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.validators import adds_up, quotes_in_source
 from tests.support.books import balance
@@ -181,7 +181,7 @@ async def side(server: StandIn, documents: int, output: OutputType, folder: Path
     rows = [{"id": str(n), "text": LETTER.format(**letter(n)) + TERMS} for n in range(documents)]
     sink = RowWriter(folder / "rows.jsonl", schema=output.item_schema)
     try:
-        manifest = await run.run(list_documents(rows, text_field="text"), sink)
+        manifest = await run.run(list_documents(rows, reading=Reading(text_field="text")), sink)
         sink.publish(manifest)
     finally:
         await engine.close()
@@ -240,7 +240,7 @@ async def cached(server: StandIn, documents: int, share: float, rule: SourceRepa
         run = Run(engine=engine, scope=SCOPE, prompt=prompt, max_in_flight=8)
         rows = [{"id": str(n), "text": LETTER.format(**letter(n)) + TERMS} for n in range(documents)]
         sink = RowWriter(Path(folder) / "rows.jsonl", schema=prompt.output.item_schema)
-        await run.run(list_documents(rows, text_field="text"), sink)
+        await run.run(list_documents(rows, reading=Reading(text_field="text")), sink)
         sink.discard()
         await engine.close()
     return server.invoice.cost_micro_usd - before

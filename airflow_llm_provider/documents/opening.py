@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -135,6 +136,14 @@ def open_document(document: Document) -> Iterator[OpenDocument]:
     Raises:
         OSError: it cannot be opened.
     """
+    if document.raw is not None:
+        yield OpenDocument(
+            file=io.BytesIO(document.raw),
+            size=len(document.raw),
+            stamp=document.stamp,
+            stamp_now=lambda: document.stamp,
+        )
+        return
     assert document.path is not None, "a row is not opened"
     store, path = document.store, document.path
     if store is None:

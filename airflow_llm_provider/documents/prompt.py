@@ -76,6 +76,7 @@ class DocumentPrompt:
             "pdf": reading.pdf,
             "encoding": reading.encoding,
             "max": reading.max_bytes,
+            "attachments": reading.attachments,
         }
         # The fingerprint does not say how a file is read, which changes the request about the same file, too.
         key = hashlib.sha256(self.request(None).fingerprint.encode() + to_json(shapes)).hexdigest()

@@ -88,6 +88,7 @@ class Run:
     def __post_init__(self) -> None:
         self.outcomes = collections.Counter(dict.fromkeys(OUTCOMES, 0))
         self.reasons: collections.Counter[str] = collections.Counter()
+        self.skipped: collections.Counter[str] = collections.Counter()  # files that were not taken, by suffix
         self.saved_micro_usd = 0
         self.routed_micro_usd = 0
         self.retryable: Exception | None = None  # an error after which a retry may still answer a dead letter
@@ -138,6 +139,13 @@ class Run:
         )
         self.engine.ledger.record_later(saved)
         self.log.info("%s", self._progress())
+        if self.skipped:
+            listed = ", ".join(f"{count} .{suffix}" for suffix, count in self.skipped.most_common(20))
+            self.log.warning(
+                "%d files were skipped, whose endings are of no known format: %s. `Reading(pattern=…)` takes them.",
+                self.skipped.total(),
+                listed,
+            )
         if self.cascade:
             self.log.info(
                 "%(stayed_cheap)d of %(answers)d answers stayed with the first model: $%(cost_usd)s in all, about "
@@ -177,6 +185,7 @@ class Run:
             **({"limited": True} if self.has_more else {}),
             "outcomes": dict(self.outcomes),
             "dead_letter_reasons": dict(self.reasons.most_common(20)),
+            **({"skipped": dict(self.skipped.most_common(20))} if self.skipped else {}),
             "model": self.prompt.model,
             "requests_paid": tally.requests,
             "input_tokens": tally.input_tokens,

@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from stat import S_ISDIR
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from airflow_llm_provider.documents.document import Document, Rejected
+from airflow_llm_provider.documents.archives import documents_in, has_documents, is_mail
+from airflow_llm_provider.documents.document import Document, Rejected, suffix_of
 from airflow_llm_provider.documents.files import (
     IsWanted,
     NoSuchDocuments,
@@ -35,6 +37,7 @@ from airflow_llm_provider.documents.files import (
 from airflow_llm_provider.documents.opening import open_document, stat_real
 from airflow_llm_provider.documents.readers import kinds
 from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
+from airflow_llm_provider.options import Reading
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -50,35 +53,29 @@ _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOO
 def list_documents(
     documents: PathLike | Iterable[Any],
     *,
+    reading: Reading | None = None,
     roots: Sequence[PathLike] | None = None,
-    id_field: str = "id",
-    text_field: str | None = None,
-    pattern: str | Sequence[str] | None = None,
     recursive: bool = True,
-    strings: Literal["text", "path"] = "text",
-    encoding: str = "utf-8",
     limit: int | None = None,
     to_path: ToPath = url_to_path,
+    skipped: Counter[str] | None = None,
 ) -> Iterator[Document | Rejected]:
     """Yield every document that is found, in a stable order, and a Rejected for each that cannot be asked about.
 
     Memory: the names of one folder per level, and the hash of each id.
 
     Args:
-        documents: a file, folder, glob or URL; a `.jsonl` or `.csv` file, with one document per row; or an iterable of
-            dicts (rows), strings (texts) and path objects in any mix. A folder stands for every file below it with
-            one of SUFFIXES, hidden files excepted; its tables are read row by row.
+        documents: a file, folder, glob or URL; or an iterable of dicts (rows), strings (texts) and path objects in any
+            mix. A folder stands for every file below it with one of SUFFIXES or without a suffix, hidden files
+            excepted. A table (.jsonl, .csv, …) stands for its rows, an archive for the files in it.
+        reading: how documents are found and read; None: the defaults. Of a row, only the id field `id` may be missing:
+            its id is then a hash. Whether strings are texts or paths is never guessed: a text that names a file must
+            not open that file.
         roots: where files may be read; None: anywhere, but links may not lead out of the given folder.
-        id_field: the field of a row that is its id. Only `id` may be missing: the row's id is then a hash, and equal
-            rows are one document.
-        text_field: the field of a row that is its text; None: the row as JSON with sorted keys.
-        pattern: the file names to take from folders instead of SUFFIXES, such as `LICENSE*`, or several.
         recursive: whether folders below the given one are listed.
-        strings: whether strings in a list are texts or paths. It is never guessed: a text that names a file must not
-            open that file.
-        encoding: of tables without a byte order mark.
         limit: stop after this many documents; None: no limit.
         to_path: makes a path of a URL.
+        skipped: counts the files of folders and archives that are not taken, by their suffix.
 
     Raises:
         NoSuchDocuments: `documents` is one path, and nothing is there; in a list it is a Rejected.
@@ -86,15 +83,12 @@ def list_documents(
         TypeError: `documents` is neither a path nor a list.
     """
     lister = _Lister(
+        reading=reading or Reading(),
         roots=Roots(roots, to_path),
         restricted=roots is not None,
-        id_field=id_field,
-        text_field=text_field,
-        pattern=(pattern,) if isinstance(pattern, str) else tuple(pattern) if pattern is not None else None,
         depth=None if recursive else 1,
-        strings=strings,
-        encoding=encoding,
         to_path=to_path,
+        skipped=Counter() if skipped is None else skipped,
     )
     if isinstance(documents, str) or is_path(documents):
         found = lister.named(cast("PathLike", documents), prefix=None)
@@ -139,34 +133,28 @@ class _Lister:
     def __init__(
         self,
         *,
+        reading: Reading,
         roots: Roots,
         restricted: bool,
-        id_field: str,
-        text_field: str | None,
-        pattern: tuple[str, ...] | None,
         depth: int | None,
-        strings: Literal["text", "path"],
-        encoding: str,
         to_path: ToPath,
+        skipped: Counter[str],
     ) -> None:
+        self.reading = reading
         self.roots = roots
         self.restricted = restricted
-        self.id_field = id_field
-        self.text_field = text_field
-        self.pattern = pattern
         self.depth = depth
-        self.strings = strings
-        self.encoding = encoding
         self.to_path = to_path
+        self.skipped = skipped
 
     def items(self, items: Iterable[Any]) -> Iterator[Document | Rejected]:
         """Yield what the items of a list stand for."""
         for number, item in enumerate(items, 1):
             where = f"item {number}"
             # The empty path would be the working folder.
-            if self.strings == "path" and item == "":
+            if self.reading.strings == "path" and item == "":
                 yield Rejected(id=where, uri=None, reason="unreadable", message=f"{where}: the path is empty")
-            elif is_path(item) or (isinstance(item, str) and self.strings == "path"):
+            elif is_path(item) or (isinstance(item, str) and self.reading.strings == "path"):
                 yield from self.listed(item)
             elif isinstance(item, str) and looks_like_a_path(item):
                 message = (
@@ -176,9 +164,7 @@ class _Lister:
                 )
                 yield Rejected(id=where, uri=None, reason="unreadable", message=message)
             else:
-                yield row_document(
-                    item, where=where, uri=None, id_field=self.id_field, text_field=self.text_field
-                )
+                yield row_document(item, where=where, uri=None, reading=self.reading)
 
     def listed(self, path: PathLike) -> Iterator[Document | Rejected]:
         """Yield what one path of a list stands for; a path that cannot be read is a Rejected, not an error."""
@@ -210,8 +196,8 @@ class _Lister:
         where = locate(path, self.to_path)
         shown = _shown(path, where)
         if isinstance(where, str):
-            return self._opened(self._local(where, shown, prefix))
-        return self._opened(self._remote(where, shown, prefix))
+            return self._local(where, shown, prefix)
+        return self._remote(where, shown, prefix)
 
     def _local(self, path: str, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
         # A file may have `*` or `[` in its name; what exists under the exact name is that file.
@@ -230,12 +216,14 @@ class _Lister:
         if not S_ISDIR(stat.st_mode):
             if glob:
                 raise NoSuchDocuments(f"no such folder: {folder!r} is a file ({shown!r})")
-            return iter([file_document(real, stat, name=prefix or os.path.basename(path), uri=path)])
+            document = file_document(real, stat, name=prefix or os.path.basename(path), uri=path)
+            return self._opened(iter([document]), is_alone=prefix is None)
         is_wanted, depth = glob_test(glob[1]) if glob else (self._wanted(), self.depth)
         below = _below(prefix, glob)
         # Without roots the folder itself is one: a link in it must not lead to files elsewhere.
         roots = self.roots if self.restricted else Roots([real])
-        return walk_files(real, folder, roots=roots, is_wanted=is_wanted, depth=depth, prefix=below)
+        found = walk_files(real, folder, roots=roots, is_wanted=is_wanted, depth=depth, prefix=below)
+        return self._opened(found)
 
     def _remote(self, path: UPath, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
         key = path.path.rstrip("/") or path.path
@@ -257,34 +245,59 @@ class _Lister:
                     "If there may be no documents, give a glob such as `…/*`."
                 ) from None
             if info["type"] != "directory":
-                return iter([object_document(path, info, name=prefix or key.rpartition("/")[2])])
+                document = object_document(path, info, name=prefix or key.rpartition("/")[2])
+                return self._opened(iter([document]), is_alone=prefix is None)
         is_wanted, depth = glob_test(glob[1]) if glob else (self._wanted(), self.depth)
         below = _below(prefix, glob)
         try:
-            return walk_objects(
+            found = walk_objects(
                 path, folder, roots=self.roots, is_wanted=is_wanted, depth=depth, prefix=below
             )
         except FileNotFoundError:
             if glob:
                 return iter(())  # in object storage an empty folder does not exist
             raise
+        return self._opened(found)
 
     def _wanted(self) -> IsWanted:
         """Return the test for the files of a folder, by `pattern=` or by suffix."""
-        patterns = self.pattern
-        if patterns is None:
-            return lambda relative: relative.rpartition(".")[2].lower() in SUFFIXES
+        given = self.reading.pattern
+        if given is None:
+            return self._is_known
+        patterns = (given,) if isinstance(given, str) else tuple(given)
         return lambda relative: any(fnmatchcase(relative.rpartition("/")[2], p) for p in patterns)
 
-    def _opened(self, found: Iterator[Document | Rejected]) -> Iterator[Document | Rejected]:
-        """Yield files as they are, and the rows of tables."""
+    def _is_known(self, name: str) -> bool:
+        """Tell by its suffix whether a file is taken, and count it if it is not."""
+        suffix = suffix_of(name)
+        # A file without a suffix is told by its first bytes.
+        if suffix and suffix not in SUFFIXES:
+            self.skipped[suffix] += 1
+            return False
+        return True
+
+    def _opened(
+        self, found: Iterator[Document | Rejected], *, is_alone: bool = False
+    ) -> Iterator[Document | Rejected]:
+        """Yield files as they are, the rows of tables, and the files in archives.
+
+        Args:
+            found: files.
+            is_alone: there is no other file, so that rows need not be told from those of another table.
+        """
         for item in found:
-            if isinstance(item, Document) and item.name.rpartition(".")[2].lower() in TABLE_SUFFIXES:
-                yield from self._rows(item)
+            if isinstance(item, Rejected):
+                yield item
+            elif suffix_of(item.name) in TABLE_SUFFIXES:
+                yield from self._rows(item, is_alone)
+            elif has_documents(item.name, self.reading) and item.raw is None:
+                if is_mail(item.name, self.reading):
+                    yield item
+                yield from self._opened(documents_in(item, self.reading, self._is_known))
             else:
                 yield item
 
-    def _rows(self, table: Document) -> Iterator[Document | Rejected]:
+    def _rows(self, table: Document, is_alone: bool) -> Iterator[Document | Rejected]:
         with ExitStack() as stack:
             try:
                 opened = stack.enter_context(open_document(table))
@@ -293,9 +306,7 @@ class _Lister:
                     id=table.id, uri=table.uri, reason="unreadable", message=f"{table.uri!r}: {error}"
                 )
                 return
-            yield from table_rows(
-                opened.file, table, id_field=self.id_field, text_field=self.text_field, encoding=self.encoding
-            )
+            yield from table_rows(opened.file, table, reading=self.reading, is_alone=is_alone)
             # A local table may be a log that grows. An object is replaced whole, and its rows could be of two versions.
             if table.store is not None:
                 opened.require_unchanged()

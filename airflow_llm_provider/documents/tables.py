@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,40 +19,77 @@ import orjson
 from airflow_llm_provider.documents.content import byte_order_mark
 from airflow_llm_provider.documents.document import Document, Reason, Rejected
 from airflow_llm_provider.documents.formats import from_json
-from airflow_llm_provider.options import MAX_FILE_BYTES
+from airflow_llm_provider.options import MAX_FILE_BYTES, Reading
 
-TABLE_SUFFIXES = frozenset({"jsonl", "ndjson", "csv"})
+TABLE_SUFFIXES = frozenset({"jsonl", "ndjson", "csv", "tsv"})
 
-_SEPARATORS = re.compile(r"[;\t|]")
+_DELIMITERS = (",", ";", "\t", "|")
+_SAMPLE_BYTES = 64 * 1024
+_SAID = re.compile(r"\"?sep=(.)\"?", re.IGNORECASE)
+
+_log = logging.getLogger(__name__)
 
 
 def table_rows(
-    stream: IO[bytes], document: Document, *, id_field: str, text_field: str | None, encoding: str
+    stream: IO[bytes], document: Document, *, reading: Reading, is_alone: bool = True
 ) -> Iterator[Document | Rejected]:
     """Yield one document per row of an open table; a broken row is a Rejected, and the other rows are read.
 
     Args:
         stream: the open file; it is not closed.
-        document: the file. A name that ends in `.csv` is read as CSV, any other as JSONL.
-        id_field: see `row_document`.
-        text_field: see `row_document`.
-        encoding: of a file without a byte order mark.
+        document: the file. A name that ends in `.csv` or `.tsv` is read as such, any other as JSONL.
+        reading: which fields are id and text; the encoding of a file without a byte order mark; the delimiter of CSV.
+        is_alone: there is no other table, so that an id need not be told from those in another.
     """
     # A buffer of our own, because not every store's stream can look ahead, as the byte order mark needs.
-    buffered = io.BufferedReader(_Raw(stream), 64 * 1024)
+    buffered = io.BufferedReader(_Raw(stream), _SAMPLE_BYTES)
     mark, marked = byte_order_mark(buffered.peek(4))
     buffered.read(len(mark))
-    if document.name.lower().endswith(".csv"):
-        rows = _csv_rows(buffered, marked or encoding, id_field)
+    encoding = marked or reading.encoding
+    if document.name.lower().endswith((".csv", ".tsv")):
+        delimiter = reading.delimiter or _delimiter(buffered, document, encoding, reading)
+        rows = _csv_rows(buffered, encoding, reading.id_field, delimiter)
     else:
-        rows = _jsonl_rows(buffered, marked or encoding)
+        rows = _jsonl_rows(buffered, encoding)
+    qualifier = "" if is_alone else f"{document.id}#"
     for line, row in rows:
         uri = f"{document.uri}#L{line}"
         where = f"{document.id} line {line}"
         if isinstance(row, _Broken):
             yield Rejected(id=where, uri=uri, reason=row.reason, message=f"{where}: {row.message}")
         else:
-            yield row_document(row, where=where, uri=uri, id_field=id_field, text_field=text_field)
+            yield row_document(row, where=where, uri=uri, reading=reading, qualifier=qualifier)
+
+
+def _delimiter(buffered: io.BufferedReader[Any], document: Document, encoding: str, reading: Reading) -> str:
+    """Return what separates the cells of a CSV file, found in its first rows; the log says so if it is no comma.
+
+    It is what gives all rows the same number of cells, more than one. Where several do, it is the one that finds the id
+    or the text in the header, else the one that gives the most cells.
+    """
+    if document.name.lower().endswith(".tsv"):
+        return "\t"
+    # The last line of the sample may be cut off.
+    sample = buffered.peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
+    lines = list(io.StringIO(sample.decode(encoding, errors="replace"), newline=""))
+    # Excel reads, and some programs write, a first line that says it.
+    if lines and (said := _SAID.fullmatch(lines[0].rstrip("\r\n"))):
+        return said[1]
+    whole = lines if len(sample) < _SAMPLE_BYTES // 2 else lines[:-1]
+    wanted = {reading.id_field, reading.text_field}
+    fitting = {}
+    for delimiter in _DELIMITERS:
+        try:
+            rows = [row for row in csv.reader(whole, delimiter=delimiter) if row]
+        except csv.Error:
+            continue
+        # A quoted cell of the last row may be cut off, too.
+        if rows and len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows[1:-1] or rows[1:]):
+            fitting[delimiter] = (bool(wanted & set(rows[0])), len(rows[0]))
+    found = max(fitting, key=lambda delimiter: fitting[delimiter], default=",")
+    if found != ",":
+        _log.info("%s is separated by %r.", document.uri, found)
+    return found
 
 
 class _Broken:
@@ -115,11 +153,13 @@ def _jsonl_rows(stream: io.BufferedReader[Any], encoding: str) -> Iterator[tuple
             yield line, _Broken(f"not valid JSON: {error}") if is_text else _not_valid(encoding)
 
 
-def _csv_rows(stream: io.BufferedReader[Any], encoding: str, id_field: str) -> Iterator[tuple[int, Any]]:
+def _csv_rows(
+    stream: io.BufferedReader[Any], encoding: str, id_field: str, delimiter: str
+) -> Iterator[tuple[int, Any]]:
     # The csv module has one limit for the process; its default of 128 kB would refuse ordinary documents.
     if csv.field_size_limit() < MAX_FILE_BYTES:
         csv.field_size_limit(MAX_FILE_BYTES)
-    return _csv_cells(_Lines(_text(stream, encoding, "")), encoding, id_field)
+    return _csv_cells(_Lines(_text(stream, encoding, "")), encoding, id_field, delimiter)
 
 
 def _not_valid(encoding: str) -> _Broken:
@@ -146,8 +186,8 @@ class _Lines:
         return line
 
 
-def _csv_cells(lines: _Lines, encoding: str, id_field: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.reader(lines)
+def _csv_cells(lines: _Lines, encoding: str, id_field: str, delimiter: str) -> Iterator[tuple[int, Any]]:
+    reader = csv.reader(lines, delimiter=delimiter)
     header: list[str] | None = None
     while True:
         # A quoted cell may hold line breaks, so a row starts where the one before has ended.
@@ -163,7 +203,7 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str) -> Iterator[tuple[in
         except UnicodeError:
             yield start, _not_valid(encoding)
             return
-        if not cells:
+        if not cells or (header is None and _SAID.fullmatch(delimiter.join(cells))):
             continue
         if not all(cell.isascii() or is_unicode(cell) for cell in cells):
             yield start, _not_valid(encoding)
@@ -172,7 +212,7 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str) -> Iterator[tuple[in
                 return
         elif header is None:
             header = cells
-            if wrong := _wrong_header(header, id_field):
+            if wrong := _wrong_header(header, id_field, delimiter):
                 yield start, _Broken(f"{wrong}, so no row was read")
                 return
         elif len(cells) != len(header):
@@ -181,14 +221,18 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str) -> Iterator[tuple[in
             yield start, dict(zip(header, cells, strict=True))
 
 
-def _wrong_header(header: list[str], id_field: str) -> str | None:
+def _wrong_header(header: list[str], id_field: str, delimiter: str) -> str | None:
     """Return why the rows under this header cannot be documents; None when they can."""
     (most, times), *_ = Counter(header).most_common(1)
     if times > 1:
         number = header.index(most) + 1
         return f"the header names columns {number} and {header.index(most, number) + 1} alike"
-    if len(header) == 1 and (found := _SEPARATORS.search(header[0])):
-        return f"the header is one column with {found[0]!r} in it: the file is separated by {found[0]!r}, not by commas"
+    other = next((each for each in _DELIMITERS if each in header[0]), None)
+    if len(header) == 1 and other is not None:
+        return (
+            f"the header is one column with {other!r} in it, and {delimiter!r} separates the cells: "
+            "if another character does, give it, such as `Reading(delimiter=';')`"
+        )
     if id_field in header:
         return None
     if any(name.strip() == id_field for name in header):
@@ -203,13 +247,14 @@ DEFAULT_ID = "id"
 
 _ROW_OPTIONS = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
 _FILE_NAME = re.compile(
-    r"(?!https?://)(?:/|\./|\.\./|[a-z][a-z0-9+.-]*://)?[^\n]*?\.(?:txt|md|html?|pdf|docx|csv|jsonl|png|jpe?g|gif|webp)\Z",
+    r"(?!https?://)(?:/|\./|\.\./|[a-z][a-z0-9+.-]*://)?[^\n]*?\.(?:"
+    r"txt|md|html?|pdf|docx?|xlsx?|pptx?|od[tsp]|rtf|epub|eml|msg|csv|tsv|jsonl?|xml|png|jpe?g|gif|webp|tiff?|bmp|zip)\Z",
     re.IGNORECASE,
 )
 
 
 def row_document(
-    row: object, *, where: str, uri: str | None, id_field: str, text_field: str | None
+    row: object, *, where: str, uri: str | None, reading: Reading, qualifier: str = ""
 ) -> Document | Rejected:
     """Return one row as a document, or why it cannot be one.
 
@@ -217,15 +262,17 @@ def row_document(
         row: a dict, or a str, which is its own text.
         where: the position of the row, such as `rows.jsonl line 7`: its name in messages, and its id where it has none.
         uri: where it is; None for a row given in memory.
-        id_field: the field that is its id. Only the default, `id`, may be missing: the id is then a hash.
-        text_field: the field that is its text; None: the whole row as JSON with sorted keys.
+        reading: `id_field` is the field that is its id. Only the default, `id`, may be missing: the id is then a hash.
+            `text_field` is the field that is its text; None: the whole row as JSON with sorted keys.
+        qualifier: put before the id, for rows of a table that is not alone.
     """
+    id_field, text_field = reading.id_field, reading.text_field
 
     def rejected(reason: Reason, message: str, row_id: str = where) -> Rejected:
         return Rejected(id=row_id, uri=uri, reason=reason, message=f"{where}: {message}")
 
     if isinstance(row, str):
-        return Document(id=_hash(row), uri=uri, text=row)
+        return Document(id=qualifier + _hash(row), uri=uri, text=row)
     if not isinstance(row, Mapping):
         return rejected(
             "unreadable", f"a row should be a dict or a string, and this is a {type(row).__name__!r}"
@@ -256,6 +303,7 @@ def row_document(
         return rejected("unreadable", f"has no field {id_field!r} (`reading.id_field`)")
     else:
         row_id = _hash(canonical or "")
+    row_id = qualifier + row_id
     if text_field is None:
         text = canonical
     elif text_field not in row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -299,7 +300,8 @@ class ClaudeDocumentsOperator(ClaudeTask):
         from airflow_llm_provider.documents.estimate import estimate
 
         async with self.hook.open_engine(self.options, context, own_loop=True) as engine:
-            run, found = self._run(engine, context), await asyncio.to_thread(self._found)
+            run = self._run(engine, context)
+            found = await asyncio.to_thread(self._found, run.skipped)
             return await estimate(run, found, paid_for=paid_for)
 
     def resume_after_price(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,7 +318,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
             # The output is checked and opened before anything is asked: nothing is paid for rows that could not be
             # written. In a thread, as the listing: an object store is reached, and its provider may start a loop.
             with await asyncio.to_thread(self._sink, context["ti"].map_index) as sink:
-                manifest = await run.run(await asyncio.to_thread(self._found), sink)
+                manifest = await run.run(await asyncio.to_thread(self._found, run.skipped), sink)
                 if run.stopped is not None and not sink.rows:
                     raise run.stopped  # rows of an earlier run are better than none
                 if not run.found and not run.has_more:
@@ -381,7 +383,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
             log=self.log,
         )
 
-    def _found(self) -> Iterator[Document | Rejected]:
+    def _found(self, skipped: Counter[str]) -> Iterator[Document | Rejected]:
         from airflow_llm_provider.documents.formats import MissingExtra
         from airflow_llm_provider.documents.sources import list_documents
 
@@ -395,12 +397,9 @@ class ClaudeDocumentsOperator(ClaudeTask):
                 roots=readable_roots(
                     self.documents, self.allowed_roots, is_typed=is_typed, strings=reading.strings
                 ),
-                id_field=reading.id_field,
-                text_field=reading.text_field,
-                pattern=reading.pattern,
-                strings=reading.strings,
-                encoding=reading.encoding,
+                reading=reading,
                 to_path=object_storage,
+                skipped=skipped,
             )
         except (MissingExtra, TypeError, ValueError) as error:
             said = str(error) if is_typed else message_at_run_time(error)

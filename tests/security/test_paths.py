@@ -12,6 +12,7 @@ from upath import UPath
 
 from airflow_llm_provider.documents.reader import Unreadable, read
 from airflow_llm_provider.documents.sources import Document, NoSuchDocuments, OutsideRoots, list_documents
+from airflow_llm_provider.options import Reading
 
 INSIDE, OUTSIDE = "a document", "the machine's secret"
 
@@ -63,7 +64,7 @@ REMOTE = [
 def texts(documents: Any, roots: list[str], **how: Any) -> list[str]:
     """Return the text of everything that can be read; what is refused at once is nothing."""
     try:
-        found = list(list_documents(documents, roots=roots, **how))
+        found = list(list_documents(documents, roots=roots, reading=Reading(**how)))
     except (OutsideRoots, NoSuchDocuments, ValueError, FileNotFoundError):
         return []
     readable: list[str] = []

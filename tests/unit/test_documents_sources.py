@@ -7,6 +7,7 @@ import random
 import time
 import tracemalloc
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
@@ -24,6 +25,7 @@ from airflow_llm_provider.documents.sources import (
     Rejected,
     list_documents,
 )
+from airflow_llm_provider.options import Reading
 
 
 def ids(found: Any) -> list[str]:
@@ -55,10 +57,13 @@ def bucket() -> Iterator[UPath]:
 
 def test_a_folder_is_every_supported_file_below_it_sorted_by_path(tmp_path):
     write(tmp_path, "b.txt", "a/z.md", "a/b/c.html", "a-1.txt", "skip.exe", "LICENSE", ".hid/x.txt", ".h.txt")
-    found = list(list_documents(tmp_path))
-    assert ids(found) == ["a-1.txt", "a/b/c.html", "a/z.md", "b.txt"]
+    write(tmp_path, "a/x.EXE", "v1.2 final", "y.mp4")
+    skipped = Counter()
+    found = list(list_documents(tmp_path, skipped=skipped))
+    assert ids(found) == ["LICENSE", "a-1.txt", "a/b/c.html", "a/z.md", "b.txt", "v1.2 final"]
+    assert skipped == {"exe": 2, "mp4": 1}
     assert ids(found) == sorted(ids(found))
-    assert found[0].uri == str(tmp_path / "a-1.txt")
+    assert found[1].uri == str(tmp_path / "a-1.txt")
 
 
 def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path):
@@ -90,7 +95,10 @@ def test_a_file_rewritten_under_its_old_size_and_time_has_another_stamp(tmp_path
 
 def test_a_pattern_names_other_files_of_a_folder(tmp_path):
     write(tmp_path, "x/LICENSE", "x/NOTICE.txt", "x/a.txt")
-    assert ids(list_documents(tmp_path, pattern=["LICENSE*", "NOTICE*"])) == ["x/LICENSE", "x/NOTICE.txt"]
+    assert ids(list_documents(tmp_path, reading=Reading(pattern=["LICENSE*", "NOTICE*"]))) == [
+        "x/LICENSE",
+        "x/NOTICE.txt",
+    ]
 
 
 def test_not_recursive_means_the_folder_itself(tmp_path):
@@ -140,7 +148,7 @@ def test_a_bad_path_in_a_list_costs_the_others_nothing(tmp_path, monkeypatch, ba
     write(tmp_path, "a.txt", "b.txt")
     (tmp_path / "round.txt").symlink_to("round.txt")
     monkeypatch.chdir(tmp_path)
-    first, rejected, last = list_documents(["a.txt", bad, "b.txt"], strings="path")
+    first, rejected, last = list_documents(["a.txt", bad, "b.txt"], reading=Reading(strings="path"))
     assert (first.id, rejected.reason, last.id) == ("a.txt", "unreadable", "b.txt")
     assert rejected.message
 
@@ -170,7 +178,7 @@ def test_a_listed_folder_that_may_not_be_opened_costs_the_others_nothing(tmp_pat
 
 def test_a_table_that_breaks_off_midway_ends_the_listing_so_that_a_retry_reads_it_whole(bucket, monkeypatch):
     (bucket / "rows.jsonl").write_text('{"id":1}\n' * 100_000)
-    (found, *_), listing = (lambda it: ([next(it)], it))(list_documents([bucket / "rows.jsonl"]))
+    (found, *_), listing = (lambda it: ([next(it)], it))(list_documents(bucket / "rows.jsonl"))
     assert found.id == "1"
 
     def broken(*args: Any) -> bytes:
@@ -374,7 +382,9 @@ def test_rows_are_documents_with_their_own_ids_and_canonical_text():
 
 def test_a_text_field_is_the_text_byte_for_byte():
     text = "  {{ conn.x.password }}\r\n\ttail "
-    (found,) = list_documents([{"key": "k", "body": text}], id_field="key", text_field="body")
+    (found,) = list_documents(
+        [{"key": "k", "body": text}], reading=Reading(id_field="key", text_field="body")
+    )
     assert (found.id, found.text) == ("k", text)
 
 
@@ -391,7 +401,7 @@ def test_strings_in_a_list_are_texts_by_type_never_by_guess(tmp_path):
     assert [item.text for item in found[:2]] == ["first text", "see the notes.txt for more"]
     assert found[2].reason == "unreadable"
     assert "strings='path'" in found[2].message
-    (as_path,) = list_documents([str(tmp_path / "secret.txt")], strings="path")
+    (as_path,) = list_documents([str(tmp_path / "secret.txt")], reading=Reading(strings="path"))
     assert as_path.path == str(tmp_path / "secret.txt")
 
 
@@ -418,14 +428,14 @@ def test_a_row_that_cannot_be_a_document_is_rejected_and_the_others_unharmed(row
 
 
 def test_an_id_field_that_was_asked_for_must_be_there():
-    found, missing = list_documents([{"nr": 1, "t": "x"}, {"t": "x"}], id_field="nr")
+    found, missing = list_documents([{"nr": 1, "t": "x"}, {"t": "x"}], reading=Reading(id_field="nr"))
     assert (found.id, missing.reason) == ("1", "unreadable")
     assert "'nr'" in missing.message
 
 
 def test_a_missing_or_wrong_text_field_is_named():
     rows = [{"id": 1}, {"id": 2, "t": None}, {"id": 3, "t": 4}, {"id": 4, "t": "x"}]
-    found = list(list_documents(rows, text_field="t"))
+    found = list(list_documents(rows, reading=Reading(text_field="t")))
     assert reasons(found) == [("1", "unreadable"), ("2", "empty"), ("3", "unreadable"), ("4", "")]
     assert "'t'" in found[0].message
 
@@ -477,7 +487,7 @@ def test_a_csv_file_is_one_document_a_row_and_bad_rows_cost_the_others_nothing(t
         + long.encode()
         + b"\r\ne,f,g\r\n"
     )
-    found = list(list_documents(path, text_field="t"))
+    found = list(list_documents(path, reading=Reading(text_field="t")))
     assert reasons(found) == [
         ("a", ""),
         ("rows.csv line 4", "unreadable"),
@@ -498,9 +508,7 @@ def test_a_csv_header_with_a_column_twice_is_rejected_once(tmp_path):
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ("id;text\n1;a\n2;b\n", "separated by ';'"),
-        ("id\ttext\n1\ta\n", r"separated by '\t'"),
-        ("sep=;\nid;text\n1;a\n", "separated by ';'"),
+        ("id;text\n1;a\n2;b;c\n3\n", "Reading(delimiter=';')"),
         (" id, text\n1,a\n", "white space around the name of the column 'id'"),
     ],
 )
@@ -513,15 +521,57 @@ def test_a_csv_header_that_is_read_wrong_is_rejected_once_before_its_rows_are_pa
 
 def test_a_csv_file_has_the_id_field_that_was_asked_for(tmp_path):
     (tmp_path / "rows.csv").write_text("nr,text\n1,a;b\n2,c\n")
-    assert ids(list_documents(tmp_path / "rows.csv", id_field="nr")) == ["1", "2"]
+    assert ids(list_documents(tmp_path / "rows.csv", reading=Reading(id_field="nr"))) == ["1", "2"]
     assert len({len(name) for name in ids(list_documents(tmp_path / "rows.csv"))}) == 1
-    (found,) = list_documents(tmp_path / "rows.csv", id_field="number")
+    (found,) = list_documents(tmp_path / "rows.csv", reading=Reading(id_field="number"))
     assert "no column 'number'" in found.message
+
+
+@pytest.mark.parametrize(
+    ("table", "delimiter"),
+    [
+        ("id;text\n1;a,b\n2;c,d\n", ";"),
+        ("id\ttext\n1\ta,b\n", "\t"),
+        ("id|text\n1|a\n", "|"),
+        ("sep=;\nid;text\n1;a\n", ";"),
+        ('"sep=|"\nid|text\n1|a\n', "|"),
+        # Both give each row two cells; only one finds the id.
+        ("id;price, net\n1;2,5\n2;3,5\n", ";"),
+        # A line break and the other characters within quotes.
+        ('id;text\n1;"a;\nb|,"\n2;c\n', ";"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_what_separates_the_cells_of_a_csv_file_is_found_and_said(
+    tmp_path, caplog, table, delimiter, encoding
+):
+    (tmp_path / "rows.csv").write_bytes(table.encode(encoding))
+    with caplog.at_level("INFO"):
+        found = list(list_documents(tmp_path / "rows.csv"))
+    assert [item.id for item in found][:2] == ["1", "2"][: len(found)]
+    if "sep=" not in table:
+        assert f"rows.csv is separated by {delimiter!r}." in caplog.text
+
+
+def test_commas_are_not_said_and_a_given_delimiter_is_taken(tmp_path, caplog):
+    (tmp_path / "rows.csv").write_text("id,t\n1,a;b\n")
+    with caplog.at_level("INFO"):
+        assert ids(list_documents(tmp_path / "rows.csv")) == ["1"]
+    assert not caplog.records
+    (tmp_path / "rows.csv").write_text("id#t\n1#a;b\n")
+    assert ids(list_documents(tmp_path / "rows.csv", reading=Reading(delimiter="#"))) == ["1"]
+    (tmp_path / "rows.tsv").write_text("id\tt\n7\ta;b\n")
+    assert ids(list_documents(tmp_path / "rows.tsv")) == ["7"]
+
+
+def test_a_csv_file_whose_first_rows_are_long_is_still_told(tmp_path):
+    (tmp_path / "rows.csv").write_text("id;text\n" + "".join(f'{n};"{"x, " * 9_000}"\n' for n in range(9)))
+    assert ids(list_documents(tmp_path / "rows.csv")) == [str(n) for n in range(9)]
 
 
 def test_a_csv_file_of_one_column_is_read(tmp_path):
     (tmp_path / "rows.csv").write_text("text\na;b\n")
-    (found,) = list_documents(tmp_path / "rows.csv", text_field="text")
+    (found,) = list_documents(tmp_path / "rows.csv", reading=Reading(text_field="text"))
     assert found.text == "a;b"
 
 
@@ -551,8 +601,8 @@ def test_a_line_with_long_numbers_that_is_no_json_costs_the_others_nothing(tmp_p
 def test_tables_are_read_in_every_unicode_by_their_byte_order_mark(tmp_path, codec, told):
     (tmp_path / "rows.csv").write_bytes('id,t\n1,"ä\nĊ"\n'.encode(codec))
     (tmp_path / "rows.jsonl").write_bytes('{"id":2,"t":"öĊ"}\n\n{"id":3,"t":"a\u2028b"}\n'.encode(codec))
-    found = list(list_documents(tmp_path, text_field="t", encoding=told))
-    assert [(item.id, item.text) for item in found] == [("1", "ä\nĊ"), ("2", "öĊ"), ("3", "a\u2028b")]
+    found = list(list_documents(tmp_path, reading=Reading(text_field="t", encoding=told)))
+    assert [item.text for item in found] == ["ä\nĊ", "öĊ", "a\u2028b"]
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
@@ -566,21 +616,29 @@ def test_what_is_not_valid_in_its_encoding_says_so(tmp_path, name):
 def test_tables_in_other_encodings_are_read_with_encoding(tmp_path):
     (tmp_path / "rows.csv").write_bytes("id,t\n1,ä\n".encode("cp1252"))
     (tmp_path / "rows.jsonl").write_bytes('{"id":2,"t":"ö"}\n'.encode("cp1252"))
-    found = list_documents(tmp_path, text_field="t", encoding="cp1252")
+    found = list_documents(tmp_path, reading=Reading(text_field="t", encoding="cp1252"))
     assert [item.text for item in found] == ["ä", "ö"]
 
 
-def test_tables_in_a_folder_are_read_row_by_row_with_the_rows_own_ids(tmp_path):
-    (tmp_path / "part-0.jsonl").write_text('{"id":1}\n{"id":2}\n')
-    (tmp_path / "part-1.csv").write_text("id,a\n2,x\n3,y\n")
+def test_rows_of_several_tables_are_told_by_their_table(tmp_path):
+    (tmp_path / "part-0.jsonl").write_text('{"id":1}\n{"id":2}\n{"id":2}\n"text"\n')
+    (tmp_path / "part-1.csv").write_text("id,a\n1,x\n2,y\n")
     write(tmp_path, "z.txt")
-    assert reasons(list_documents(tmp_path)) == [
-        ("1", ""),
-        ("2", ""),
-        ("2", "duplicate_id"),
-        ("3", ""),
-        ("z.txt", ""),
+    rows, text = list(list_documents(tmp_path))[:-1], "part-0.jsonl#" + ids(list_documents(["text"]))[0]
+    assert reasons(rows) == [
+        ("part-0.jsonl#1", ""),
+        ("part-0.jsonl#2", ""),
+        ("part-0.jsonl#2", "duplicate_id"),
+        (text, ""),
+        ("part-1.csv#1", ""),
+        ("part-1.csv#2", ""),
     ]
+    for several in (str(tmp_path / "*.csv"), [tmp_path / "part-1.csv"]):
+        assert [item.id.rpartition("/")[2] for item in list_documents(several)] == [
+            "part-1.csv#1",
+            "part-1.csv#2",
+        ]
+    assert ids(list_documents(tmp_path / "part-1.csv")) == ["1", "2"]
 
 
 def test_tables_in_object_storage_are_streamed(bucket):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from airflow_llm_provider.documents import sandbox
 from airflow_llm_provider.documents.content import Part, Unreadable
+from airflow_llm_provider.documents.document import suffix_of
 from airflow_llm_provider.documents.readers import image
 from airflow_llm_provider.options import Reading
 
@@ -66,6 +67,25 @@ TEXT = Kind(
     reader="text:read_text",
     suffixes=frozenset({"txt", "text", "md", "markdown"}),
     is_parsed=False,
+)
+MAIL = Kind(
+    name="mail",
+    reader="mail:read_eml",
+    suffixes=frozenset({"eml", "mht", "mhtml"}),
+    hint=re.compile(rb"(Received|Return-Path|Delivered-To|MIME-Version|Message-ID): ", re.IGNORECASE),
+)
+OUTLOOK_ITEM = Kind(
+    name="Outlook item (.msg)",
+    reader="mail:read_msg",
+    suffixes=frozenset({"msg"}),
+    member="__properties_version1.0",
+    extra="office",
+)
+ARCHIVE = Kind(
+    name="archive",
+    suffixes=frozenset({"zip", "gz", "tar", "tgz", "bz2", "tbz2", "xz", "txz"}),
+    signature=re.compile(rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ\0|.{257}ustar", re.DOTALL),
+    cure="Unpack it, or give it to documents= under its usual ending, where each file in it is a document.",
 )
 _OPEN_DOCUMENT = rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis\.opendocument\."
 _AS_PDF = "Export it as PDF."
@@ -141,19 +161,8 @@ KINDS = (
         suffixes=frozenset({"rtf"}),
         signature=re.compile(rb"\s*\{\\rtf"),
     ),
-    Kind(
-        name="mail",
-        reader="mail:read_eml",
-        suffixes=frozenset({"eml", "mht", "mhtml"}),
-        hint=re.compile(rb"(Received|Return-Path|Delivered-To|MIME-Version|Message-ID): ", re.IGNORECASE),
-    ),
-    Kind(
-        name="Outlook item (.msg)",
-        reader="mail:read_msg",
-        suffixes=frozenset({"msg"}),
-        member="__properties_version1.0",
-        extra="office",
-    ),
+    MAIL,
+    OUTLOOK_ITEM,
     Kind(
         name="HTML",
         reader="html:read_html",
@@ -168,12 +177,7 @@ KINDS = (
         is_parsed=False,
     ),
     Kind(name="JSON", reader="text:read_json", suffixes=frozenset({"json"}), is_parsed=False),
-    Kind(
-        name="archive",
-        suffixes=frozenset({"zip", "gz", "tar", "tgz", "bz2", "tbz2", "xz", "txz"}),
-        signature=re.compile(rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ\0|.{257}ustar", re.DOTALL),
-        cure="Unpack it, or name it in documents=, where each file in it is a document.",
-    ),
+    ARCHIVE,
     # What follows is recognised so that its dead letter can say what to do.
     Kind(
         name="old Word document (.doc)",
@@ -279,13 +283,6 @@ SUFFIXES = frozenset(suffix for kind in KINDS for suffix in kind.suffixes)
 
 _ZIP = b"PK\x03\x04"
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_SUFFIX = re.compile(r"[^/]\.([A-Za-z0-9]{1,10})\Z")
-
-
-def suffix_of(name: str) -> str:
-    """Return the suffix of a file's name in lower case, without the dot; empty where the name has none."""
-    found = _SUFFIX.search(name)
-    return found[1].lower() if found else ""
 
 
 def read_parts(raw: bytes, name: str, reading: Reading) -> tuple[Part, ...]:
@@ -344,7 +341,8 @@ def _kind_of_zip(raw: bytes, suffix: str) -> Kind:
     """Return the kind whose member the archive has; one that cannot be opened is told by its suffix."""
     named = _kind_of(raw, suffix)
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            return next((kind for kind in KINDS if kind.member in archive.NameToInfo), named)
+        with zipfile.ZipFile(io.BytesIO(raw)) as opened:
+            shown = next((kind for kind in KINDS if kind.member in opened.NameToInfo), named)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return named
+    return ARCHIVE if shown is TEXT else shown

@@ -21,7 +21,6 @@ _SIGNATURES = frozenset(
 )
 _ENCRYPTED = "a mail that is encrypted. Decrypt it."
 _SMALL_PICTURE_BYTES = 20_000
-"""A smaller picture within the text is a logo or an icon: it is named, and not sent."""
 _STUB = 10  # a plain text this many times shorter than the HTML only says that there is HTML
 
 
@@ -38,6 +37,11 @@ class Attachment:
     name: str
     raw: bytes
     is_picture_in_text: bool = False
+
+    @property
+    def is_small_picture(self) -> bool:
+        """Tell a logo or an icon in the text, which is named and not sent."""
+        return self.is_picture_in_text and len(self.raw) < _SMALL_PICTURE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +83,7 @@ class Mail:
 def _read_attachment(attachment: Attachment, reading: Reading) -> tuple[tuple[Part, ...], str]:
     if reading.attachments == "documents":
         return (), ""
-    if attachment.is_picture_in_text and len(attachment.raw) < _SMALL_PICTURE_BYTES:
+    if attachment.is_small_picture:
         return (), " (a small picture in the text, left out)"
     try:
         return kinds.read_here(attachment.raw, attachment.name, reading), ""
