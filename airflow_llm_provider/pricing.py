@@ -34,6 +34,8 @@ _FAST_MODELS = frozenset(
 _BATCH_FACTOR = Fraction(1, 2)
 _NEUTRAL_WORDS = frozenset({"global", "not_available", "standard"})  # the list price itself
 _VERSION = re.compile(r"^claude-[a-z]+-(\d+)(?:-(\d{1,2}))?(?:-latest)?$")
+LARGEST_WINDOW = 1_000_000
+"""No model of the list reads more tokens. The API refuses a longer prompt, and bills nothing for it."""
 FEES_MICRO_USD: Mapping[str, int] = {"web_search_requests": 10_000, "web_fetch_requests": 0}
 """What a use of a tool that runs on the server costs besides its tokens, by its name in `usage.server_tool_use`:
 https://platform.claude.com/docs/en/about-claude/pricing#specific-tool-pricing."""

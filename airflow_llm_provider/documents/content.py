@@ -19,7 +19,8 @@ MAX_NATIVE_PAGES = 100
 IMAGE_TOKENS = 5_000
 """An upper bound for one image: https://docs.claude.com/en/docs/build-with-claude/vision."""
 PDF_PAGE_TOKENS = 8_000
-"""An upper bound for one page, which the API reads as text and as an image: https://docs.claude.com/en/docs/build-with-claude/pdf-support."""
+"""An upper bound for a page with little text, which the API reads as text and as an image; `pdf_ceiling_tokens` bounds
+any page: https://docs.claude.com/en/docs/build-with-claude/pdf-support."""
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _MARKS = (
@@ -52,6 +53,7 @@ class Part:
         data: the text itself; of a PDF or an image, base64.
         media_type: of `data`.
         pages: how many pages a PDF part has; else 0.
+        text_bytes: of a PDF part, a bound of the bytes of text in it; else 0.
         title: what to call a part that is not the whole document.
         warnings: why what was read cannot be trusted, such as `unsure_characters: pages 2, 5`.
     """
@@ -60,6 +62,7 @@ class Part:
     data: str
     media_type: str = "text/plain"
     pages: int = 0
+    text_bytes: int = 0
     title: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -205,7 +208,16 @@ def to_blocks(content: Content, framing: Framing = "document") -> list[dict[str,
 def ceiling_tokens(content: Content) -> int:
     """Return an upper bound of the input tokens of images and pages; the request itself bounds its text."""
     images = sum(part.kind == "image" for part in content.parts)
-    return IMAGE_TOKENS * images + PDF_PAGE_TOKENS * sum(part.pages for part in content.parts)
+    pages = sum(pdf_ceiling_tokens(pages=part.pages, text_bytes=part.text_bytes) for part in content.parts)
+    return IMAGE_TOKENS * images + pages
+
+
+def pdf_ceiling_tokens(*, pages: int, text_bytes: int) -> int:
+    """Return an upper bound of the input tokens of a PDF's pages: their pictures, and all that could be text.
+
+    A token has at least one byte.
+    """
+    return max(PDF_PAGE_TOKENS * pages, IMAGE_TOKENS * pages + text_bytes)
 
 
 def _block(part: Part, framing: Framing) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from typing import Any
 from airflow_llm_provider.documents import sandbox
 from airflow_llm_provider.documents.content import (
     IMAGE_TOKENS,
-    MAX_NATIVE_PAGES,
-    PDF_PAGE_TOKENS,
     Content,
     Part,
     Unreadable,
@@ -22,6 +20,7 @@ from airflow_llm_provider.documents.opening import fetch, too_large
 from airflow_llm_provider.documents.readers import pdf
 from airflow_llm_provider.documents.readers.kinds import read_parts
 from airflow_llm_provider.options import Reading
+from airflow_llm_provider.pricing import LARGEST_WINDOW
 
 __all__ = ["Content", "Part", "Unreadable", "read"]
 
@@ -62,20 +61,20 @@ def _row_content(text: str, max_bytes: int) -> Content:
 def ceiling_of_blocks(value: Any) -> int:
     """Return an upper bound of the input tokens of images and pages in messages, or in blocks within them.
 
-    A PDF that is elsewhere (a URL, a file id) or that cannot be parsed counts as the most pages that the API takes.
+    A PDF that is elsewhere (a URL, a file id) or that cannot be parsed counts as the most that any model reads.
     """
     if isinstance(value, Mapping):
         source = value.get("source")
         if value.get("type") == "image":
             return IMAGE_TOKENS
         if isinstance(source, Mapping) and source.get("type") in ("base64", "url", "file"):
-            return PDF_PAGE_TOKENS * _pages(source.get("data"))
+            return _pdf_ceiling_tokens(source.get("data"))
         return sum(map(ceiling_of_blocks, value.values()))
     return sum(map(ceiling_of_blocks, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def _pages(data: Any) -> int:
+def _pdf_ceiling_tokens(data: Any) -> int:
     try:
-        return int(sandbox.run(f"{pdf.__name__}:count_pages", base64.b64decode(data), {}))
+        return int(sandbox.run(f"{pdf.__name__}:ceiling_tokens", base64.b64decode(data), {}))
     except (Unreadable, TypeError, ValueError):
-        return MAX_NATIVE_PAGES
+        return LARGEST_WINDOW

@@ -11,10 +11,8 @@ from typing import Any, Self, TypeGuard
 
 from airflow_llm_provider.billing import Asked, fee
 from airflow_llm_provider.engine.request import FRAME_TOKENS, Request
-from airflow_llm_provider.pricing import LIST_PRICES, Prices, RateCard, rounded_up
+from airflow_llm_provider.pricing import LARGEST_WINDOW, LIST_PRICES, Prices, RateCard, rounded_up
 
-LARGEST_WINDOW = 1_000_000
-"""Tokens that no model of the list reads more of. The API refuses a longer prompt, and bills nothing."""
 MOST_OUTPUT_TOKENS = 128_000
 """Tokens that no model of the list writes more of: https://platform.claude.com/docs/en/about-claude/models/overview."""
 _LOOP_TURNS = 10

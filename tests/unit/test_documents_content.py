@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import re
+import zlib
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from fpdf import FPDF
@@ -15,7 +17,6 @@ from hypothesis import strategies as st
 
 from airflow_llm_provider.documents.content import (
     IMAGE_TOKENS,
-    MAX_NATIVE_PAGES,
     PDF_PAGE_TOKENS,
     Content,
     Part,
@@ -25,6 +26,8 @@ from airflow_llm_provider.documents.content import (
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.reader import ceiling_of_blocks, read
 from airflow_llm_provider.engine.text_block import _tag
+from airflow_llm_provider.options import Reading
+from airflow_llm_provider.pricing import LARGEST_WINDOW
 
 HELM = """\
 {{- define "chart.name" -}}
@@ -154,7 +157,7 @@ def test_blocks_that_an_author_made_are_bounded_too() -> None:
     told = {"type": "tool_result", "content": [image]}
     messages = [{"role": "user", "content": "Read."}, {"role": "user", "content": [three, text, image, told]}]
     assert ceiling_of_blocks(messages) == 3 * PDF_PAGE_TOKENS + 2 * IMAGE_TOKENS
-    assert [ceiling_of_blocks(one) for one in unknown] == [MAX_NATIVE_PAGES * PDF_PAGE_TOKENS] * 2
+    assert [ceiling_of_blocks(one) for one in unknown] == [LARGEST_WINDOW] * 2
 
 
 def test_content_is_cut_where_one_request_has_no_more_room_and_text_stays_with_its_pages():
@@ -173,3 +176,74 @@ def test_content_is_cut_where_one_request_has_no_more_room_and_text_stays_with_i
     heavy = Part(kind="image", data="A" * (20 * 1024 * 1024), media_type="image/png")
     assert cut(heavy) == [[0]]
     assert cut(*pages(100), Part(kind="text", data="x")) == [[0, 100, 0]]
+
+
+def a_pdf(page: bytes, *, page_entries: str = "", more: tuple[tuple[str, bytes | None], ...] = ()) -> bytes:
+    """Return a PDF of one page with this content; `more` are objects from number 6 on, each with its stream."""
+    resources = "/Resources << /Font << /F 4 0 R >> /XObject << /X 6 0 R >> >>"
+    shown = f"/MediaBox [0 0 600 800] /Contents 5 0 R {resources} {page_entries}"
+    objects: list[tuple[str, bytes | None]] = [
+        ("<< /Type /Catalog /Pages 2 0 R >>", None),
+        ("<< /Type /Pages /Kids [3 0 R] /Count 1 >>", None),
+        (f"<< /Type /Page /Parent 2 0 R {shown} >>", None),
+        ("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>", None),
+        ("<< >>", page),
+        *more,
+    ]
+    out, places = bytearray(b"%PDF-1.5\n"), []
+    for number, (entries, stream) in enumerate(objects, 1):
+        places.append(len(out))
+        if stream is not None:
+            entries = entries.replace("<<", f"<< /Length {len(stream)}", 1)
+        out += f"{number} 0 obj\n{entries}\n".encode()
+        out += b"stream\n" + stream + b"\nendstream\n" if stream is not None else b""
+        out += b"endobj\n"
+    start = len(out)
+    out += f"xref\n0 {len(places) + 1}\n0000000000 65535 f \n".encode()
+    out += b"".join(f"{place:010} 00000 n \n".encode() for place in places)
+    out += f"trailer\n<< /Size {len(places) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF".encode()
+    return bytes(out)
+
+
+FORM = "<< /Type /XObject /Subtype /Form /BBox [0 0 600 800] /Resources << /Font << /F 4 0 R >> >> >>"
+
+
+@pytest.mark.parametrize(
+    ("raw", "characters"),
+    [
+        (a_pdf(b"BT /F 1 Tf 1 700 Td (" + b"word " * 40_000 + b") Tj ET"), 200_000),
+        # One form, drawn a hundred times: the file is a hundred times smaller than its text.
+        (a_pdf(b"/X Do " * 100, more=((FORM, b"BT /F 1 Tf 1 700 Td (" + b"word " * 400 + b") Tj ET"),)), 200_000),
+        (a_pdf(b"", page_entries=f"/Annots [<< /Subtype /Text /Contents ({'note ' * 40_000}) >>]"), 200_000),
+        (a_pdf(b"", page_entries=f"/Annots [<< /Subtype /Text /Contents <{'6e6f7465' * 50_000}> >>]"), 200_000),
+        (a_pdf(b"", more=(("<< /Type /ObjStm /N 1 /First 4 /Filter /FlateDecode >>",
+                           zlib.compress(b"7 0 (" + b"note " * 40_000 + b")")),)), 200_000),
+    ],
+    ids=["page", "form drawn often", "note", "note in hex", "compressed objects"],
+)  # fmt: skip
+@pytest.mark.parametrize("through", ["reader", "blocks"])
+def test_a_page_is_bounded_by_all_that_could_be_its_text(
+    tmp_path: Path, raw: bytes, characters: int, through: str
+) -> None:
+    if through == "reader":
+        (tmp_path / "a.pdf").write_bytes(raw)
+        document = Document(id="a.pdf", path=str(tmp_path / "a.pdf"))
+        bound = ceiling_tokens(read(document, Reading(pdf="native")))
+    else:
+        source = {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(raw).decode()}
+        bound = ceiling_of_blocks([{"type": "document", "source": source}])
+    assert characters <= bound <= 3 * characters
+
+
+def test_pages_with_ordinary_text_or_a_picture_alone_keep_the_bound_of_a_page() -> None:
+    pdf = FPDF()
+    pdf.set_font("helvetica", size=12)
+    for _ in range(2):
+        pdf.add_page()
+        pdf.multi_cell(0, text="It was agreed to pay in May. " * 30)
+    source = {
+        "type": "base64",
+        "media_type": "application/pdf",
+        "data": base64.b64encode(pdf.output()).decode(),
+    }
+    assert ceiling_of_blocks([{"type": "document", "source": source}]) == 2 * PDF_PAGE_TOKENS

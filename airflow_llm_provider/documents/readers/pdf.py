@@ -16,9 +16,11 @@ from airflow_llm_provider.documents.content import (
     Part,
     Unreadable,
     encode_base64,
+    pdf_ceiling_tokens,
 )
 from airflow_llm_provider.documents.readers.pdf_page import Page, read_page
 from airflow_llm_provider.documents.readers.pdf_pieces import HYPHEN
+from airflow_llm_provider.documents.readers.pdf_text_bound import text_bytes
 from airflow_llm_provider.options import Reading
 
 MAX_TEXT_PAGES = 5_000
@@ -65,10 +67,10 @@ def read_pdf(raw: bytes, reading: Reading) -> tuple[Part, ...]:
         return (dataclasses.replace(first, warnings=warnings), *others)
 
 
-def count_pages(raw: bytes) -> int:
-    """Return how many pages a PDF has; raises Unreadable for one that cannot be opened."""
+def ceiling_tokens(raw: bytes) -> int:
+    """Return an upper bound of a PDF's input tokens; raises Unreadable for one that cannot be opened."""
     with _opened(raw) as pdf:
-        return len(pdf)
+        return pdf_ceiling_tokens(pages=len(pdf), text_bytes=text_bytes(raw))
 
 
 @contextmanager
@@ -173,7 +175,12 @@ def _native(pdf: Any, raw: bytes, pages: list[int]) -> Part:
     # The copy numbers its pages from 1 again. The title says which pages of the document they are.
     title = None if is_whole else _numbers(pages)
     return Part(
-        kind="pdf", data=encode_base64(raw), media_type="application/pdf", pages=len(pages), title=title
+        kind="pdf",
+        data=encode_base64(raw),
+        media_type="application/pdf",
+        pages=len(pages),
+        text_bytes=text_bytes(raw),
+        title=title,
     )
 
 
