@@ -8,14 +8,15 @@ LLMError
 ├── RetryableError            the same request may succeed later
 │   ├── NetworkError          no reply, or an incomplete one
 │   ├── RateLimited           429
+│   │   └── RampLimited       429: usage grows faster than the account may grow
 │   ├── Overloaded            529
 │   ├── ServerError           5xx
 │   ├── KeyBusy               another task is asking the same
 │   ├── BudgetWaits           our budget: until its next day or month
 │   └── LedgerUnavailable     the ledger can't be reached; nothing was sent
 └── TerminalError             it fails again until something is changed
-    ├── BadRequest            400, 422
-    │   └── UnknownModel      404
+    ├── BadRequest            400, 404, 422
+    │   └── UnknownModel      404 of a model
     ├── AuthenticationFailed  401, 403
     ├── SpendLimitReached     the account's own limit at Anthropic
     ├── BudgetExceeded        our budget
@@ -43,9 +44,14 @@ from typing import Any, ClassVar
 
 
 class LLMError(Exception):
-    """A call to the model failed; `kind` is the name of the class in retry policies."""
+    """A call to the model failed; `kind` is the name of the class in retry policies.
+
+    Attributes:
+        billed: whether the API may have charged for the request: it was sent, and nothing proves that it was not run.
+    """
 
     kind: ClassVar[str] = "error"
+    billed: bool = False
 
 
 class RetryableError(LLMError):
@@ -54,7 +60,7 @@ class RetryableError(LLMError):
     Args:
         message: what happened, and what to do.
         retry_after_s: how long the server asked to wait, in seconds; None when it did not say.
-        billed: whether the API may have charged for the request: it was sent, and nothing proves that it was not.
+        billed: whether the API may have charged for the request.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, billed: bool = False) -> None:
@@ -73,6 +79,10 @@ class RateLimited(RetryableError):
     """The account's requests or tokens per minute are used up for now."""
 
     kind = "rate_limit"
+
+
+class RampLimited(RateLimited):
+    """The account's usage grows faster than the API allows it to grow. A retry helps, and so does slower growth."""
 
 
 class Overloaded(RetryableError):
@@ -116,19 +126,19 @@ class BadRequest(TerminalError):
 
 
 class UnknownModel(BadRequest):
-    """The API does not have this model, or not for this key."""
+    """The API does not have this model, or not for this key. A file that is not found is a BadRequest."""
 
     kind = "unknown_model"
 
 
 class AuthenticationFailed(TerminalError):
-    """The API key is missing, wrong, or not allowed to send this request."""
+    """The API key is missing, wrong, or not allowed to send this request, or its organization is disabled."""
 
     kind = "auth"
 
 
 class SpendLimitReached(TerminalError):
-    """The account's own spend limit at Anthropic is reached. It has to be raised there."""
+    """The account's credit is used up, or its own spend limit at Anthropic is reached. It has to be raised there."""
 
     kind = "spend_limit"
 
@@ -233,7 +243,7 @@ class AnswerError(TerminalError):
 
 
 class Refused(AnswerError):
-    """The model declined to answer. It was paid for."""
+    """The model declined to answer, or the API's content filter kept its answer back. It is not asked again."""
 
     kind = "refusal"
 

@@ -18,7 +18,7 @@ from airflow_llm_provider.engine.rate_limiter import Permit, RateLimiter
 from airflow_llm_provider.engine.reply import Message, Reply
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, Policies, retrying
-from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError, RetryableError
+from airflow_llm_provider.errors import AnswerError, KeyBusy, LLMError, NetworkError
 from airflow_llm_provider.ledger.budgets import BudgetRefusal, budget_error
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import (
@@ -338,10 +338,14 @@ class Calls:
             return Call.from_ledger(opened, purpose=entry.purpose)
         attempt_id = opened.attempt_id
         sends.count += 1
+        has_left = asyncio.Event()
         started = time.monotonic()
         try:
             raw = await endpoint.client.send(
-                request, timeout_s=self.endpoint.timeout_s, on_headers=permit.read_headers
+                request,
+                timeout_s=self.endpoint.timeout_s,
+                on_first_byte=has_left.set,
+                on_headers=permit.read_headers,
             )
             # Within the `try`: a reply that cannot be read may have been billed, so it is booked like a lost one.
             message = Message.parse(raw)
@@ -355,15 +359,19 @@ class Calls:
             )
         except LLMError as error:
             permit.record_error(error)
-            self.tally.unproven += _may_be_billed(error)
+            self.tally.unproven += error.billed
             # Awaited, because the retry claims the same key, which has to be free by then.
             await self.ledger.record(_failure(request, attempt_id, error))
             raise
         except BaseException as error:  # cancelled, or an error of ours: free the claim and the reservation
-            self.tally.unproven += 1
-            why = "Cancelled in flight." if isinstance(error, asyncio.CancelledError) else repr(error)
+            self.tally.unproven += has_left.is_set()
+            why = (
+                f"{type(error).__name__} {'in flight' if has_left.is_set() else 'before anything was sent'}."
+            )
             # Not awaited, since a second cancellation could interrupt the wait. `close` commits what was submitted.
-            self.ledger.record_later(_failure(request, attempt_id, NetworkError(why, billed=True)))
+            self.ledger.record_later(
+                _failure(request, attempt_id, NetworkError(why, billed=has_left.is_set()))
+            )
             raise
         # Committed before the caller gets the reply. If the process is killed after this, the next attempt takes the
         # reply from the ledger.
@@ -438,12 +446,8 @@ def _failure(request: Request, attempt_id: str, error: LLMError) -> Failure:
     return Failure(
         attempt_id=attempt_id,
         fingerprint=request.fingerprint,
-        billed=_may_be_billed(error),
+        billed=error.billed,
         error_class=type(error).__name__,
         error=str(error),
         prompt=_prompt(request),
     )
-
-
-def _may_be_billed(error: LLMError) -> bool:
-    return isinstance(error, RetryableError) and error.billed

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import email.utils
 import gc
 import ipaddress
 import logging
-import math
 import ssl
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,19 +18,10 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from airflow_llm_provider.engine.api_errors import ErrorResponse
+from airflow_llm_provider.engine.reply import blocked_reply, json_of_reply
 from airflow_llm_provider.engine.request import Request, to_json
-from airflow_llm_provider.errors import (
-    AuthenticationFailed,
-    BadRequest,
-    LLMError,
-    NetworkError,
-    Overloaded,
-    RateLimited,
-    ServerError,
-    SpendLimitReached,
-    TooLong,
-    UnknownModel,
-)
+from airflow_llm_provider.errors import AuthenticationFailed, BadRequest, LLMError, NetworkError
 
 if TYPE_CHECKING:
     import anthropic
@@ -44,10 +32,6 @@ DEFAULT_BASE_URL = "https://api.anthropic.com"
 # Above this the API requires a stream, because proxies close connections that stay silent for too long.
 MAX_UNSTREAMED_TOKENS = 21_333
 _MIN_TOKENS_PER_S = 20  # a stream that is slower than this times out
-_GATEWAY_STATUS = frozenset(
-    {499, 502, 504, 524}
-)  # a gateway gave up; the API may have run the request and billed it
-_MAX_RETRY_AFTER_S = 3600.0  # one absurd header would stop all processes of the connection
 # Loggers of libraries that write bodies and headers, the API key among them, at DEBUG.
 _LIBRARY_LOGGERS = (
     "anthropic",
@@ -67,16 +51,25 @@ _COUNTED_FIELDS = frozenset(
 class Client(Protocol):
     """What the engine needs of an HTTP client; a test may bring its own."""
 
-    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout_s: float,
+        on_first_byte: Callable[[], object],
+        on_headers: HeaderCallback,
+    ) -> bytes:
         """Send a request once and return the bytes of the reply.
 
         Args:
             request: What to send.
             timeout_s: Seconds to wait for the complete reply.
+            on_first_byte: Called when the connection stands and the first byte of the request leaves. Before that,
+                nothing can have been billed, however the send ends.
             on_headers: Called with the response headers, whatever the status.
 
         Raises:
-            LLMError: No reply. A RetryableError says in `billed` whether the API may have charged for it.
+            LLMError: No reply. It says in `billed` whether the API may have charged for it.
         """
 
     async def count_tokens(self, request: Request, *, timeout_s: float) -> int:
@@ -132,53 +125,74 @@ class AnthropicClient:
         """Platform and base URL, which identify the server in fingerprints."""
         return f"anthropic {self.base_url.rstrip('/')}"
 
-    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout_s: float,
+        on_first_byte: Callable[[], object],
+        on_headers: HeaderCallback,
+    ) -> bytes:
         """Send a request once and return the bytes of the reply.
 
         Args:
             request: What to send. Above MAX_UNSTREAMED_TOKENS the reply is streamed and put together here.
             timeout_s: Seconds to wait for the complete reply; for a stream, between two of its events.
+            on_first_byte: Called when the connection stands and the first byte of the request leaves.
             on_headers: Called with the response headers, whatever the status.
 
         Raises:
-            LLMError: No reply. A RetryableError says in `billed` whether the API may have charged for it.
+            LLMError: No reply. It says in `billed` whether the API may have charged for it.
         """
         sdk, fields = self._sdk, request.fields(self._api_schema(request.schema))
+        total_s = timeout_s
+        if request.max_tokens > MAX_UNSTREAMED_TOKENS:
+            fields["stream"] = True
+            total_s = max(timeout_s, request.max_tokens / _MIN_TOKENS_PER_S)
+        body = _Body(content=to_json(fields), on_first_byte=on_first_byte)
         try:
-            if request.max_tokens > MAX_UNSTREAMED_TOKENS:
-                return await self._stream(fields, timeout_s, on_headers)
-            # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
             # The SDK's timeout is for one read. A server that sends a byte from time to time would never reach it.
-            async with asyncio.timeout(timeout_s):
-                response = await sdk.post(
-                    "/v1/messages", cast_to=self._raw, content=to_json(fields), options={"timeout": timeout_s}
-                )
-            on_headers(response.headers)
-            return bytes(response.content)
+            async with asyncio.timeout(total_s):
+                return await self._exchange(sdk, body, timeout_s, on_headers)
         except TimeoutError as error:
             raise NetworkError(
-                f"No complete reply within {timeout_s:g} s. The API may have charged for the request.",
-                billed=True,
+                f"No complete reply within {total_s:g} s. The API may have charged for the request."
+                if body.has_left
+                else f"No connection to {self.base_url} within {total_s:g} s. Nothing was sent.",
+                billed=body.has_left,
             ) from error
         except Exception as error:  # noqa: BLE001  # whatever the SDK raises gets its class
             # The rate limiter learns the limits from a refusal, too, above all from a 429.
             if (refused := getattr(error, "response", None)) is not None:
                 on_headers(refused.headers)
-            raise self._translated(error) from None
+            if (response := _error_response(error)) is not None and response.is_blocked:
+                return blocked_reply(request, is_free=response.is_free)
+            raise self._translated(error, has_left=body.has_left) from None
 
-    async def _stream(self, fields: dict[str, Any], timeout_s: float, on_headers: HeaderCallback) -> bytes:
-        """Send a request as a stream and return the whole message."""
-        named = {name: fields.pop(name) for name in ("model", "max_tokens", "messages")}
-        total_s = max(timeout_s, named["max_tokens"] / _MIN_TOKENS_PER_S)
-        async with (
-            asyncio.timeout(total_s),
-            self._sdk.messages.stream(**named, extra_body=fields, timeout=timeout_s) as stream,
-        ):
-            on_headers(stream.response.headers)
-            message = await stream.get_final_message()
-        if message.stop_reason is None:
-            raise NetworkError("The stream ended before the message was complete.", billed=True)
-        return to_json(message.to_dict(mode="json"))
+    async def _exchange(
+        self, sdk: anthropic.AsyncAnthropic, body: _Body, timeout_s: float, on_headers: HeaderCallback
+    ) -> bytes:
+        """Send a body and return the reply, whether the server streams it or not."""
+        from anthropic import AsyncStream
+        from anthropic.types import Message, RawMessageStreamEvent
+
+        # The raw response: parsing into the SDK's models costs as much CPU as the call itself.
+        async with await sdk.post(
+            "/v1/messages",
+            cast_to=Message,
+            content=body,
+            options={"timeout": timeout_s, "headers": {"Content-Length": str(len(body.content))}},
+            stream=True,
+            stream_cls=AsyncStream[RawMessageStreamEvent],
+        ) as stream:
+            response = stream.response
+            on_headers(response.headers)
+            # What the server does counts, not what it was asked for: some gateways ignore `stream`.
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raw = bytes(await response.aread())
+                if not raw.startswith((b"event:", b"data:")):
+                    return raw
+            return await _put_together(stream)
 
     async def count_tokens(self, request: Request, *, timeout_s: float) -> int:
         """Return the input tokens of `request` as the API counts them, which is free.
@@ -343,37 +357,83 @@ class AnthropicClient:
             known = self._schemas[id(schema)] = (schema, taken)
         return known[1]
 
-    def _translated(self, error: Exception) -> LLMError:
-        """Return our error for what the SDK raised, without the API key in its message."""
-        translated = self._by_class(error)
+    def _translated(self, error: Exception, *, has_left: bool | None = None) -> LLMError:
+        """Return our error for what the SDK raised, without the API key in its message.
+
+        Args:
+            error: What was raised.
+            has_left: Whether the first byte of the request had left; None for requests that never cost anything.
+        """
+        translated = self._by_class(error, has_left)
         # Some gateways repeat the key that they were sent.
         if self.api_key:
             translated.args = tuple(str(text).replace(self.api_key, "***") for text in translated.args)
+        translated.billed = translated.billed and bool(has_left)
         return translated
 
-    def _by_class(self, error: Exception) -> LLMError:
+    def _by_class(self, error: Exception, has_left: bool | None) -> LLMError:
         import anthropic
 
         if isinstance(error, LLMError):
             return error
-        if isinstance(error, anthropic.APIStatusError):
-            code = str(error.error_code or error.type or "")
-            said = f"HTTP {error.status_code} {code}".rstrip() + f": {error.api_message or 'no reason given'}"
-            if error.request_id:
-                said += f" (request {error.request_id})"
-            retry_after = error.response.headers.get("retry-after")
-            return error_of_status(error.status_code, code=code, said=said, retry_after=retry_after)
-        if isinstance(error, anthropic.APIConnectionError):
-            cause = _root(error)
-            reason = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
-            return NetworkError(
-                f"The connection to {self.base_url} failed: {reason}.", billed=not _unsent(error)
-            )
-        if isinstance(error, anthropic.AnthropicError):
-            return BadRequest(f"The SDK rejected the request: {error}")
+        if (response := _error_response(error)) is not None:
+            return response.error()
+        if isinstance(error, anthropic.AnthropicError) and not isinstance(
+            error, anthropic.APIConnectionError
+        ):
+            rejected = BadRequest(f"The SDK rejected the request: {error}")
+            rejected.billed = bool(has_left)
+            return rejected
+        cause = _root(error)
+        reason = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+        meaning = {True: " The API may have charged for the request.", False: " Nothing was sent.", None: ""}
         return NetworkError(
-            f"The connection to {self.base_url} broke: {type(error).__name__}: {error}", billed=True
+            f"The connection to {self.base_url} failed: {reason}.{meaning[has_left]}", billed=bool(has_left)
         )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Body:
+    """The body of a request, which the HTTP library asks for once the connection stands.
+
+    So it tells whether anything has left: waiting for a free socket, the name of the host, the connection, TLS and
+    the tunnel of a proxy all come before.
+    """
+
+    content: bytes
+    on_first_byte: Callable[[], object]
+    has_left: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.has_left = True
+        self.on_first_byte()
+        yield self.content
+
+
+async def _put_together(stream: anthropic.AsyncStream[Any]) -> bytes:
+    """Return the message that a stream of events adds up to."""
+    from anthropic import not_given
+    from anthropic.lib.streaming import AsyncMessageStream
+
+    try:
+        message = await AsyncMessageStream(stream, output_format=not_given).get_final_message()
+    except AssertionError:  # the SDK's word for a stream without a message
+        message = None
+    if message is None or message.stop_reason is None:
+        raise NetworkError(
+            "The stream ended before the message was complete. The API may have charged for it.", billed=True
+        )
+    # Not mode="json": pydantic has no JSON for half of a surrogate pair.
+    return json_of_reply(message.to_dict(mode="python"))
+
+
+def _error_response(error: Exception) -> ErrorResponse | None:
+    """Return what the server answered in place of a reply; None if it did not answer."""
+    import anthropic
+
+    if not isinstance(error, anthropic.APIStatusError):
+        return None
+    return ErrorResponse.read(error.status_code, error.response.headers, error.body)
 
 
 def _load_sdk() -> None:
@@ -403,19 +463,6 @@ def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def _unsent(error: BaseException) -> bool:
-    """Tell whether the connection was never established, so that nothing can have been billed."""
-    import aiohttp
-
-    not_connected = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, not_connected):
-            return True
-        cause = cause.__cause__
-    return False
 
 
 def _bypasses_proxy(host: str, port: int | None, no_proxy: Sequence[str]) -> bool:
@@ -487,55 +534,3 @@ def _prepared(schema: Any) -> Any:
         del prepared["type"]
         prepared["anyOf"] = [{"type": name} for name in types]
     return prepared
-
-
-def error_of_status(status: int, *, code: str, said: str, retry_after: str | None) -> LLMError:
-    """Return the error of a response that is not a reply.
-
-    Args:
-        status: The HTTP status. Below 300: an error event in the middle of a stream.
-        code: The type of error that the API named, or an empty string.
-        said: Status, code and the API's message, as a sentence without its full stop.
-        retry_after: The Retry-After header: seconds or a date.
-    """
-    retry_after_s = _retry_after_s(retry_after)
-    if status < 300:
-        return ServerError(f"{said}. The stream ended before the message was complete.", billed=True)
-    # Before the statuses: a spent limit can have the status 429, and a retry does not help.
-    if "spend_limit" in code or "billing" in code or status == 402:
-        return SpendLimitReached(
-            f"{said}. The account's own limit is reached. Raise it in the Claude Console."
-        )
-    if status in (401, 403):
-        return AuthenticationFailed(f"{said}. Check the API key in the Airflow connection.")
-    if status == 429:
-        return RateLimited(said, retry_after_s=retry_after_s)
-    if status == 529:
-        return Overloaded(said, retry_after_s=retry_after_s)
-    if status == 404:
-        return UnknownModel(f"{said}. `airflow-llm test-connection` lists the models that the key can use.")
-    # The API has no status of its own for a prompt that is longer than the context window.
-    if status == 413 or "prompt is too long" in said:
-        return TooLong(said)
-    if status in (408, 409) or status >= 500:
-        return ServerError(said, retry_after_s=retry_after_s, billed=status in _GATEWAY_STATUS)
-    if status < 400 or status == 407:
-        return BadRequest(
-            f"{said}. Something between Airflow and the API answered in its place, and redirects are not followed. "
-            "Check the host and proxy of the Airflow connection."
-        )
-    return BadRequest(said)
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    """Return the seconds that a Retry-After header asks for, at most an hour; None if it can't be read."""
-    if not header:
-        return None
-    try:
-        asked_s = float(header)
-    except ValueError:
-        try:
-            asked_s = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return min(max(0.0, asked_s), _MAX_RETRY_AFTER_S) if math.isfinite(asked_s) else None

@@ -423,6 +423,12 @@ def _accepted(message: Message, terms: Terms) -> Any:
     """Return the value of a message that is whole, of the right form, and that no function complains of."""
     # First of all checks: an answer that was cut off, or a refusal, may still fit the output type.
     require_complete(message)
+    if message.is_damaged:
+        raise InvalidOutput(
+            "The answer has characters that are not Unicode, such as half of a surrogate pair; U+FFFD stands in their "
+            "place. Give the same answer in whole characters.",
+            reply_text=message.text,
+        )
     value, how = terms.output.read(message.text)
     if how:
         log.info("%sthe answer was %s; nothing is paid for that.", _about(terms.item_id), how)

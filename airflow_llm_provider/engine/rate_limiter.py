@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from airflow_llm_provider.engine.endpoint import limits_in_headers
 from airflow_llm_provider.engine.request import BYTES_PER_TOKEN, Request
-from airflow_llm_provider.errors import LLMError, RateLimited, RetryableError
+from airflow_llm_provider.errors import LLMError, RampLimited, RateLimited, RetryableError
 from airflow_llm_provider.ledger import rate_limits
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.rate_limits import (
@@ -165,12 +165,13 @@ class _BucketState:
 
     # -- what the server says ------------------------------------------------------------------------
 
-    def pause(self, quiet_s: float, *, limited_at_s: float | None) -> None:
+    def pause(self, quiet_s: float, *, limited_at_s: float | None, is_ramp: bool = False) -> None:
         """Send nothing for a while, in all processes.
 
         Args:
             quiet_s: Seconds to pause.
-            limited_at_s: When the call got its permit that the API refused with a 429; the rate is then halved.
+            limited_at_s: When the call got its permit that the API refused with a 429; the rate is then cut.
+            is_ramp: Whether the rate was not too high, and only grew too fast: it is then held, and not halved.
         """
         until_s = self.now() + quiet_s
         is_slower = limited_at_s is not None and limited_at_s > self._slowed_at_s
@@ -186,6 +187,7 @@ class _BucketState:
                 self.bucket,
                 quiet_s=max(0.0, until_s - self.now()),
                 limited_ago_s=self.now() - limited_at_s if limited_at_s is not None else None,
+                is_ramp=is_ramp,
             )
         )
 
@@ -577,7 +579,11 @@ class Permit:
             state.give_back((0.0, *self.cost[1:]))
         is_limit = isinstance(error, RateLimited)
         if error.retry_after_s or is_limit:
-            state.pause(error.retry_after_s or 0.0, limited_at_s=self.at_s if is_limit else None)
+            state.pause(
+                error.retry_after_s or 0.0,
+                limited_at_s=self.at_s if is_limit else None,
+                is_ramp=isinstance(error, RampLimited),
+            )
 
     def release(self) -> None:
         """Give the permit to the next waiting call; nothing was sent with it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
@@ -11,11 +13,14 @@ import orjson
 from typing_extensions import TypeVar
 
 from airflow_llm_provider.billing import Billed
+from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import AnswerError, NetworkError, Refused, Truncated
 from airflow_llm_provider.pricing import Usage, usd
 
 # Above this a count is an error of the server. Sums of smaller ones fit the ledger's 64-bit columns.
 _TOO_MANY_TOKENS = 2**31
+_BLOCKED = "content_filter"  # the category of a reply that the content filter kept back; ours, not the API's
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +34,8 @@ class Message:
         content: Its content blocks.
         billed: What the API says that it bills.
         usage: All tokens that are billed, of all models together.
+        refusal_category: The policy that a refusal names, such as `cyber`, from `stop_details`; None for none.
+        is_damaged: Whether a part of it was not Unicode text, and U+FFFD stands in its place.
     """
 
     model: str
@@ -37,12 +44,16 @@ class Message:
     content: list[Mapping[str, Any]]
     billed: Billed
     usage: Usage
+    refusal_category: str | None = None
+    is_damaged: bool = False
 
     @classmethod
     def parse(cls, raw: bytes) -> Message:
         """Read a reply of the Messages API; raises NetworkError if it is incomplete or something else."""
         try:
-            body = orjson.loads(raw)
+            body, is_damaged = _read_json(raw)
+            if body["content"] is None and body["stop_reason"] == "refusal":
+                body["content"] = []
             content = body["content"]
             billed = Billed.from_api(body)
             _require_counts(billed)
@@ -54,12 +65,14 @@ class Message:
                 content=content,
                 billed=billed,
                 usage=billed.usage,
+                refusal_category=_category(body.get("stop_details")),
+                is_damaged=is_damaged,
             )
             # Checked here, where a wrong value still becomes an error that books the call as perhaps billed.
             message._require_sound()
             return message
         # The server sent a whole response, so it may have charged for it: `billed` is true.
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise NetworkError(
                 f"The server's answer is not a Messages API reply ({type(error).__name__}: {error}). "
                 "Is the connection's host an Anthropic-compatible endpoint?",
@@ -85,6 +98,70 @@ def _require_counts(billed: Billed) -> None:
         # Not isinstance(): for Python, JSON's true is an int, too.
         if type(count) is not int or not 0 <= count < _TOO_MANY_TOKENS:
             raise TypeError(f"{kind} in its usage should be a number")
+
+
+def json_of_reply(body: Mapping[str, Any]) -> bytes:
+    """Return a message as JSON, with half of a surrogate pair as an escape: a model may have written that."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        return json.dumps(body, default=str).encode()
+
+
+def blocked_reply(request: Request, *, is_free: bool) -> bytes:
+    """Return the reply that stands for an answer which the content filter kept back.
+
+    The API says so as an error. It is settled as a refusal, so that it is not asked again every night.
+
+    Args:
+        request: What was asked.
+        is_free: Whether the API cannot have charged for it. Otherwise it is booked at the most it can have cost.
+    """
+    usage: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0}
+    if not is_free:
+        # Writing the cache for an hour is the dearest kind of input.
+        written = request.input_ceiling_tokens
+        usage |= {"output_tokens": request.max_tokens, "cache_creation_input_tokens": written}
+        usage["cache_creation"] = {"ephemeral_1h_input_tokens": written}
+    return orjson.dumps(
+        {
+            "model": request.model,
+            "content": [],
+            "stop_reason": "refusal",
+            "stop_details": {"type": "refusal", "category": _BLOCKED, "explanation": None},
+            "usage": usage,
+        }
+    )
+
+
+def _read_json(raw: bytes) -> tuple[Any, bool]:
+    """Return JSON, and whether a part of it was not Unicode text; raises ValueError or RecursionError."""
+    try:
+        return orjson.loads(raw), False
+    except orjson.JSONDecodeError:
+        # Half of a surrogate pair, and bytes that are not UTF-8, are the only errors that are mended here. The answer
+        # was paid for; its check complains of them.
+        return _whole(json.loads(raw.decode("utf-8", "replace"), parse_constant=_refuse)), True
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"JSON has no {constant}")
+
+
+def _whole(value: Any) -> Any:
+    """Return JSON data with U+FFFD for each half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
+
+
+def _category(details: Any) -> str | None:
+    """Return the category of `stop_details`. The explanation is a text of the model, so it is not shown."""
+    category = details.get("category") if isinstance(details, Mapping) else None
+    # Only what looks like a name of the API: it becomes part of error messages.
+    return category if isinstance(category, str) and _NAME.fullmatch(category) else None
 
 
 T = TypeVar("T", default=Any)
@@ -180,7 +257,7 @@ def require_complete(message: Message) -> None:
         case "end_turn" | "stop_sequence" | "tool_use":
             return
         case "refusal":
-            raise Refused("The model refused to answer.", reply_text=message.text)
+            raise Refused(_refusal(message.refusal_category), reply_text=message.text)
         case "max_tokens":
             raise Truncated(
                 f"The answer was cut off after {message.usage.output_tokens} tokens. Raise max_tokens.",
@@ -199,3 +276,9 @@ def require_complete(message: Message) -> None:
                 reply_text=message.text,
                 complaint=f"The model stopped for an unknown reason, {other!r}.",
             )
+
+
+def _refusal(category: str | None) -> str:
+    if category == _BLOCKED:
+        return "The API's content filter kept the answer back (category content_filter)."
+    return "The model refused to answer" + (f" (category {category})." if category else ".")

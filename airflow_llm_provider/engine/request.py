@@ -23,6 +23,7 @@ FRAME_TOKENS = 2_000
 _HINTS = frozenset({"metadata", "service_tier"})
 # Budgets, prices and the reading of the reply rely on these, so `extra` may not replace them.
 _OWN_FIELDS = frozenset({"model", "max_tokens", "messages", "stream"})
+MAX_CACHE_MARKS = 4  # https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +106,37 @@ class Request:
         return to_json(self.fields(api_schema))
 
     def fields(self, api_schema: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the fields of the request body."""
+        """Return the fields of the request body.
+
+        Raises:
+            BadRequest: A message has no text, or the author has marked more blocks for prompt caching than the API
+                takes.
+        """
+        _require_content(self.messages)
+        body = self._fields(api_schema, marked=True)
+        if _cache_marks(body) <= MAX_CACHE_MARKS:
+            return body
+        # The author's own marks are wanted; ours are hints.
+        body = self._fields(api_schema, marked=False)
+        if (found := _cache_marks(body)) > MAX_CACHE_MARKS:
+            raise BadRequest(
+                f"{found} blocks are marked with cache_control, and the API takes {MAX_CACHE_MARKS} at the most. "
+                "Remove marks from messages, tools and extra_body. Nothing was sent."
+            )
+        return body
+
+    def _fields(self, api_schema: Mapping[str, Any] | None, *, marked: bool) -> dict[str, Any]:
+        """Return the fields of the body, with or without our own marks for prompt caching."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": self.max_tokens,
-            "messages": self._marked(),
+            "messages": _without_blanks(self._marked() if marked else self.messages),
         }
-        if self.system:
+        # The API rejects a system prompt without text, and none is meant by it.
+        if self.system and not self.system.isspace():
             # The cache holds everything before a mark. A mark after the shared blocks includes the system prompt.
-            body["system"] = [
-                {"type": "text", "text": self.system, **self._mark(last=not self.shared_blocks)}
-            ]
+            mark = self._mark(last=marked and not self.shared_blocks)
+            body["system"] = [{"type": "text", "text": self.system, **mark}]
         if self.tools:
             body["tools"] = self.tools
         output_config: dict[str, Any] = {}
@@ -191,6 +212,50 @@ class Request:
         for at in marked:
             blocks[at] = {**blocks[at], "cache_control": self._cache_control}
         return [{**first, "content": blocks}, *rest] if marked else self.messages
+
+
+def _is_blank(block: Any) -> bool:
+    """Tell a text block without text, which the API rejects."""
+    if not isinstance(block, Mapping) or block.get("type") != "text":
+        return False
+    text = block.get("text")
+    return isinstance(text, str) and (not text or text.isspace())
+
+
+def _without_blanks(messages: Sequence[MessageParam]) -> Sequence[MessageParam]:
+    """Return the messages without blank text blocks: a model may write some between its tool calls."""
+    if not any(any(map(_is_blank, message["content"])) for message in messages):
+        return messages
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [block for block in message["content"] if not _is_blank(block)]}
+        for message in messages
+    ]
+
+
+def _require_content(messages: Sequence[MessageParam]) -> None:
+    """Raise BadRequest for a message or a document without text, which the API rejects."""
+    for number, message in enumerate(messages):
+        content = message["content"]
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        if all(map(_is_blank, content)):
+            raise BadRequest(f"messages[{number}] has no text and nothing else. Nothing was sent.")
+        for block in content:
+            source = block.get("source") if block.get("type") == "document" else None
+            if isinstance(source, Mapping) and _is_blank(
+                {"type": source.get("type"), "text": source.get("data")}
+            ):
+                raise BadRequest(f"messages[{number}] has a document without text. Nothing was sent.")
+
+
+def _cache_marks(body: Mapping[str, Any]) -> int:
+    """Count what is marked for prompt caching: blocks, tools, and the request itself."""
+    marks = "cache_control" in body
+    contents = [body.get("system"), body.get("tools"), *(message["content"] for message in body["messages"])]
+    blocks = (block for content in contents if isinstance(content, (list, tuple)) for block in content)
+    return marks + sum(isinstance(block, Mapping) and bool(block.get("cache_control")) for block in blocks)
 
 
 def to_json(value: object, *, sort_keys: bool = False) -> bytes:

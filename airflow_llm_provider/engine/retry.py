@@ -21,6 +21,8 @@ class RetryPolicy:
 
     Attributes:
         attempts: How often to try, the first time included; 1 never retries.
+        billed_attempts: How often to try at most if each try may have been billed without a reply. Each of them is
+            booked at its ceiling, so there are few.
         first_wait_s: Seconds before the first retry. The wait doubles each time, with full jitter; a longer
             Retry-After wins.
         max_wait_s: The longest of these waits, in seconds.
@@ -28,14 +30,17 @@ class RetryPolicy:
     """
 
     attempts: int = 1
+    billed_attempts: int = 3
     first_wait_s: float = 0.5
     max_wait_s: float = 30.0
     deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         # A bool is an int in Python, so attempts=True would mean 1.
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ValueError(f"attempts={self.attempts!r}: give a whole number, 1 or more")
+        for name in ("attempts", "billed_attempts"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}={count!r}: give a whole number, 1 or more")
         for name in ("first_wait_s", "max_wait_s", "deadline_s"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value >= 0):
@@ -96,6 +101,7 @@ def retrying(
         policies: By kind of error.
         sleep: How to wait.
     """
+    billed = 0
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = _error(state)
@@ -108,8 +114,11 @@ def retrying(
         return max(jittered, asked or 0.0)
 
     def stop(state: tenacity.RetryCallState) -> bool:
-        policy = policies[_error(state).kind]
-        if state.attempt_number >= policy.attempts:
+        nonlocal billed
+        error = _error(state)
+        policy = policies[error.kind]
+        billed += error.billed
+        if state.attempt_number >= policy.attempts or billed >= policy.billed_attempts:
             return True
         limit_s = deadline_s if policy.deadline_s is None else policy.deadline_s
         return (state.seconds_since_start or 0.0) + state.upcoming_sleep >= limit_s

@@ -441,7 +441,7 @@ class Conversation:
         """
         while blocks := _tool_blocks(bought.message):
             self._require_turns(blocks)
-            results = await self._results(blocks, bought.attempt_id)
+            results = await self._results(blocks, bought)
             request = request.followed_by(
                 {"role": "assistant", "content": bought.message.content},
                 {"role": "user", "content": results},
@@ -491,9 +491,12 @@ class Conversation:
 
     # -- tool calls ----------------------------------------------------------------------------------
 
-    async def _results(self, blocks: Sequence[Block], call_id: str) -> list[Block]:
+    async def _results(self, blocks: Sequence[Block], bought: Call) -> list[Block]:
         """Return the results of a reply's calls: repeatable ones first and together, then the others in order."""
-        read = {block["id"]: self.runner.read(block, call_id) for block in blocks}
+        if bought.message.is_damaged:  # an argument may not say what the model meant
+            rejected = _reject("of a reply", "its arguments are not Unicode", _DAMAGED)
+            return [_result_block(block["id"], rejected) for block in blocks]
+        read = {block["id"]: self.runner.read(block, bought.attempt_id) for block in blocks}
         outcomes = {id_: outcome for id_, outcome in read.items() if isinstance(outcome, Outcome)}
         calls = {id_: call for id_, call in read.items() if isinstance(call, ToolCall)}
         careful = {id_: call for id_, call in calls.items() if call.is_careful}
@@ -527,6 +530,10 @@ class Conversation:
         return outcomes
 
 
+_DAMAGED = (
+    "Nothing was done: the arguments have characters that are not Unicode, such as half of a surrogate pair. Call the "
+    "tool again, in whole characters."
+)
 _KEPT = "Paid answers and tool results are in the ledger. Clear the task, and it continues from there."
 
 

@@ -176,6 +176,12 @@ class Question:
             raise TerminalError(f"{message_at_run_time(error)} Nothing was sent.") from None
         if not self.prompt or not self.prompt.strip():  # a decorated function may have returned None
             raise TerminalError("The prompt is empty. Nothing was sent.")
+        for name, value in self.inputs.items():
+            if isinstance(value, str) and not value.strip():
+                raise TerminalError(
+                    f"The input {name!r} is empty: there is nothing to ask about. Nothing was sent. Skip the task "
+                    "where there is no text, or leave the input out."
+                )
         # The default is needed only after the last repair has failed; that it is wrong must be known before the first
         # call.
         if options.on_invalid.default is not None:

@@ -181,9 +181,15 @@ def correct(connection: sa.Connection, now_ms: float, bucket: Bucket, correction
 
 
 def slow_down(
-    connection: sa.Connection, now_ms: float, bucket: Bucket, *, quiet_s: float, limited_ago_s: float | None
+    connection: sa.Connection,
+    now_ms: float,
+    bucket: Bucket,
+    *,
+    quiet_s: float,
+    limited_ago_s: float | None,
+    is_ramp: bool = False,
 ) -> LimiterState:
-    """Write down a pause that the server asked for, or halve the rate after a 429.
+    """Write down a pause that the server asked for, or cut the rate after a 429.
 
     Calls that were sent before the last cut do not cut the rate again.
 
@@ -193,16 +199,18 @@ def slow_down(
         bucket: Which limits.
         quiet_s: How long the server wants no calls; 0 for no pause.
         limited_ago_s: How long ago the call was sent that got a 429; None for another error.
+        is_ramp: Whether usage grew too fast: the rate stays what all processes have sent lately, and grows from there.
+            After any other 429 it is halved.
     """
     row = _locked_row(connection, bucket)
     values: dict[str, Any] = {}
     quiet_until_ms = max(row.quiet_until_ms, now_ms + quiet_s * 1000 if quiet_s else 0.0)
     if limited_ago_s is not None and row.cut_ms < now_ms - limited_ago_s * 1000:
         limit = bucket.stated.rpm or row.rpm
-        pace = 60_000 * (_rates(row, bucket.stated, now_ms)[0][0] or 0.0) or _observed_rpm(
-            connection, now_ms, bucket
-        )
-        values = {"cut_rpm": max(pace / 2, limit / 16 if limit else _LEAST_RPM)}
+        pace = 60_000 * (_rates(row, bucket.stated, now_ms)[0][0] or 0.0)
+        if is_ramp or not pace:
+            pace = _observed_rpm(connection, now_ms, bucket)
+        values = {"cut_rpm": max(pace if is_ramp else pace / 2, limit / 16 if limit else _LEAST_RPM)}
         # The rate grows back from the end of the pause on, since nothing is sent during it.
         values["cut_ms"] = max(now_ms, quiet_until_ms)
     if quiet_until_ms > row.quiet_until_ms or values:

@@ -12,10 +12,12 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import orjson
 
 from airflow_llm_provider.testing.question import Question
-from airflow_llm_provider.testing.wire import ERROR_TYPES, ApiError, Reply, ToolUse
+from airflow_llm_provider.testing.wire import ApiError, Reply, ToolUse
 
 FaultKind = Literal[
     "error",  # an error status in the API's shape
+    "stream_error",  # the same as an event in the middle of a stream; without a stream, an "error"
+    "gateway",  # an error status of something in front of the API: HTML, without a request id
     "hang",  # accepted, never answered; ends when the client or the server does
     "drop",  # the connection is closed in the middle of the body
     "slow",  # the body arrives in small pieces over `duration_s`
@@ -28,6 +30,8 @@ FaultKind = Literal[
     "model_context_window_exceeded",  # half an answer, that stop_reason
 ]
 
+_STATUSES = {"error": 400, "stream_error": 400, "gateway": 300}  # the lowest status of each
+
 Matching = str | Callable[[Question], bool] | None
 
 _MESSAGES = {
@@ -35,6 +39,7 @@ _MESSAGES = {
     401: "invalid x-api-key",
     402: "stand-in: billing was ordered to fail",
     403: "Your API key does not have permission to use the specified resource.",
+    404: "model: one that the stand-in was ordered not to know",
     429: "This request would exceed your organization's rate limit.",
     500: "Internal server error",
     529: "Overloaded",
@@ -47,7 +52,7 @@ class Fault:
 
     Attributes:
         kind: see `FaultKind`.
-        status: HTTP status of an "error".
+        status: HTTP status of an "error" or a "gateway"; a "stream_error" has the type that belongs to it.
         error_type: default: the API's type for `status`.
         error_code: `error.details.error_code`, such as `enforced_spend_limit_reached`.
         message: the error's message; default: the API's own for `status`.
@@ -60,7 +65,8 @@ class Fault:
         seed: of the draws.
         sticky: draw by the request's content, so that a repeated request gets the same fault again.
         billed: whether the invoice has the request. Default: a request is billed when a reply was generated for
-            it, even if the reply is lost or useless; "error" and "hang" are not billed.
+            it, even if the reply is lost or useless; "error", "gateway" and "hang" are not billed. A "gateway" and
+            an "error" from 500 on may be ordered to be.
         duration_s: seconds that a "slow" body takes.
     """
 
@@ -83,17 +89,17 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
             raise ValueError(f"kind={self.kind!r} is not a fault; there are {', '.join(get_args(FaultKind))}")
-        if self.kind == "error" and self.status not in ERROR_TYPES and not 400 <= self.status <= 599:
-            raise ValueError(f"status={self.status}: give a status from 400 to 599")
-        if self.kind == "error" and self.billed:
-            raise ValueError("billed=True: an error status is never billed")
+        if self.kind in _STATUSES and not _STATUSES[self.kind] <= self.status <= 599:
+            raise ValueError(f"status={self.status}: give a status from {_STATUSES[self.kind]} to 599")
+        if self.kind == "error" and self.billed and (self.status < 500 or self.status == 529):
+            raise ValueError("billed=True: a request that the API refuses is never billed")
         if self.share is not None and not 0 <= self.share <= 1:
             raise ValueError(f"share={self.share}: give a number from 0 to 1")
 
     @property
     def is_billed(self) -> bool:
         """Tell whether the invoice has a request that gets this fault."""
-        return self.kind not in ("error", "hang") if self.billed is None else self.billed
+        return self.kind not in ("error", "gateway", "hang") if self.billed is None else self.billed
 
     def error(self) -> ApiError:
         """Return the error to answer with."""

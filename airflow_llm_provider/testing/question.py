@@ -160,8 +160,11 @@ def read_question(body: Any, *, key: str = "", count_only: bool = False) -> Ques
     if not body["messages"]:
         raise ApiError(400, "messages: at least one message is required")
     blocks = list(_blocks(body))
+    _check_texts(body)
     check_tools(body)
-    if (marked := sum(block.ttl is not None for block in blocks)) > _MAX_BREAKPOINTS:
+    if (
+        marked := sum(block.ttl is not None for block in blocks) + ("cache_control" in body)
+    ) > _MAX_BREAKPOINTS:
         raise ApiError(
             400, f"A maximum of {_MAX_BREAKPOINTS} blocks with cache_control may be provided. Found {marked}."
         )
@@ -177,6 +180,35 @@ def read_question(body: Any, *, key: str = "", count_only: bool = False) -> Ques
             role=last.role,
         )
     return Question(body=body, blocks=tuple(blocks), key_last4=key[-4:] if len(key) > 8 else "")
+
+
+def _check_texts(body: dict[str, Any]) -> None:
+    """Raise ApiError 400 for a message, a system prompt or a block without text, with the API's own words."""
+    for block in _content(body.get("system") or (), "system"):
+        _check_text(block, "system")
+    for position, turn in enumerate(body["messages"]):
+        content = _content(turn["content"], f"messages.{position}.content")
+        # Only the last turn may be an empty beginning of the answer.
+        if not content and not (turn["role"] == "assistant" and position == len(body["messages"]) - 1):
+            raise ApiError(
+                400,
+                f"messages.{position}: all messages must have non-empty content except for the optional final "
+                "assistant message",
+            )
+        for at, block in enumerate(content):
+            _check_text(block, "messages", f"messages.{position}.content.{at}")
+
+
+def _check_text(block: dict[str, Any], where: str, place: str = "") -> None:
+    source = block.get("source")
+    if block.get("type") == "document" and isinstance(source, dict) and source.get("type") == "text":
+        if not str(source.get("data", "")).strip():
+            raise ApiError(400, f"{place}.document.source: text documents must be non-empty")
+    elif block.get("type") == "text" and not block["text"].strip():
+        if not block["text"] and _ttl(block):
+            raise ApiError(400, f"{place or where}.text: cache_control cannot be set for empty text blocks")
+        need = "must contain non-whitespace text" if block["text"] else "must be non-empty"
+        raise ApiError(400, f"{where}: text content blocks {need}")
 
 
 def _schema(body: dict[str, Any]) -> dict[str, Any] | None:

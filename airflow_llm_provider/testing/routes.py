@@ -28,7 +28,7 @@ from airflow_llm_provider.testing.question import (
     read_question,
     tool_use_tokens,
 )
-from airflow_llm_provider.testing.wire import ApiError, Model, Reply, Usage, events, message
+from airflow_llm_provider.testing.wire import ApiError, Model, Reply, Usage, dumps, events, message
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +141,12 @@ class _Routes:
             reading = server.cache.look(question)
             server.limits.admit(reading.usage.input_tokens + reading.usage.cache_write_tokens)
             fault = server.faults.take(question)
-            if fault and fault.kind == "error":
+            if fault and not fault.is_billed:
+                if fault.kind == "gateway":
+                    return self._gateway(fault)
+                if fault.kind == "error":
+                    raise fault.error()
+            if fault and fault.kind == "stream_error" and not question.stream:
                 raise fault.error()
             if fault and fault.kind == "hang":
                 if fault.is_billed:
@@ -157,6 +162,10 @@ class _Routes:
             server.limits.spend(usage.output_tokens)
             if fault is None or fault.is_billed:
                 self._bill(request[_ID], question, usage, reply, fault)
+            if fault and fault.kind == "gateway":
+                return self._gateway(fault)
+            if fault and fault.kind == "error":
+                raise fault.error()
             return await self._deliver(request, question, reply, usage, fault)
 
     async def count_tokens(self, request: web.Request) -> web.Response:
@@ -318,9 +327,11 @@ class _Routes:
         headers = self._headers(request[_ID])
         if question.stream:
             pieces = list(events(reply, usage, **said))
+            if fault and fault.kind == "stream_error":
+                pieces = [*pieces[: len(pieces) // 2], fault.error().event(request[_ID])]
             headers |= {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         else:
-            pieces = [orjson.dumps(message(reply, usage, **said))]
+            pieces = [dumps(message(reply, usage, **said))]
             headers["content-type"] = "application/json"
             if fault is None or fault.kind not in ("drop", "slow"):
                 return web.Response(body=pieces[0], headers=headers)
@@ -348,6 +359,13 @@ class _Routes:
         else:
             for piece in pieces:
                 await response.write(piece)
+
+    def _gateway(self, fault: Fault) -> web.Response:
+        """Answer as something between the caller and the API does: not in the API's shape, without a request id."""
+        text = f"<html><body><h1>{fault.status}</h1>{fault.message or 'stand-in: a gateway was ordered'}</body></html>"
+        return web.Response(
+            status=fault.status, text=text, content_type="text/html", headers=fault.error().headers()
+        )
 
     async def _hang(self, request: web.Request) -> web.StreamResponse:
         """Never answer: wait until the client disconnects or the server stops."""

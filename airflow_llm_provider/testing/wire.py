@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ MODELS: tuple[Model, ...] = (
 
 
 class ApiError(Exception):
-    """The request gets an error status; it is not billed."""
+    """The request gets an error status in the API's shape."""
 
     def __init__(
         self,
@@ -99,6 +100,10 @@ class ApiError(Exception):
         if self.error_code:
             error["details"] = {"error_code": self.error_code}
         return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
+
+    def event(self, request_id: str) -> bytes:
+        """Return the error as the last event of a stream that has begun."""
+        return b"event: error\ndata: %s\n\n" % self.body(request_id)
 
     def headers(self) -> dict[str, str]:
         """Return the `retry-after` header, if the error has one."""
@@ -230,4 +235,12 @@ def events(reply: Reply, usage: Usage, *, model: str, message_id: str) -> Iterat
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (data["type"].encode(), orjson.dumps(data))
+    return b"event: %s\ndata: %s\n\n" % (data["type"].encode(), dumps(data))
+
+
+def dumps(data: Any) -> bytes:
+    """Return JSON; half of a surrogate pair, which a reply may be ordered to have, becomes an escape."""
+    try:
+        return orjson.dumps(data)
+    except TypeError:
+        return json.dumps(data).encode()

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from airflow_llm_provider.engine.client import AnthropicClient, HeaderCallback
 from airflow_llm_provider.engine.endpoint import Endpoint
@@ -26,10 +26,19 @@ from tests.support.terms import make_terms
 class WatchedClient(AnthropicClient):
     """Notes when each call was permitted and is sent."""
 
-    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout_s: float,
+        on_first_byte: Callable[[], object],
+        on_headers: HeaderCallback,
+    ) -> bytes:
         PERMITTED.append(on_headers.__self__.at_s)  # it is its permit's
         SENT.append(time.monotonic())
-        return await super().send(request, timeout_s=timeout_s, on_headers=on_headers)
+        return await super().send(
+            request, timeout_s=timeout_s, on_first_byte=on_first_byte, on_headers=on_headers
+        )
 
 
 PERMITTED: list[float] = []

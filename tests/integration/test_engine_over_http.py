@@ -5,7 +5,7 @@ import contextlib
 import datetime as dt
 import email.utils
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,8 +80,18 @@ class Garbling:
     def __init__(self, api: Client, odd: dict) -> None:
         self.api, self.odd = api, odd
 
-    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
-        reply = orjson.loads(await self.api.send(request, timeout_s=timeout_s, on_headers=on_headers))
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout_s: float,
+        on_first_byte: Callable[[], object],
+        on_headers: HeaderCallback,
+    ) -> bytes:
+        raw = await self.api.send(
+            request, timeout_s=timeout_s, on_first_byte=on_first_byte, on_headers=on_headers
+        )
+        reply = orjson.loads(raw)
         odd, self.odd = self.odd, {}
         return orjson.dumps(reply | odd | {"usage": reply["usage"] | odd.get("usage", {})})
 
@@ -270,6 +280,47 @@ async def test_a_long_answer_that_breaks_off_is_asked_again(engine: Engine, clau
     assert reply.attempts == 2
 
 
+@pytest.mark.parametrize("max_tokens", [500, 64_000])
+async def test_half_of_a_surrogate_pair_is_paid_once_and_repaired(
+    engine: Engine, claude_server: StandIn, max_tokens: int
+) -> None:
+    claude_server.reply(text="a smile")
+    claude_server.reply(text="half a smile: \ud83d", times=1)
+    asked = about(max_tokens=max_tokens, schema=None)
+    reply = await engine.ask(asked, make_terms(SCOPE, max_repairs=1))
+    assert (reply.value, reply.repairs) == ("a smile", 1)
+    assert claude_server.seen == claude_server.invoice.paid == 2
+
+
+@pytest.mark.parametrize("max_tokens", [500, 64_000])
+async def test_an_answer_that_the_content_filter_kept_back_is_not_asked_again(
+    engine: Engine, claude_server: StandIn, max_tokens: int
+) -> None:
+    claude_server.fail(400, message="Output blocked by content filtering policy")
+    for night in ("one", "two"):
+        scope = replace(SCOPE, run_id=night)
+        with pytest.raises(Refused, match="content filter"):
+            await engine.ask(about(max_tokens=max_tokens), make_terms(scope, reuse="always"))
+    assert claude_server.seen == 1
+    claude_server.heal()
+    asked_anew = make_terms(SCOPE, reuse="always", retry_dead=True, output=OutputType(Fact))
+    assert (await engine.ask(about(max_tokens=max_tokens), asked_anew)).value.amount == "$1,250.00"
+
+
+@pytest.mark.parametrize("max_tokens", [500, 64_000])
+@pytest.mark.parametrize("status", [500, 502, 503, 520, 521, 522, 529])
+async def test_what_a_gateway_hides_is_booked_and_stays_below_the_ceilings(
+    engine: Engine, claude_server: StandIn, ledger_url: str, status: int, max_tokens: int
+) -> None:
+    claude_server.fail(status, kind="gateway", billed=True)
+    with pytest.raises(RetryableError):
+        await engine.ask(about(max_tokens=max_tokens), make_terms(SCOPE))
+    assert claude_server.invoice.paid == 3
+    books = balance(ledger_url, claude_server.invoice)
+    assert (books.unproven, books.lost) == (3, 3)
+    assert books.lost_micro_usd <= books.ceiling_micro_usd
+
+
 async def test_another_endpoint_is_another_answer(engine: Engine, claude_server: StandIn) -> None:
     await engine.ask(about(endpoint="anthropic https://api.anthropic.com"), make_terms(SCOPE, reuse="always"))
     await engine.ask(about(endpoint=f"anthropic {claude_server.url}"), make_terms(SCOPE, reuse="always"))
@@ -390,7 +441,8 @@ async def test_no_document_follows_a_redirect(
         with pytest.raises(BadRequest, match=rf"HTTP {status}: .*host and proxy") as caught:
             await engine.ask(about(max_tokens=max_tokens), make_terms(SCOPE))
     assert not isinstance(caught.value, UnknownModel)
-    assert (len(got), claude_server.seen, engine.tally.unproven) == (1, 0, 0)
+    # What stands there is not the API, and nobody knows what it did with the document.
+    assert (len(got), claude_server.seen, engine.tally.unproven) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +450,8 @@ async def test_no_document_follows_a_redirect(
     [
         (413, b"", "HTTP 413: no reason given"),
         (407, b"<html>", "HTTP 407: no reason given. Something between"),
-        (400, b'{"error": {"type": 5, "message": {"odd": 1}}}', "HTTP 400 5: {'odd': 1}"),
+        (400, b'{"error": {"type": 5, "message": {"odd": 1}}}', "HTTP 400: no reason given"),
+        (400, b'{"message": "Input is too long for requested model."}', "HTTP 400: Input is too long"),
     ],
 )
 async def test_an_error_in_no_shape_of_the_apis_is_told_all_the_same(
@@ -414,6 +467,6 @@ async def test_an_error_in_the_middle_of_a_stream_may_pass_and_may_be_charged(en
     said = b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error", "message": "ClaimHeld"}}\n\n'
     stream = web.Response(body=said, headers={"content-type": "text/event-stream"})
     async with in_the_apis_place(engine, stream):
-        with pytest.raises(ServerError, match="overloaded_error: ClaimHeld") as caught:
+        with pytest.raises(Overloaded, match="overloaded_error: ClaimHeld") as caught:
             await engine.ask(about(max_tokens=64_000), make_terms(SCOPE))
     assert caught.value.billed

@@ -418,11 +418,89 @@ async def test_a_slow_reply_dribbles_in_and_is_whole(client, claude_server):
         assert (await stream.get_final_message()).content[0].text == reply.content[0].text
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"messages": [{"role": "user", "content": ""}]}, "text content blocks must be non-empty"),
+        ({"messages": [{"role": "user", "content": " \n"}]}, "must contain non-whitespace text"),
+        ({"messages": [{"role": "user", "content": []}]}, "must have non-empty content"),
+        ({"system": "  "}, "system: text content blocks must contain non-whitespace text"),
+        ({"system": [{"type": "text", "text": ""}]}, "system: text content blocks must be non-empty"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "", "cache_control": {"type": "ephemeral"}},
+                            {"type": "text", "text": "What?"},
+                        ],
+                    }
+                ]
+            },
+            "cache_control cannot be set for empty text blocks",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": f"{n}", "cache_control": {"type": "ephemeral"}}
+                            for n in range(5)
+                        ],
+                    }
+                ]
+            },
+            "A maximum of 4 blocks with cache_control",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+async def test_requests_without_text_or_with_too_many_marks_are_refused_as_the_api_refuses_them(
+    client, claude_server, changed, said
+):
+    claude_server.validate = False  # its own words, not those of the API's description
+    with pytest.raises(anthropic.BadRequestError, match=said) as refused:
+        await client.messages.create(**ask() | changed)
+    assert refused.value.request_id.startswith("req_")
+    assert refused.value.body["request_id"] == refused.value.request_id
+    assert claude_server.invoice.paid == 0
+
+
+async def test_a_gateway_answers_in_no_shape_of_the_api(client, claude_server):
+    claude_server.fail(503, kind="gateway", times=1)
+    claude_server.fail(502, kind="gateway", times=1, billed=True)
+    for status in (502, 503):
+        with pytest.raises(anthropic.InternalServerError) as refused:
+            await client.messages.create(**ask())
+        assert (refused.value.status_code, refused.value.type, refused.value.request_id) == (
+            status,
+            None,
+            None,
+        )
+        assert "<html>" in refused.value.body
+    assert [line.fault for line in claude_server.invoice.lines] == ["gateway"]
+
+
+async def test_an_error_comes_in_the_middle_of_a_stream(client, claude_server):
+    claude_server.fail(529, kind="stream_error")
+    with pytest.raises(anthropic.APIStatusError) as failed:
+        async with client.messages.stream(**ask()) as stream:
+            await stream.get_final_message()
+    assert (failed.value.status_code, failed.value.type) == (200, "overloaded_error")
+    assert claude_server.invoice.paid == 1
+    with pytest.raises(anthropic.OverloadedError):  # without a stream it is an ordinary error
+        await client.messages.create(**ask())
+    assert claude_server.invoice.paid == 1
+
+
 async def test_a_fault_that_is_none_is_refused(claude_server):
     with pytest.raises(ValueError, match="not a fault"):
         claude_server.fail(kind="gremlins")
-    with pytest.raises(ValueError, match="never billed"):
-        claude_server.fail(500, billed=True)
+    for refused in (400, 429, 529):
+        with pytest.raises(ValueError, match="never billed"):
+            claude_server.fail(refused, billed=True)
 
 
 # Scripted replies.

@@ -76,7 +76,10 @@ async def test_a_server_that_repeats_the_key_is_not_repeated(
         client = AnthropicClient(api_key=KEY, base_url=url)
         said = ""
         try:
-            for ask in (client.models, lambda: client.send(QUESTION, timeout_s=5, on_headers=lambda _: None)):
+            for ask in (
+                client.models,
+                lambda: client.send(QUESTION, timeout_s=5, on_first_byte=int, on_headers=lambda _: None),
+            ):
                 try:
                     await ask()
                 except LLMError as error:
@@ -95,7 +98,7 @@ async def test_a_proxy_that_refuses_is_named_without_its_password(status: int, s
         client = AnthropicClient(api_key=KEY, base_url=f"{scheme}://api.example", proxy=proxy)
         try:
             with pytest.raises(LLMError) as refused:
-                await client.send(QUESTION, timeout_s=5, on_headers=lambda _: None)
+                await client.send(QUESTION, timeout_s=5, on_first_byte=int, on_headers=lambda _: None)
         finally:
             await client.close()
     assert WORD not in chain(refused.value)
@@ -140,7 +143,7 @@ async def test_a_recorded_exchange_has_no_key_in_it(tmp_path: Path) -> None:
                 max_tokens=50,
                 messages=[{"role": "user", "content": f"My key is {KEY}"}],
             )
-            await client.send(asked, timeout_s=5, on_headers=lambda _: None)
+            await client.send(asked, timeout_s=5, on_first_byte=int, on_headers=lambda _: None)
             await client.close()
     recorded = (tmp_path / "exchanges.jsonl").read_text()
     assert KEY not in recorded

@@ -40,7 +40,8 @@ class Books:
 def balance(ledger_url: str, invoice: Invoice | Iterable[InvoiceLine]) -> Books:
     """Return what ledger and invoice agree on; raise AssertionError with the difference if they do not agree.
 
-    Every row with a reply has one invoice line, equal to the token and micro-USD. Every other line belongs to an
+    Every row with a reply has one invoice line, equal to the token and micro-USD, unless the reply stands for an answer
+    that the content filter kept back. Every other line belongs to an
     unproven attempt with the same model, and costs at most that attempt's ceiling. An open attempt counts as
     unproven, because its process may have been killed.
 
@@ -50,7 +51,7 @@ def balance(ledger_url: str, invoice: Invoice | Iterable[InvoiceLine]) -> Books:
     """
     lines = invoice.lines if isinstance(invoice, Invoice) else list(invoice)
     rows = _rows(ledger_url)
-    paid = [row for row in rows if row["state"] in PAID]
+    paid = [row for row in rows if row["state"] in PAID and not _is_blocked(row)]
     unproven = [row for row in rows if row["state"] in (UNPROVEN, OPEN)]
 
     booked, charged = Counter(map(_row_key, paid)), Counter(map(_line_key, lines))
@@ -106,6 +107,11 @@ def _rows(ledger_url: str) -> list[dict[str, Any]]:
 
 def _row_key(row: Mapping[str, Any]) -> _Key:
     return _Key(**{name: row[name] for name in _Key.__dataclass_fields__})
+
+
+def _is_blocked(row: Mapping[str, Any]) -> bool:
+    """Tell an answer that the content filter kept back: settled, so that it is not asked again, and free."""
+    return row["stop_reason"] == "refusal" and not row["uncached_tokens"] and not row["output_tokens"]
 
 
 def _line_key(line: InvoiceLine) -> _Key:

@@ -74,9 +74,17 @@ class Wire:
         self.headers: dict[str, str] = {}
         self.closed = False
 
-    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout_s: float,
+        on_first_byte: Callable[[], object],
+        on_headers: HeaderCallback,
+    ) -> bytes:
         self.sent.append(request)
         step = self.script.pop(0) if self.script else self.usually
+        on_first_byte()
         if self.gate:
             await self.gate.wait()
         await asyncio.sleep(0)

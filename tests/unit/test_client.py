@@ -132,7 +132,7 @@ def key_of(heard: web.BaseRequest) -> str | None:
 
 async def send(client: AnthropicClient, request: Request = ASKED) -> bytes:
     try:
-        return await client.send(request, timeout_s=5, on_headers=lambda _: None)
+        return await client.send(request, timeout_s=5, on_first_byte=int, on_headers=lambda _: None)
     finally:
         await client.close()
 
@@ -391,7 +391,7 @@ async def test_retry_after_is_read_in_seconds_or_as_a_date_and_bounded(
     async with serving(refuse) as server:
         client = AnthropicClient(api_key=KEY, base_url=server.url)
         with pytest.raises(LLMError, match="not so fast, ") as caught:
-            await client.send(ASKED, timeout_s=5, on_headers=seen.append)
+            await client.send(ASKED, timeout_s=5, on_first_byte=int, on_headers=seen.append)
         await client.close()
     assert caught.value.retry_after_s == seconds  # type: ignore[attr-defined]
     assert KEY not in str(caught.value)

@@ -235,12 +235,12 @@ async def test_no_more_than_asked_are_in_flight(engine: Engine, wire: Wire) -> N
     in_flight, most = 0, 0
     send = wire.send
 
-    async def counted(request: object, *, timeout_s: float, on_headers: object) -> bytes:
+    async def counted(request: object, **how: object) -> bytes:
         nonlocal in_flight, most
         in_flight += 1
         most = max(most, in_flight)
         try:
-            return await send(request, timeout_s=timeout_s, on_headers=on_headers)
+            return await send(request, **how)
         finally:
             in_flight -= 1
 

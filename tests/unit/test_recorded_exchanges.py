@@ -193,6 +193,7 @@ async def ours(client: AnthropicClient, exchange: Exchange, seen: list[Mapping[s
         raw = await client.send(
             Request(model="claude-haiku-5-5", messages=MESSAGES, max_tokens=most),
             timeout_s=5,
+            on_first_byte=int,
             on_headers=seen.append,
         )
     except LLMError as error:
@@ -328,7 +329,7 @@ async def test_statuses_that_the_sdk_has_no_class_for_have_one_of_ours(status: i
         client = AnthropicClient(api_key="sk-test", base_url=server.url, proxy="http://x:9", no_proxy=("*",))
         asked = Request(model="m", messages=MESSAGES)
         with pytest.raises(getattr(errors, ours)):
-            await client.send(asked, timeout_s=5, on_headers=lambda _: None)
+            await client.send(asked, timeout_s=5, on_first_byte=int, on_headers=lambda _: None)
         await client.close()
 
 
@@ -340,6 +341,6 @@ async def test_a_stream_that_breaks_off_is_an_error_that_may_be_billed(kept: int
         client = AnthropicClient(api_key="sk-test", base_url=server.url, proxy="http://x:9", no_proxy=("*",))
         asked = Request(model="m", messages=MESSAGES, max_tokens=MAX_UNSTREAMED_TOKENS + 1)
         with pytest.raises(errors.NetworkError) as caught:
-            await client.send(asked, timeout_s=5, on_headers=lambda _: None)
+            await client.send(asked, timeout_s=5, on_first_byte=int, on_headers=lambda _: None)
         assert caught.value.billed
         await client.close()

@@ -1,0 +1,193 @@
+"""Responses that are not a reply: the class of the error, and whether the API may have charged for the request."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from airflow_llm_provider.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    LLMError,
+    Overloaded,
+    RampLimited,
+    RateLimited,
+    ServerError,
+    SpendLimitReached,
+    TooLong,
+    UnknownModel,
+)
+
+# https://platform.claude.com/docs/en/api/errors
+_STATUS_OF_TYPE = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "conflict_error": 409,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+_CLIENT_CLOSED = 499  # the request was being worked on when its connection was closed
+_MAX_RETRY_AFTER_S = 3600.0  # one absurd header would stop all processes of the connection
+
+# The API has no status and no code for these; it says them in words. Where each was seen: anthropics/claude-code
+# issues 66314 (credit), 38035 and 2127 (limit), 72457 (organization), docker/docker-agent 569 (context limit),
+# anthropics/claude-code 58367 (filter). "Input is too long" is what Bedrock says.
+_OUT_OF_MONEY = ("credit balance is too low", "reached your specified")
+_DISABLED = ("organization has been disabled", "organization is disabled")
+_TOO_LONG = ("prompt is too long", "input is too long", "exceed context limit")
+_BLOCKED = "blocked by content filtering policy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorResponse:
+    """What a server answered in place of a reply.
+
+    Attributes:
+        status: The HTTP status. Below 300: an error event in the middle of a stream.
+        kind: The API's type of the error, such as `overloaded_error`; empty if it names none.
+        code: The API's code of its cause, such as `ramp_limit_exceeded`; empty if it names none.
+        message: What it says.
+        request_id: The API's id of the request, from the body or the header.
+        is_of_the_api: Whether the body has the shape of the API's own errors.
+        retry_after: The Retry-After header: seconds or a date.
+    """
+
+    status: int
+    kind: str = ""
+    code: str = ""
+    message: str = ""
+    request_id: str = ""
+    is_of_the_api: bool = False
+    retry_after: str | None = None
+
+    @classmethod
+    def read(cls, status: int, headers: Mapping[str, str], body: Any) -> Self:
+        """Read a response; `body` is its JSON, or anything else that it holds."""
+        outer = body if isinstance(body, Mapping) else {}
+        inner = outer.get("error")
+        error = inner if isinstance(inner, Mapping) else {}
+        details = error.get("details")
+        kind, message = _text(error.get("type")), _text(error.get("message"))
+        return cls(
+            status=status,
+            kind=kind,
+            code=_text(details.get("error_code")) if isinstance(details, Mapping) else "",
+            # Other platforms, such as Bedrock, have the message at the top.
+            message=message or _text(outer.get("message")),
+            request_id=_text(outer.get("request_id")) or headers.get("request-id", ""),
+            is_of_the_api=outer.get("type") == "error" and bool(kind),
+            retry_after=headers.get("retry-after"),
+        )
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the API itself refused the request, so that it cannot have charged for it.
+
+        What a gateway says proves nothing, whatever its status: the API may have run the request behind it. Nor does a
+        500 of the API: its documentation does not say that such a request is free, and the model may have answered
+        before something else failed.
+        """
+        is_refusal = 400 <= self.status < 500 and self.status != _CLIENT_CLOSED
+        return self.is_of_the_api and bool(self.request_id) and (is_refusal or self.status == 529)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the API's content filter kept the answer back."""
+        return self._says(_BLOCKED)
+
+    @property
+    def said(self) -> str:
+        """What happened, as a sentence without its full stop."""
+        where = "An error inside the stream" if self.status < 300 else f"HTTP {self.status}"
+        named = f"{where} {self.code or self.kind}".rstrip()
+        by = f" (request {self.request_id})" if self.request_id else ""
+        return f"{named}: {self.message or 'no reason given'}{by}"
+
+    def error(self) -> LLMError:
+        """Return the error that this response stands for."""
+        error = self._error(self._effective_status)
+        error.billed = not self.is_free
+        return error
+
+    @property
+    def _effective_status(self) -> int:
+        """The status that the API gives to this type of error.
+
+        A stream that has begun has the status 200, whatever comes later. A gateway may hide a 529 behind a 500.
+        """
+        if self.status < 300:
+            return _STATUS_OF_TYPE.get(self.kind, 500)
+        if self.status >= 500 and self.kind in ("overloaded_error", "rate_limit_error"):
+            return _STATUS_OF_TYPE[self.kind]
+        return self.status
+
+    def _error(self, status: int) -> LLMError:
+        wait_s = _retry_after_s(self.retry_after)
+        # Before the statuses: a spent limit can have the status 429, and a retry does not help.
+        if "spend_limit" in self.code or "billing" in self.code + self.kind or status == 402:
+            return self._out_of_money()
+        if self._says(*_OUT_OF_MONEY):
+            return self._out_of_money()
+        if status in (401, 403) or self.code == "organization_on_hold" or self._says(*_DISABLED):
+            return AuthenticationFailed(
+                f"{self.said}. Check the API key in the Airflow connection, and its organization in the Claude Console."
+            )
+        if status == 429:
+            ramp = self.code == "ramp_limit_exceeded"
+            return (RampLimited if ramp else RateLimited)(self.said, retry_after_s=wait_s)
+        if status == 529:
+            return Overloaded(self.said, retry_after_s=wait_s)
+        if status == 413 or self._says(*_TOO_LONG):
+            return TooLong(
+                f"{self.said}. Send less text, read it in parts (long_input=), or lower max_tokens."
+            )
+        if status == 404 and self._says("model"):
+            return UnknownModel(
+                f"{self.said}. `airflow-llm test-connection` lists the models that the key can use."
+            )
+        if status in (408, 409, _CLIENT_CLOSED) or status >= 500:
+            return ServerError(self.said, retry_after_s=wait_s)
+        if status < 400 or status == 407:
+            return BadRequest(
+                f"{self.said}. Something between Airflow and the API answered in its place, and redirects are not "
+                "followed. Check the host and proxy of the Airflow connection."
+            )
+        return BadRequest(self.said)
+
+    def _out_of_money(self) -> SpendLimitReached:
+        return SpendLimitReached(
+            f"{self.said}. The account's own limit is reached or its credit is used up. See billing and limits in the "
+            "Claude Console, then clear the task: paid answers are kept."
+        )
+
+    def _says(self, *words: str) -> bool:
+        message = self.message.lower()
+        return any(each in message for each in words)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, at most an hour; None if it can't be read."""
+    if not header:
+        return None
+    try:
+        asked_s = float(header)
+    except ValueError:
+        try:
+            asked_s = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(max(0.0, asked_s), _MAX_RETRY_AFTER_S) if math.isfinite(asked_s) else None
