@@ -136,7 +136,9 @@ class _ClaudeTask(FunctionTask, ClaudeOperator):
         self.prompt = self.called(context)
         try:
             require_plain_end(self)
-            arguments = encode_arguments({**self.arguments(), "inputs": dict(self.inputs)})
+            arguments = encode_arguments(
+                {**self.arguments(), "inputs": dict(self.inputs), "messages": list(self.messages)}
+            )
         except NeedsWorker as reason:
             self.log.warning("Runs in a worker although deferrable=True: %s.", reason)
             # Not `super().execute`, which would call the function a second time.

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow.sdk.exceptions import AirflowFailException
+
 from airflow_llm_provider import _airflow
 from airflow_llm_provider._airflow import DeferrablePartial
 from airflow_llm_provider.errors import AnswerError, LLMError, error_of
+from airflow_llm_provider.hooks.arguments import require_data
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
 from airflow_llm_provider.hooks.files import is_file, with_files_read
@@ -52,6 +55,22 @@ class Inputs(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<inputs: {', '.join(self)}>"
+
+
+class Turns(Sequence[Any]):
+    """Earlier turns of a conversation: Airflow does not show them under Rendered Templates."""
+
+    def __init__(self, turns: Sequence[Any]) -> None:
+        self._turns = tuple(turns)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._turns[index]
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} messages>"
 
 
 class ClaudeOperator(ClaudeTask):
@@ -145,7 +164,7 @@ class ClaudeOperator(ClaudeTask):
         is_mapped = _airflow.is_made_from_mapped(self)
         given = self._inputs if isinstance(self._inputs, Mapping) and not is_mapped else {}
         self._typed_files = frozenset(name for name, value in given.items() if is_file(value))
-        self.messages = messages or []
+        self._messages: Any = messages or []
         self.system = system
         self.model = model
         self.output_type = output_type
@@ -231,7 +250,25 @@ class ClaudeOperator(ClaudeTask):
     @inputs.setter
     def inputs(self, inputs: Mapping[str, Any]) -> None:
         # The constructor sets `_inputs`, so that Airflow sees what to resolve; once resolved, it is data.
-        self._inputs = Inputs(inputs) if isinstance(inputs, Mapping) else inputs
+        self._require_data("inputs", inputs)
+        self._inputs = Inputs(inputs or {})
+
+    @property
+    def messages(self) -> Any:
+        """Earlier turns of the conversation."""
+        return self._messages
+
+    @messages.setter
+    def messages(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        self._require_data("messages", messages)
+        self._messages = Turns(messages or ())
+
+    def _require_data(self, name: str, value: Any) -> None:
+        """Fail while Airflow resolves the arguments: later, a wrong value would stand under Rendered Templates."""
+        try:
+            require_data(name, value)
+        except ValueError as error:
+            raise AirflowFailException(f"{self.task_id}: {error}") from None
 
     def execute(self, context: Context) -> Any:
         """Ask in this worker, and return the answer."""

@@ -227,7 +227,13 @@ class ClaudeDocumentsOperator(ClaudeTask):
 
     @documents.setter
     def documents(self, documents: Any) -> None:
-        # Airflow sets this once more when it has resolved an XCom, in mapped tasks too.
+        # Airflow sets this once more when it has resolved an XCom, in mapped tasks too. Checked here, because a value
+        # of the wrong type would stand under Rendered Templates afterwards.
+        if isinstance(documents, (Mapping, bytes)):
+            raise AirflowFailException(
+                f"{self.task_id}: documents= is of type {type(documents).__name__}: give a path, or a list of paths "
+                "or rows."
+            )
         is_list = isinstance(documents, Sequence) and not isinstance(documents, (str, bytes, Rows))
         self._documents = Rows(documents) if is_list else documents
 

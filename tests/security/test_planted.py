@@ -281,8 +281,10 @@ def test_document_text_is_in_airflows_database_only_where_the_author_sends_it(st
     }
 
 
-def test_what_a_tool_says_is_its_authors_business_and_is_logged(stage: Stage) -> None:
-    assert b"nobody is called Mill; the tool's own words" in stage.pages()["planted.tools log"]
+def test_what_a_tool_raises_is_named_by_its_class_and_line_and_not_quoted(stage: Stage) -> None:
+    log = stage.pages()["planted.tools log"]
+    assert b"Tool look_up raised LookupError in look_up, planted.py line " in log
+    assert b"nobody is called Mill" not in log
 
 
 def test_a_deferred_call_waits_with_its_text_only_where_a_function_made_it(stage: Stage) -> None:
