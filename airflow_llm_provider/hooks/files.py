@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
@@ -90,10 +93,50 @@ def _content(name: str, path: Any, roots: list[str] | None) -> Any:
     return to_blocks(content)
 
 
-def object_storage(url: str) -> Any:
-    """Return the path of a URL such as `s3://conn@bucket/key`."""
-    from airflow.sdk import ObjectStoragePath
+_PROVIDERS = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), "apache-airflow-providers-amazon[s3fs]"),
+    **dict.fromkeys(("gs", "gcs"), "apache-airflow-providers-google"),
+    **dict.fromkeys(("abfs", "abfss", "adl"), "apache-airflow-providers-microsoft-azure"),
+}
 
+
+class UnknownScheme(ValueError):
+    """The provider of this kind of object storage is not installed."""
+
+
+def object_storage(url: str) -> Any:
+    """Return the path of a URL such as `s3://conn@bucket/key`.
+
+    Raises:
+        UnknownScheme: no provider that is installed knows this kind of storage.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _storage_path(url)
+
+    # The file system is made at its first use, and Amazon's provider starts an event loop for that, which is an error
+    # in a thread that runs one. Once made, it serves all paths of the connection.
+    def connected() -> Any:
+        path = _storage_path(url)
+        assert path.fs is not None
+        return path
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(contextvars.copy_context().run, connected).result()
+
+
+def _storage_path(url: str) -> Any:
+    from airflow.sdk import ObjectStoragePath
+    from airflow.sdk.io import has_fs
+
+    scheme = url.partition("://")[0]
+    if not has_fs(scheme):
+        package = _PROVIDERS.get(scheme)
+        cure = f"Install {package}" if package else "Install a provider that knows it"
+        raise UnknownScheme(
+            f"No provider that is installed reads or writes {scheme}:// URLs. {cure}, on workers and triggerers alike."
+        )
     return ObjectStoragePath(url)
 
 
