@@ -110,11 +110,16 @@ class Roots:
         self._local: list[str] = []
         self._remote: list[tuple[str, ...]] = []
         for root in roots or ():
-            found = locate(root, to_path)
-            if isinstance(found, str):
-                self._local.append(os.path.realpath(found))
+            # A URL is only compared, so the provider of its store need not be installed.
+            found = _url_parts(root) if isinstance(root, str) else None
+            if found is not None:
+                self._remote.append(found)
+                continue
+            where = locate(root, to_path)
+            if isinstance(where, str):
+                self._local.append(os.path.realpath(where))
             else:
-                self._remote.append(_parts(found, found.path))
+                self._remote.append(_parts(where, where.path))
 
     def contain_file(self, real_path: str) -> bool:
         """Tell whether a local path lies below a root; its links must have been resolved."""
@@ -144,9 +149,23 @@ class Roots:
             raise OutsideRoots(shown, self._names)
 
 
+def _url_parts(url: str) -> tuple[str, ...] | None:
+    """Return the parts of a URL without its connection id; None for a local path."""
+    protocol, mark, rest = url.partition("://")
+    if not mark or protocol in LOCAL_PROTOCOLS:
+        return None
+    host, slash, path = rest.partition("/")
+    return _normalised(f"{protocol}://{host.rpartition('@')[2]}{slash}{path}")
+
+
 def _parts(store: UPath, key: str) -> tuple[str, ...]:
+    """Return the parts of a key's URL."""
+    return _normalised(uri_of(store, key))
+
+
+def _normalised(url: str) -> tuple[str, ...]:
     """Return protocol, bucket or host, and the parts of the path, normalised for comparison."""
-    protocol, _, rest = uri_of(store, key).partition("://")
+    protocol, _, rest = url.partition("://")
     protocol = _SAME_STORE.get(protocol, protocol)
     # A web server decodes %2e%2e to `..`, which would lead out of the root.
     if protocol == "http":

@@ -223,3 +223,17 @@ def test_a_scheme_without_its_provider_says_what_to_install(deployment, url, say
     assert (ran.state, ran.ti().try_number) == ("failed", 1)
     assert says in ran.log
     assert deployment.server.seen == 0
+
+
+def test_roots_of_a_store_whose_provider_is_missing_do_not_keep_local_files_from_being_read(deployment):
+    folder = deployment.files(1)
+    ran = deployment.ask(str(folder), roots=["gs://conn@letters/in", str(folder)])
+    assert ran.outcomes == {"answered": 1}
+
+
+def test_a_root_in_the_store_is_compared_without_its_connection(deployment, s3):
+    s3.put("letters", letters(1))
+    assert deployment.ask(IN, output=OUT, roots=["s3://letters/inbox"]).outcomes == {"answered": 1}
+    ran = deployment.ask(IN, output=OUT, roots=["s3://store@letters/other"])
+    assert ran.state == "failed"
+    assert "outside the roots" in ran.log

@@ -186,6 +186,7 @@ LISTED: dict[str, set[str]] = {
         "validators.py: value",
         "wanted",
         "wrong[0]",
+        "scheme",
         "sink.files[0]",
     },
     # The text is made of parts that stand in this test at their own place.
@@ -241,6 +242,7 @@ LISTED: dict[str, set[str]] = {
         "documents.py: said",
         "run.py: error",
         "says",
+        "files.py: cure",
         "downstream.py: why",
         "ended",
         "engine.py: error",
