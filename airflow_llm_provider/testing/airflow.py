@@ -184,7 +184,8 @@ class LocalAirflow(RunningAirflow):
             env[name] = ",".join(filter(None, ["127.0.0.1", "localhost", env.get(name)]))
         env["PATH"] = f"{Path(self.python).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
         env |= {"PYTHONUNBUFFERED": "1", "AIRFLOW_HOME": str(self.home)}
-        database_url = self._database_url or f"sqlite:///{self.home}/airflow.db"
+        # Seconds that a writer waits for the others. The 5 of SQLite end the scheduler on a busy machine.
+        database_url = self._database_url or f"sqlite:///{self.home}/airflow.db?timeout=60"
         settings = {
             "CORE__DAGS_FOLDER": str(self.dags),
             "CORE__LOAD_EXAMPLES": "False",
