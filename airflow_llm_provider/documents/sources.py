@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from collections import Counter
@@ -293,9 +294,19 @@ class _Lister:
             elif has_documents(item.name, self.reading) and item.raw is None:
                 if is_mail(item.name, self.reading):
                     yield item
-                yield from self._opened(documents_in(item, self.reading, self._is_known))
+                    yield from self._opened(self._attachments(item))
+                else:
+                    yield from self._opened(documents_in(item, self.reading, self._is_known))
             else:
                 yield item
+
+    def _attachments(self, mail: Document) -> Iterator[Document | Rejected]:
+        for found in documents_in(mail, self.reading, self._is_known):
+            if not isinstance(found, Rejected) or found.id != mail.id:
+                yield found
+            # A mail that cannot be read says so itself; attachments can be too many or too large without it.
+            elif found.reason != "unreadable":
+                yield dataclasses.replace(found, id=f"{mail.id}!attachments")
 
     def _rows(self, table: Document, is_alone: bool) -> Iterator[Document | Rejected]:
         with ExitStack() as stack:

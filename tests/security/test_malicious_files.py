@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bombs import BOMBS
 
 SECRET = "only the machine's owner reads this"
 W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
@@ -179,6 +180,9 @@ def write(path: Path, content: bytes | Callable[[Path], Any]) -> Path:
     else:
         content(path)
     return path
+
+
+FILES |= BOMBS
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -27,7 +27,7 @@ FORKED = """
 import os, sys
 from airflow_llm_provider.documents import sandbox
 raw = sys.stdin.buffer.read()
-text = lambda: sandbox.run("airflow_llm_provider.documents.readers.kinds:parse", raw, {"suffix": "", "reading": {}})
+text = lambda: sandbox.run("airflow_llm_provider.documents.readers.kinds:parse", raw, {"name": "", "reading": {}})
 told = lambda: print(text()[0]["data"], *(child.process.pid for child in sandbox._pool._children), flush=True)
 told()
 if os.fork() == 0:

@@ -38,7 +38,14 @@ def listed(folder: Path, raw: bytes, name: str = "o.zip", **reading: Any) -> lis
 
 
 def texts(found: list[Document | Rejected]) -> dict[str, str | None]:
-    return {item.id: read(item).text if isinstance(item, Document) else item.reason for item in found}
+    return {item.id: text_or_reason(item) for item in found}
+
+
+def text_or_reason(item: Document | Rejected) -> str | None:
+    try:
+        return read(item).text if isinstance(item, Document) else item.reason
+    except archive.Unreadable as error:
+        return error.reason
 
 
 WORD = office.docx(office.p("word"))
@@ -135,6 +142,11 @@ def test_one_file_that_cannot_be_unpacked_does_not_cost_the_others(tmp_path):
     assert found == {"o.zip!a.txt": "too_large", "o.zip!b.txt": "short"}
 
 
+def test_a_broken_archive_within_does_not_cost_the_others(tmp_path):
+    found = texts(listed(tmp_path, office.zipped({"a.txt": "text", "i.zip": b"PK\x03\x04 broken"})))
+    assert found == {"o.zip!a.txt": "text", "o.zip!i.zip": "unreadable"}
+
+
 def test_an_archive_with_a_password_or_a_fault_is_one_dead_letter(tmp_path):
     raw = bytearray(office.zipped({"a.txt": "x", "b.txt": "x"}))
     for at in (raw.index(b"PK\x01\x02") + 8, raw.rindex(b"PK\x01\x02") + 8):
@@ -201,4 +213,13 @@ def test_attachments_of_mails_in_an_archive_are_documents_too(tmp_path):
 
 def test_a_broken_mail_is_one_dead_letter(tmp_path):
     found = listed(tmp_path, b"no mail", "m.eml", attachments="documents")
-    assert [item.id for item in found] == ["m.eml", "m.eml"]
+    assert texts(found) == {"m.eml": "unreadable"}
+
+
+def test_an_attachment_that_is_a_bomb_is_a_dead_letter_beside_its_mail(tmp_path):
+    mail = office.eml({"z.zip": office.zipped({"a.txt": bytes(20_000_000)})})
+    found = listed(tmp_path, mail, "m.eml", attachments="documents")
+    assert [(item.id, getattr(item, "reason", None)) for item in found] == [
+        ("m.eml", None),
+        ("m.eml!attachments", "too_large"),
+    ]

@@ -154,7 +154,16 @@ def _walk(raw: bytes, name: str, with_mails: bool, above: tuple[int, ...]) -> It
                 raise Unreadable(
                     "too_large", f"archives within archives, over {MAX_DEPTH} deep. Unpack them."
                 )
-            for member in _walk(entry.read(), entry.name, with_mails, path):
+            try:
+                inner = list(_walk(entry.read(), entry.name, with_mails, path))
+            except (Unreadable, ModuleNotFoundError) as error:
+                if isinstance(error, Unreadable) and error.reason == "too_large":
+                    raise
+                # It is a document that will be a dead letter; a mail already is one.
+                inner = []
+                if not is_mail:
+                    yield Member(path=path, name=entry.name, size=entry.size)
+            for member in inner:
                 yield Member(path=member.path, name=f"{entry.name}!{member.name}", size=member.size)
 
 
@@ -176,7 +185,7 @@ def _entries(raw: bytes, name: str) -> Iterator[_Entry]:
                 yield _packed_file(raw, name, unpacker)
         else:
             yield from _tar_entries(raw)
-    except (Unreadable, MemoryError):
+    except (Unreadable, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # noqa: BLE001 - the archivers pass on errors of struct, zlib and the file's encoding
         raise Unreadable("unreadable", f"an archive that is broken ({type(error).__name__})") from None

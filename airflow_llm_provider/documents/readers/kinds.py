@@ -85,7 +85,7 @@ ARCHIVE = Kind(
     name="archive",
     suffixes=frozenset({"zip", "gz", "tar", "tgz", "bz2", "tbz2", "xz", "txz"}),
     signature=re.compile(rb"\x1f\x8b|BZh[1-9]|\xfd7zXZ\0|.{257}ustar", re.DOTALL),
-    cure="Unpack it, or give it to documents= under its usual ending, where each file in it is a document.",
+    cure="It is broken, has a password, or lacks its usual ending, or one document is wanted here. Unpack it.",
 )
 _OPEN_DOCUMENT = rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis\.opendocument\."
 _AS_PDF = "Export it as PDF."
