@@ -29,6 +29,7 @@ ColumnType: TypeAlias = Literal[
 
 BEFORE_DATA: dict[str, ColumnType] = {"document_id": "text", "item": "integer", "outcome": "text"}
 AFTER_DATA: dict[str, ColumnType] = {
+    "reading": "text",
     "model": "text",
     "stop_reason": "text",
     "input_tokens": "integer",

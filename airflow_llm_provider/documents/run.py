@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from airflow_llm_provider.documents.output import RowWriter
     from airflow_llm_provider.engine.engine import Engine
     from airflow_llm_provider.engine.reply import Reply
+    from airflow_llm_provider.engine.request import Request
     from airflow_llm_provider.ledger.records import CallScope
     from airflow_llm_provider.validators import Judge, Validator
 
@@ -89,6 +90,7 @@ class Run:
         self.outcomes = collections.Counter(dict.fromkeys(OUTCOMES, 0))
         self.reasons: collections.Counter[str] = collections.Counter()
         self.skipped: collections.Counter[str] = collections.Counter()  # files that were not taken, by suffix
+        self.doubtful: collections.Counter[str] = collections.Counter()
         self.saved_micro_usd = 0
         self.routed_micro_usd = 0
         self.retryable: Exception | None = None  # an error after which a retry may still answer a dead letter
@@ -186,6 +188,7 @@ class Run:
             "outcomes": dict(self.outcomes),
             "dead_letter_reasons": dict(self.reasons.most_common(20)),
             **({"skipped": dict(self.skipped.most_common(20))} if self.skipped else {}),
+            **({"reading": dict(self.doubtful.most_common(20))} if self.doubtful else {}),
             "model": self.prompt.model,
             "requests_paid": tally.requests,
             "input_tokens": tally.input_tokens,
@@ -222,7 +225,7 @@ class Run:
     async def _one(self, sink: RowWriter, numbered: tuple[int, Document | Rejected]) -> None:
         index, document = numbered
         try:
-            reply = await self._answer(self.askable(document))
+            reply, warnings = await self._answer(self.askable(document))
         except Unreadable as error:
             self._add_dead_letter(sink, index, document, error.reason, error)
         except OSError as error:
@@ -241,7 +244,7 @@ class Run:
         else:
             self._stop_rule.count_answer()
             try:
-                self._add_row(sink, index, document, reply)
+                self._add_row(sink, index, document, reply, warnings)
             except (RowDoesNotFit, InvalidOutput) as error:
                 self._add_dead_letter(sink, index, document, "invalid_output", error)
 
@@ -257,7 +260,8 @@ class Run:
         self.log.error("No more documents are asked about: %s", error)
         return True
 
-    async def _answer(self, document: Document) -> Reply:
+    async def _answer(self, document: Document) -> tuple[Reply, Sequence[str]]:
+        """Return the answer about a document, and why what was read of it cannot be trusted."""
         if isinstance(self.stopped, (LedgerUnavailable, LedgerUnusable)):
             raise _NotAsked
         sighting = self.prompt.sighting(document, document.stamp)
@@ -265,17 +269,21 @@ class Run:
             # Before the file is read: a file that has not changed since it was answered need not be opened.
             known = await self.engine.recall(sighting, self.terms, final=self.is_final)
             if known is not None:
-                return known
+                return known, ()
         # Reading takes time, and few documents that are not known by their stamp are in the ledger.
         if self.stopped is not None and document.path is not None:
             raise _NotAsked
         content = await self.read(document)
         request = self.prompt.request(content)
         # By the stamp of what was read: since it was listed, the file may have been replaced, and be put back later.
-        if (read := self.prompt.sighting(document, content.stamp)) is not None:
+        # A document with warnings is read in each run, so that each run's row has them.
+        if not content.warnings and (read := self.prompt.sighting(document, content.stamp)) is not None:
             # The next run finds the answer to this request by the file's stamp alone.
             self.engine.sight(read, request)
-        terms, text = self.terms_about(document, content), content.sole_text
+        return await self._asked(request, self.terms_about(document, content), content), content.warnings
+
+    async def _asked(self, request: Request, terms: Terms, content: Content) -> Reply:
+        text = content.sole_text
         if len(pieces := content.pieces) > 1:
             requests = [self.prompt.request(piece) for piece in pieces]
             return await ask_about_pieces(
@@ -287,16 +295,30 @@ class Run:
             self.engine, text, lambda part: self.prompt.request(content.with_text(part)), terms
         )
 
-    def _add_row(self, sink: RowWriter, index: int, document: Document | Rejected, reply: Reply) -> None:
+    def _add_row(
+        self,
+        sink: RowWriter,
+        index: int,
+        document: Document | Rejected,
+        reply: Reply,
+        warnings: Sequence[str],
+    ) -> None:
         outcome = "reused" if reply.reused else "repaired" if reply.repairs else "answered"
         data = self.prompt.output.dump(reply.value)
-        row = {"document_id": document.id, "outcome": outcome, "data": data, **reply.usage_record()}
+        row = {
+            "document_id": document.id,
+            "outcome": outcome,
+            "data": data,
+            "reading": "; ".join(warnings) or None,
+            **reply.usage_record(),
+        }
         if self.prompt.output.is_list:
             sink.add(index, [{**row, "item": number, "data": item} for number, item in enumerate(data)])
         else:
             sink.add(index, row)
         # After the row was taken: a row that does not fit is counted as a dead letter instead.
         self.outcomes[outcome] += 1
+        self.doubtful.update({warning.partition(":")[0] for warning in warnings})
         if reply.reused:
             self.saved_micro_usd += reply.cost_micro_usd or 0
         if reply.strong_alone_micro_usd is not None:

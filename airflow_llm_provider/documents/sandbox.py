@@ -20,13 +20,14 @@ from typing import IO, Any
 import orjson
 
 from airflow_llm_provider.documents.content import Unreadable
+from airflow_llm_provider.documents.document import Reason
 
 MAX_RESIDENT_BYTES = 400 * 1024 * 1024
 """Resident memory of one child process."""
 CPU_S, CPU_S_PER_MB = 5.0, 1.0
 """CPU time for one file: so much, and so much more per megabyte of the file."""
-WALL_TIMES_CPU = 4
-"""A file may take so many times its CPU limit, for a machine that has other work."""
+WALL_TIMES_CPU = 12
+"""A file may take so many times its CPU limit, for a machine that has other work; it ends what only waits."""
 
 _MAX_DATA_BYTES = (
     480 * 1024 * 1024
@@ -36,10 +37,12 @@ _START_S = 60.0
 _LOOK_MS = 20
 _OUT_OF_MEMORY = 77  # the child's exit status
 _TOO_MUCH_MEMORY = "needed too much memory"
+_TOO_MUCH_CPU = "took too much CPU time"
+_TOO_LONG = "took too long"
 _ENDS: dict[int | None, str] = {
     _OUT_OF_MEMORY: _TOO_MUCH_MEMORY,
-    -signal.SIGXCPU: "took too much CPU time",
-    -signal.SIGALRM: "took too long",
+    -signal.SIGXCPU: _TOO_MUCH_CPU,
+    -signal.SIGALRM: _TOO_LONG,
 }
 _LENGTH = struct.Struct("!Q")
 
@@ -83,7 +86,15 @@ def run(function: str, raw: bytes, arguments: dict[str, Any], limits: Limits | N
 
 
 class _Ended(Exception):
-    """The child ended, or was killed, while it worked; the text says why."""
+    """The child ended, or was killed, while it worked; the text says why.
+
+    Attributes:
+        reason: of the dead letter.
+    """
+
+    @property
+    def reason(self) -> Reason:
+        return "too_large" if str(self) in (_TOO_MUCH_MEMORY, _TOO_MUCH_CPU, _TOO_LONG) else "unreadable"
 
 
 class _Child:
@@ -146,7 +157,7 @@ class _Child:
         rest = memoryview(data)
         while rest:
             if not ready.poll(1000 * max(deadline - time.monotonic(), 0)):
-                raise _Ended(self._end("took too long"))
+                raise _Ended(self._end(_TOO_LONG))
             try:
                 rest = rest[os.write(descriptor, rest) :]
             except BrokenPipeError:
@@ -166,7 +177,7 @@ class _Child:
         data = bytearray()
         while len(data) < length:
             if time.monotonic() > deadline:
-                raise _Ended(self._end("took too long"))
+                raise _Ended(self._end(_TOO_LONG))
             if not ready.poll(_LOOK_MS):
                 if self.resident_bytes > MAX_RESIDENT_BYTES:
                     raise _Ended(self._end(_TOO_MUCH_MEMORY))
@@ -215,7 +226,7 @@ class _Pool:
             self._drop(child)
             child = None
             raise Unreadable(
-                "unreadable",
+                ended.reason,
                 f"the program that reads such files {ended}. It may take {limits.cpu_s:.0f} s of CPU, "
                 f"{limits.wall_s:.0f} s in all, and {MAX_RESIDENT_BYTES >> 20:,} MiB of memory. "
                 "The file is broken, or larger than it looks.",
@@ -278,13 +289,15 @@ def _answer(function: str, raw: bytes, arguments: dict[str, Any]) -> bytes:
         value = getattr(importlib.import_module(module), name)(raw, **arguments)
         return orjson.dumps({"value": value})
     except Unreadable as error:
-        return orjson.dumps({"reason": error.reason, "message": str(error)})
+        if not isinstance(error.__context__, MemoryError):
+            return orjson.dumps({"reason": error.reason, "message": str(error)})
     except MemoryError:
-        os._exit(_OUT_OF_MEMORY)  # what was half made is not worth keeping
+        pass
     except Exception as error:  # noqa: BLE001 - a parser's own failure is this document's, whatever it raises
         # Its text may hold the document's.
         message = f"it cannot be parsed ({type(error).__name__})"
         return orjson.dumps({"reason": "unreadable", "message": message})
+    os._exit(_OUT_OF_MEMORY)  # what was half made is not worth keeping
 
 
 def _limit(kind: int, value: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fpdf import FPDF
 
 from airflow_llm_provider.options import Reading
+from tests.support import pdf_corpus
 
 GOOD = ["a-good.txt", "m-good.md", "z-good.html"]
 
@@ -75,6 +76,31 @@ def test_bad_documents_are_dead_letters_and_the_others_are_answered(deployment, 
     assert "hunter2" not in json.dumps(deployment.server.requests)
     assert deployment.server.seen == len(GOOD)
     assert sum(ran.manifest["dead_letter_reasons"].values()) == len(expected)
+
+
+def test_a_document_that_cannot_be_trusted_is_named_in_each_runs_row_and_paid_for_once(deployment):
+    (deployment.inbox / "a.pdf").write_bytes(good_pdf())
+    (deployment.inbox / "b.pdf").write_bytes(pdf_corpus.outside().raw)
+    for outcome in ("answered", "reused"):
+        ran = deployment.ask(str(deployment.inbox))
+        assert ran.outcomes == {outcome: 2}
+        assert [row["reading"] for row in ran.rows] == [None, "text_outside_page: pages 1"]
+        assert ran.manifest["reading"] == {"text_outside_page": 1}
+    assert deployment.server.seen == 2
+
+
+def test_more_pages_to_look_at_than_a_request_takes_are_asked_about_in_several(deployment):
+    scan = FPDF()
+    for _ in range(101):
+        scan.add_page()
+        scan.rect(10, 10, 50, 50)
+    (deployment.inbox / "scan.pdf").write_bytes(bytes(scan.output()))
+    ran = deployment.ask(str(deployment.inbox), max_failed=1)
+    assert [letter["reason"] for letter in ran.dead_letters] == ["too_long"]
+    assert deployment.server.seen == 0
+    ran = deployment.ask(str(deployment.inbox), long_input="map_reduce")
+    assert ran.outcomes == {"answered": 1}
+    assert deployment.server.seen == 3  # two pieces, and the merging of their answers
 
 
 def test_bad_documents_are_not_worth_a_retry(deployment, inbox):

@@ -116,24 +116,33 @@ FILES: dict[str, tuple[Any, set[str]]] = {
     "one_row_of_many_fields.csv": (lambda path: endless(path, b'a","\n'), {"unreadable", "too_large"}),
     "commas.csv": (lambda path: endless(path, b"," * 50), {"unreadable", "too_large"}),
     "zeros.txt": (lambda path: zeros(path, 3_000_000_000), {"too_large"}),
-    "bomb.docx": (lambda path: path.write_bytes(docx("<x>" + " " * 200_000_000 + "</x>")), {"unreadable"}),
-    "many_elements.docx": (lambda path: path.write_bytes(word("<w:p/>" * 5_000_000)), {"unreadable"}),
+    "bomb.docx": (
+        lambda path: path.write_bytes(docx("<x>" + " " * 200_000_000 + "</x>")),
+        {"unreadable", "too_large"},
+    ),
+    "many_elements.docx": (
+        lambda path: path.write_bytes(word("<w:p/>" * 5_000_000)),
+        {"unreadable", "too_large"},
+    ),
     "deep.docx": (word("<w:p>" * 100_000), {"unreadable"}),
     "laughs.docx": (
         word("<w:p><w:r><w:t>&l10;</w:t></w:r></w:p>", laughs("w:document")),
         {"unreadable", "read"},
     ),
     "laughs.xhtml": (laughs("html").encode() + b"<html><p>&l10;</p></html>", {"unreadable", "empty", "read"}),
-    "deep.html": (b"<div>" * 1_000_000 + b"deep", {"unreadable"}),
-    "wide.html": (b"<table>" + b"<tr>" + b"<td colspan=99999>x</td>" * 200_000 + b"</table>", {"read"}),
-    "attributes.html": (b"<p " + b"a='b' " * 3_000_000 + b">x</p>", {"read", "unreadable"}),
+    "deep.html": (b"<div>" * 1_000_000 + b"deep", {"unreadable", "too_large"}),
+    "wide.html": (
+        b"<table>" + b"<tr>" + b"<td colspan=99999>x</td>" * 200_000 + b"</table>",
+        {"read", "too_large"},
+    ),
+    "attributes.html": (b"<p " + b"a='b' " * 3_000_000 + b">x</p>", {"read", "unreadable", "too_large"}),
     "one_tag.html": (
         b"<p " + b"".join(b"a%d=b " % n for n in range(100_000)) + b">x</p>",
-        {"read", "unreadable"},
+        {"read", "unreadable", "too_large"},
     ),
     "padding.html": (
         b"<table><tr><td>" + b"x" * 100_000 + b"</td></tr>" + b"<tr><td>y</td></tr>" * 10_000 + b"</table>",
-        {"unreadable"},
+        {"unreadable", "too_large"},
     ),
     "nested_tables.html": (
         (b"<table><tr><td>" * 200 + b"x" * 5000 + b"</td></tr><tr><td>y</td></tr></table>" * 200),

@@ -22,7 +22,7 @@ from airflow_llm_provider.testing.processes import wait_until
 
 # Twenty times what a page unpacks to is what PDFium takes.
 BOMB = pdf(b"BT /F1 12 Tf (x) Tj ET\n" * 3_500_000, layers=2)
-LIMITS = sandbox.Limits(cpu_s=1, wall_s=3)
+LIMITS = sandbox.Limits(cpu_s=1, wall_s=8)
 FORKED = """
 import os, sys
 from airflow_llm_provider.documents import sandbox
@@ -47,36 +47,6 @@ assert not any("pdfium" in name for name in sys.modules), "opened in the task"
 """
 
 
-# What the child is asked to call: this module is found through PYTHONPATH, as an author's would be.
-
-
-def use_memory(raw: bytes) -> int:
-    """Take memory step by step, as a parser does; it ends with MemoryError at the latest."""
-    held = []
-    while True:
-        held.append(b"x" * 10_000_000)
-
-
-def use_cpu(raw: bytes) -> int:
-    while True:
-        pass
-
-
-def wait(raw: bytes) -> int:
-    time.sleep(600)
-    return 0
-
-
-def die(raw: bytes) -> int:
-    os.abort()
-
-
-def say_pid(raw: bytes) -> int:
-    print("what a library prints")
-    os.write(1, b"and what it writes")
-    return os.getpid()
-
-
 def fine(text: str) -> bytes:
     return pdf(f"BT /F1 12 Tf ({text}) Tj ET".encode())
 
@@ -96,31 +66,33 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(name: str) -> int:
-    found: int = sandbox.run(f"test_sandbox:{name}", b"", {}, LIMITS)
+    found: int = sandbox.run(f"sandboxed:{name}", b"", {}, LIMITS)
     return found
 
 
 def test_what_kills_its_reader_is_one_dead_letter_among_the_others() -> None:
     with ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(text_of, [fine("one"), BOMB, fine("two"), fine("three"), BOMB, fine("four")]))
-    assert texts == ["one", "unreadable", "two", "three", "unreadable", "four"]
+    # By PDFium itself, which ends without memory, or by the parent, which looks how much it has.
+    assert {texts.pop(4), texts.pop(1)} <= {"unreadable", "too_large"}
+    assert texts == ["one", "two", "three", "four"]
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "says", "reason"),
     [
-        ("use_memory", "needed too much memory"),
-        ("use_cpu", "took too much CPU time"),
-        ("wait", "took too long"),
-        ("die", "crashed"),
+        ("use_memory", "needed too much memory", "too_large"),
+        ("use_cpu", "took too much CPU time", "too_large"),
+        ("wait", "took too long", "too_large"),
+        ("die", "crashed", "unreadable"),
     ],
 )
-def test_each_limit_ends_the_child_and_is_named(name: str, says: str) -> None:
+def test_each_limit_ends_the_child_and_is_named(name: str, says: str, reason: str) -> None:
     began = time.monotonic()
     with pytest.raises(Unreadable, match=says) as caught:
         call(name)
-    assert time.monotonic() - began < 10
-    assert caught.value.reason == "unreadable"
+    assert time.monotonic() - began < 20
+    assert caught.value.reason == reason
     assert "400 MiB" in str(caught.value)
     assert call("say_pid")
 

@@ -65,6 +65,7 @@ def row(n: int, **fields: Any) -> dict[str, Any]:
         "document_id": f"d{n}",
         "outcome": "answered",
         "data": data(n),
+        "reading": None,
         "model": "m",
         "stop_reason": "end_turn",
         "input_tokens": n,
