@@ -9,6 +9,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, get_args
 
 from airflow_llm_provider.validators import Complaint, Validator, plain, texts_at
@@ -16,8 +17,10 @@ from airflow_llm_provider.validators import Complaint, Validator, plain, texts_a
 Kind: TypeAlias = Literal["email", "phone", "iban", "card", "us_ssn"]
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]+(?:\.[\w-]+)+")
-# A lookahead, so that a match may begin inside another one.
-_IBAN = re.compile(r"\b(?=([A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}))", re.IGNORECASE)
+# A lookahead, so that a match may begin inside another one. The shortest IBAN has 15 characters, the longest 34.
+_IBAN = re.compile(r"(?<![A-Z0-9])(?=([A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]){11,30}))", re.IGNORECASE | re.ASCII)
+# For the check digits, letters count as the numbers 10 to 35.
+_AS_NUMBERS = str.maketrans({chr(ord("A") + n): str(10 + n) for n in range(26)})
 _CARD = re.compile(r"(?<![\d-])[2-6](?:[ -]?\d){12,18}(?![\d-])")  # card numbers of issuers begin with 2 to 6
 _SSN = re.compile(r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])")
 
@@ -76,19 +79,31 @@ def _has_email(text: str, _: str | None) -> bool:
 def _has_phone(text: str, region: str | None) -> bool:
     import phonenumbers
 
-    return any(True for _ in phonenumbers.PhoneNumberMatcher(text, region))
+    # By default it gives up after 65,535 candidates, and would miss a number after them.
+    return any(True for _ in phonenumbers.PhoneNumberMatcher(text, region, max_tries=len(text) + 1))
 
 
 def _has_iban(text: str, _: str | None) -> bool:
     from stdnum import iban
 
     for match in _IBAN.finditer(text):
-        compact = iban.compact(match[1])
-        # The match may include words that follow the IBAN.
-        # The shortest IBAN, that of Norway, has 15 characters.
-        if any(iban.is_valid(compact[:end]) for end in range(15, len(compact) + 1)):
+        compact = match[1].translate({ord(" "): None, ord("-"): None}).upper()
+        # The match may include words that follow the IBAN: its country says how long it is.
+        number = compact[: _iban_length(compact[:2])]
+        # Of 97 near-misses, 96 end here. The whole check takes twenty times as long.
+        if int((number[4:] + number[:4]).translate(_AS_NUMBERS)) % 97 == 1 and iban.is_valid(number):
             return True
     return False
+
+
+@lru_cache(maxsize=1024)
+def _iban_length(country: str) -> int:
+    """Return how long the IBANs of a country are; 4 where it has none."""
+    from stdnum import numdb
+
+    (_, found), *_ = numdb.get("iban").info(f"{country}00")
+    # The structure of what follows the first four characters, such as 8!n10!n.
+    return 4 + sum(int(digits) for digits in re.findall(r"(\d+)!", found.get("bban", "")))
 
 
 def _has_card(text: str, _: str | None) -> bool:

@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 import sys
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -299,6 +300,62 @@ def test_a_validator_that_would_check_nothing_is_refused(make: Any, complaint: s
 def test_a_long_text_is_looked_through_in_no_time() -> None:
     assert no_personal_data(kinds=["email"])("a" * 1_000_000) is None
     assert no_personal_data(kinds=["email"])("a" * 1_000_000 + "@b.c") is not None
+
+
+near_misses = st.lists(
+    st.sampled_from(
+        ["DE00 ", "GB82 WEST", "DE89-3704-", " ", "-", "A1", "4111 ", "536-90-", "+49 30 ", "a@", "(", "."]
+    ),
+    max_size=12,
+).map("".join)
+structures = {
+    "DE": "[0-9]{18}",
+    "NO": "[0-9]{11}",
+    "GB": "[A-Z]{4}[0-9]{14}",
+    "MT": "[A-Z]{4}[0-9]{5}[A-Z0-9]{18}",
+}
+ibans = st.sampled_from(sorted(structures)).flatmap(
+    lambda country: st.from_regex(structures[country], fullmatch=True).map(lambda bban: (country, bban))
+)
+
+
+@given(before=near_misses, made=ibans, separator=st.sampled_from(["", " ", "-"]), after=near_misses)
+def test_an_iban_is_found_whatever_nearly_is_one_around_it(
+    before: str, made: tuple[str, str], separator: str, after: str
+) -> None:
+    iban = pytest.importorskip("stdnum.iban")
+    country, bban = made
+    number = f"{country}{iban.calc_check_digits(f'{country}00{bban}')}{bban}"
+    assume(iban.is_valid(number))  # Norway has check digits of its own, too
+    printed = separator.join(number[start : start + 4] for start in range(0, len(number), 4))
+    check = no_personal_data(kinds=["iban"])
+    assert check(f"{before}\n{printed}{after}") is not None
+    assert check(f"{before}\n{printed.lower()} {after}") is not None
+    wrong = number[:2] + f"{(int(number[2:4]) + 1) % 100:02}" + number[4:]
+    assert check(wrong) is None
+
+
+@pytest.mark.parametrize(
+    "near_miss", ["DE00 ", "DE89-3704-", "DE89370400440532013001 ", "A1B2", "4 ", "4-", "a@", "a."]
+)
+@pytest.mark.parametrize("kind", ["email", "iban", "card", "us_ssn"])
+def test_the_time_for_a_text_of_near_misses_grows_with_its_length(kind: Any, near_miss: str) -> None:
+    check, text = no_personal_data(kinds=[kind]), near_miss * 10_000
+
+    def took_s(text: str) -> float:
+        began = time.process_time()
+        check(text)
+        return time.process_time() - began
+
+    # 16 times the text took 256 times as long where the time grew with the square.
+    assert took_s(text) < 0.1 + 50 * min(took_s(text[: len(text) // 16]) for _ in range(3))
+
+
+@pytest.mark.slow
+def test_a_phone_number_is_found_after_more_candidates_than_the_library_tries_by_default() -> None:
+    assert (
+        no_personal_data(kinds=["phone"], region="US")("12 (34 (56 " * 30_000 + "\n650-253-0000") is not None
+    )
 
 
 @pytest.mark.parametrize("no_validator", ["x", 3, None, {"criteria": ["Is polite."]}])
