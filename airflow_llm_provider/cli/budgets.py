@@ -76,7 +76,7 @@ def set_one(
 def list_all(
     ledger_url: LedgerOption = None, conn_id: ConnectionOption = None, as_json: JsonOption = False
 ) -> None:
-    """List the stored budgets, with what was spent in their latest periods."""
+    """List the stored budgets, with what was paid, and may have been billed at most, in their latest periods."""
     from airflow_llm_provider.ledger.budgets import meter_readings, stored_budgets
 
     with reading(find_ledger(ledger_url, conn_id)) as database, database.read() as connection:
@@ -87,7 +87,7 @@ def list_all(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("budget", "cap", "latest", "spent", "in flight", "left")
+    table = Table("budget", "cap", "latest", "paid", "unproven", "in flight", "left")
     for one, latest in found:
         table.add_row(shown(one.name), _in_words(one), *_cells(one, latest[0] if latest else None))
         for count in latest[1:]:
@@ -203,9 +203,9 @@ def _dollars(micro_usd: int) -> str:
 
 def _cells(one: Budget, count: MeterReading | None) -> list[str]:
     if count is None:
-        return ["", "", "", ""]
+        return [""] * 5
     left = max(0, one.cap_micro_usd - count.settled_micro_usd - count.reserved_micro_usd)
-    amounts = (count.settled_micro_usd, count.reserved_micro_usd, left)
+    amounts = (count.paid_micro_usd, count.unproven_micro_usd, count.reserved_micro_usd, left)
     return [shown(count.label), *(f"${usd(amount)}" for amount in amounts)]
 
 
@@ -224,6 +224,7 @@ def _as_dict(one: Budget) -> dict[str, Any]:
 def _reading_as_dict(count: MeterReading) -> dict[str, Any]:
     return {
         "of": count.label,
-        "spent_usd": usd(count.settled_micro_usd),
+        "paid_usd": usd(count.paid_micro_usd),
+        "unproven_usd_at_most": usd(count.unproven_micro_usd),
         "in_flight_usd": usd(count.reserved_micro_usd),
     }

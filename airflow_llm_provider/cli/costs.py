@@ -20,7 +20,7 @@ from airflow_llm_provider.cli.output import (
     moment_ms,
     shown,
 )
-from airflow_llm_provider.pricing import usd
+from airflow_llm_provider.pricing import paid_and_unproven, usd
 
 if TYPE_CHECKING:
     from airflow_llm_provider.ledger import reports
@@ -75,6 +75,7 @@ def costs(
                 "until": until,
                 "rows": list(_rows(report)),
                 "total": _figures(report.total),
+                "pruned": _figures(report.pruned),
                 "overlaps": report.overlaps,
             }
         )
@@ -106,7 +107,17 @@ def _figures(one: Costs) -> dict[str, Any]:
     }
 
 
-_NUMBERS = ("calls", "input", "cached", "output", "cost (USD)", "saved: ledger", "caching", "routing")
+_NUMBERS = (
+    "calls",
+    "input",
+    "cached",
+    "output",
+    "cost (USD)",
+    "unproven",
+    "saved: ledger",
+    "caching",
+    "routing",
+)
 
 
 def _rows(report: Report) -> Iterator[dict[str, Any]]:
@@ -160,6 +171,12 @@ def _show(report: Report, top: int) -> None:
         console.print("A call with several tags is counted in the row of each tag, and once in the total.")
     if total.unpriced:
         console.print(f"Calls without a known price, not included in any amount: {total.unpriced:,}.")
+    if report.pruned != Costs():
+        paid = paid_and_unproven(report.pruned.cost_micro_usd, report.pruned.unproven_micro_usd)
+        console.print(
+            f"{report.pruned.calls:,} of the paid calls were pruned since ({paid}): only their day, DAG, owner, tags "
+            "and model are known."
+        )
     if total.unproven:
         most = usd(total.unproven_micro_usd)
         console.print(
@@ -173,5 +190,6 @@ def _cells(one: Costs) -> Iterator[str]:
     yield "" if one.cached_share is None else f"{one.cached_share:.0%}"
     yield f"{one.output_tokens:,}"
     yield str(usd(one.cost_micro_usd))
-    for saved in (one.reused_micro_usd, one.cached_micro_usd, one.routed_micro_usd):
-        yield str(usd(saved)) if saved else ""
+    others = (one.unproven_micro_usd, one.reused_micro_usd, one.cached_micro_usd, one.routed_micro_usd)
+    for amount in others:
+        yield str(usd(amount)) if amount else ""

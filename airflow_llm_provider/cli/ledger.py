@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=ShowsByItself,
-    help="Show, check, export and prune the ledger of calls and payments. Default command: `show`.",
+    help="Show, check, back up, export and prune the ledger of calls and payments. Default command: `show`.",
 )
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([dh])")
@@ -53,7 +53,7 @@ def show_ledger(
     as_json: JsonOption = False,
 ) -> None:
     """Show where the ledger is, its size, its calls by state, their cost, and the latest invalid answers."""
-    from airflow_llm_provider.ledger.maintenance import size
+    from airflow_llm_provider.ledger.maintenance import size, wal_bytes
     from airflow_llm_provider.ledger.reports import invalid_answers, totals_by_state
     from airflow_llm_provider.ledger.schema import UNPROVEN
     from airflow_llm_provider.pricing import usd
@@ -62,9 +62,11 @@ def show_ledger(
         where = database.shown_url
         found, measured = totals_by_state(database, dag_id=dag, run_id=run), size(database)
         complained = invalid_answers(database, dag_id=dag, run_id=run)
+        in_wal = wal_bytes(database)
     told = {
         "ledger": where,
         "size_bytes": measured.bytes_total,
+        "wal_bytes": in_wal,
         "tables": {name: {"rows": rows, "bytes": taken} for name, (rows, taken) in measured.tables.items()},
         "oldest": _day(measured.oldest_ms),
         "newest": _day(measured.newest_ms),
@@ -89,6 +91,12 @@ def show_ledger(
             tables.add_row(name, f"{rows:,}", "" if taken is None else f"{taken / 1e6:,.1f}")
     console = Console()
     console.print(f"{where}: {measured.bytes_total / 1e6:,.1f} MB", markup=False, soft_wrap=True)
+    if in_wal:
+        console.print(
+            f"{in_wal / 1e6:,.1f} MB of it in the -wal beside the file, perhaps with the latest calls: a copy of the "
+            "file alone lacks them. `airflow-llm ledger backup` copies both.",
+            markup=False,
+        )
     if measured.oldest_ms:
         console.print(f"calls from {told['oldest']} to {told['newest']}", markup=False)
     console.print(tables)
@@ -103,6 +111,33 @@ def show_ledger(
         console.print(
             f"{where}: {each['error_class']}: {shown(each['error'], 200)}", markup=False, soft_wrap=True
         )
+
+
+@app.command("backup")
+def back_up_ledger(
+    output: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+    ledger_url: LedgerOption = None,
+    conn_id: ConnectionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a ledger on SQLite to a file, also while tasks run.
+
+    The latest calls stand in a -wal beside the ledger's file. The backup has them; a copy of the file alone has not.
+    """
+    from airflow_llm_provider.ledger.maintenance import back_up
+
+    with reading(find_ledger(ledger_url, conn_id)) as database:
+        if database.dialect != "sqlite":
+            fail("This ledger is on PostgreSQL: back it up with pg_dump.")
+        try:
+            back_up(database, output)
+        except OSError as error:
+            fail(f"{output} cannot be written: {error.strerror}")
+    written = output.stat().st_size
+    if as_json:
+        echo_json({"backup": str(output), "size_bytes": written})
+        return
+    typer.echo(f"{output}: {written / 1e6:,.1f} MB")
 
 
 @app.command("check")

@@ -198,6 +198,7 @@ class Run:
             "cost_usd": None if tally.unpriced else usd(tally.paid_micro_usd),
             "saved_usd": usd(self.saved_micro_usd),
             "unproven_calls": tally.unproven,
+            "unproven_usd_at_most": usd(tally.unproven_micro_usd),
             "seconds": round(time.monotonic() - self._started, 3),
             "trace_id": self.scope.trace_id,
             **({"cascade": self._cascaded()} if self.cascade else {}),

@@ -44,12 +44,14 @@ class Tally:
         paid_micro_usd: the sum of the known prices.
         unpriced: how many calls have no known price.
         unproven: calls that may have been billed without a reply.
+        unproven_micro_usd: the sum of their known ceilings.
     """
 
     requests: int = 0
     paid_micro_usd: int = 0
     unpriced: int = 0
     unproven: int = 0
+    unproven_micro_usd: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cache_read_tokens: int = 0
@@ -64,6 +66,12 @@ class Tally:
         self.output_tokens += usage.output_tokens
         self.cache_read_tokens += usage.cache_read_tokens
         self.cache_write_tokens += usage.cache_write_tokens
+
+    def add_failed(self, billed: bool, ceiling_micro_usd: int | None) -> None:
+        """Count one call without a reply, if it may have been billed."""
+        if billed:
+            self.unproven += 1
+            self.unproven_micro_usd += ceiling_micro_usd or 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,12 +367,12 @@ class Calls:
             )
         except LLMError as error:
             permit.record_error(error)
-            self.tally.unproven += error.billed
+            self.tally.add_failed(error.billed, entry.ceiling_micro_usd)
             # Awaited, because the retry claims the same key, which has to be free by then.
             await self.ledger.record(_failure(request, attempt_id, error))
             raise
         except BaseException as error:  # cancelled, or an error of ours: free the claim and the reservation
-            self.tally.unproven += has_left.is_set()
+            self.tally.add_failed(has_left.is_set(), entry.ceiling_micro_usd)
             why = (
                 f"{type(error).__name__} {'in flight' if has_left.is_set() else 'before anything was sent'}."
             )

@@ -18,12 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class BudgetAlarm:
-    """Passes on the ledger's warnings that a budget is nearly spent; make it in the task's event loop.
+    """Passes on the ledger's warnings that a budget is nearly used up; make it in the task's event loop.
 
     Args:
         context: of the task, if there is one.
         notifiers: called as Airflow calls a callback, with the context and in it `budget_warning`: a dict of `message`,
-            `budget`, `of`, `percent`, `spent_usd` and `cap_usd`.
+            `budget`, `of`, `percent`, `paid_usd`, `unproven_usd_at_most` (calls that may have been billed without a
+            reply, at their highest prices) and `cap_usd`. The percentage is of both amounts together.
     """
 
     def __init__(self, context: Context | None, notifiers: Any = ()) -> None:
@@ -48,7 +49,8 @@ class BudgetAlarm:
             "budget": warning.budget.name,
             "of": warning.label,
             "percent": warning.percent,
-            "spent_usd": usd(warning.settled_micro_usd),
+            "paid_usd": usd(warning.settled_micro_usd - warning.unproven_micro_usd),
+            "unproven_usd_at_most": usd(warning.unproven_micro_usd),
             "cap_usd": usd(warning.budget.cap_micro_usd),
         }
         for notifier in self._notifiers:

@@ -13,9 +13,9 @@ from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutpu
 from airflow_llm_provider.hooks.files import object_storage, write
 from airflow_llm_provider.ledger.budgets import scope_budgets
 from airflow_llm_provider.ledger.records import Saving
-from airflow_llm_provider.ledger.reports import spent_micro_usd
+from airflow_llm_provider.ledger.reports import cost_of_run
 from airflow_llm_provider.ledger.schema import account
-from airflow_llm_provider.pricing import usd
+from airflow_llm_provider.pricing import paid_and_unproven, usd
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -86,19 +86,20 @@ async def cost_line(engine: Calls, scope: CallScope) -> str:
     line = (
         f"It cost ${usd(tally.paid_micro_usd)} in {tally.requests} call{'s' * (tally.requests != 1)}{remarks}"
     )
+    if tally.unproven:
+        most = usd(tally.unproven_micro_usd)
+        line += f"; {tally.unproven} more may have been billed without a reply, at most ${most}"
     try:
-        spent, left = await engine.ledger.read(
-            lambda connection, now_ms: _run_cost(connection, now_ms, scope)
-        )
+        run, left = await engine.ledger.read(lambda connection, now_ms: _run_cost(connection, now_ms, scope))
     # The answer is there. That the ledger cannot be read for a log line is no reason to fail the task.
     except LLMError:
         return f"{line}."
     rest = "".join(f"; ${usd(amount)} of {name} left" for name, amount in left.items())
-    return f"{line}; the run has cost ${usd(spent)} so far{rest}."
+    return f"{line}; the run has cost {run} so far{rest}."
 
 
-def _run_cost(connection: sa.Connection, now_ms: int, scope: CallScope) -> tuple[int, dict[str, int]]:
-    """Return what the run has cost, and what is left of each budget of the operator; micro-USD."""
+def _run_cost(connection: sa.Connection, now_ms: int, scope: CallScope) -> tuple[str, dict[str, int]]:
+    """Return what the run has cost, in words, and what is left of each budget of the operator, in micro-USD."""
     left: dict[str, int] = {}
     for budget in scope_budgets(scope):
         meter = budget.meter(scope, now_ms)
@@ -106,7 +107,7 @@ def _run_cost(connection: sa.Connection, now_ms: int, scope: CallScope) -> tuple
         taken = sa.select(account.c.settled_micro_usd + account.c.reserved_micro_usd)
         booked = connection.scalar(taken.where(account.c.id == meter.id)) if meter else None
         left[_BUDGET_NAMES[budget.name]] = max(0, budget.cap_micro_usd - int(booked or 0))
-    return spent_micro_usd(connection, scope.dag_id, scope.run_id), left
+    return paid_and_unproven(*cost_of_run(connection, scope.dag_id, scope.run_id)), left
 
 
 def xcoms(outcome: Reply | AnswerError) -> dict[str, Any]:

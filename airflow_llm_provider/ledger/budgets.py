@@ -283,6 +283,11 @@ class MeterReading:
     unproven_micro_usd: int
     reserved_micro_usd: int
 
+    @property
+    def paid_micro_usd(self) -> int:
+        """What was paid for replies."""
+        return self.settled_micro_usd - self.unproven_micro_usd
+
 
 def stored_budgets(connection: sa.Connection) -> list[Budget]:
     """Return the budgets that are stored in the ledger, by name."""
@@ -384,9 +389,9 @@ def budget_error(refusal: BudgetRefusal, model: str, connection_id: str) -> LLME
     reserved = (
         f", ${usd(refusal.reserved_micro_usd)} of it reserved by calls in flight" if refusal.may_fit else ""
     )
-    unproven = refusal.unproven_micro_usd
-    if unproven:
-        reserved += f" (${usd(unproven)} of what is used are the highest prices of calls that may not have been billed)"
+    if refusal.unproven_micro_usd:
+        most = usd(refusal.unproven_micro_usd)
+        reserved += f"; ${most} of what is used is for calls that may have been billed without a reply"
     said = (
         f"{where}: up to ${usd(need)} needed, ${left} of ${usd(budget.cap_micro_usd)} left in budget "
         f"{budget.name!r}{reserved}. Nothing was sent; {_remedy(budget)} Paid answers are kept."

@@ -6,6 +6,8 @@ import collections
 import contextlib
 import datetime as dt
 import json
+import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +102,29 @@ def size_bytes(database: Database) -> int:
         return sum(file.stat().st_size for file in files if file.exists())
     with database.read() as connection:
         return int(connection.execute(sa.text("SELECT pg_database_size(current_database())")).scalar_one())
+
+
+def wal_bytes(database: Database) -> int:
+    """Return how much stands in the `-wal` beside a ledger on SQLite; a copy of the ledger's file alone lacks it."""
+    wal = Path(f"{database.url.database}-wal")
+    return wal.stat().st_size if database.dialect == "sqlite" and wal.exists() else 0
+
+
+def back_up(database: Database, to: Path) -> None:
+    """Copy a ledger on SQLite as it is at one moment, with what stands in its `-wal`, also while tasks run.
+
+    Args:
+        database: The ledger's database.
+        to: A file that does not exist; only its owner may read it.
+
+    Raises:
+        OSError: The file exists or can't be written.
+    """
+    os.close(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with database.read() as connection, contextlib.closing(sqlite3.connect(to)) as copy:
+        source = connection.connection.dbapi_connection
+        assert isinstance(source, sqlite3.Connection)
+        source.backup(copy)
 
 
 def check(database: Database, *, full: bool = False) -> list[Finding]:

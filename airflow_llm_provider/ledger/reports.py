@@ -202,13 +202,12 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
     )
 
 
-def spent_micro_usd(connection: sa.Connection, dag_id: str, run_id: str) -> int:
-    """Return what a DAG run has cost so far, unproven attempts included, as far as prices are known."""
-    # The cost of an unproven attempt is its ceiling, so all states can be added up.
-    query = sa.select(sa.func.coalesce(sa.func.sum(call.c.cost_micro_usd), 0)).where(
-        call.c.dag_id == dag_id, call.c.run_id == run_id
-    )
-    return int(connection.execute(query).scalar_one())
+def cost_of_run(connection: sa.Connection, dag_id: str, run_id: str) -> tuple[int, int]:
+    """Return what a DAG run has paid so far, and the most that its unproven attempts cost, in micro-USD."""
+    cost = call.c.cost_micro_usd
+    query = sa.select(_sum(cost, IS_PAID), _sum(cost, is_in(UNPROVEN)))
+    paid, unproven = connection.execute(query.where(call.c.dag_id == dag_id, call.c.run_id == run_id)).one()
+    return int(paid), int(unproven)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,8 +75,9 @@ class Transactions:
                 ) from None
             if type(error) is sa.exc.DatabaseError:  # SQLite raises it for a file that is not a database
                 raise LedgerUnusable(
-                    f"{where} is damaged or is not a ledger ({said}). Nothing was changed or sent. Restore the "
-                    "file from a backup, or move it away to start a new ledger: then every reply is paid for again."
+                    f"{where} is damaged or is not a ledger ({said}). Nothing was changed or sent. Stop all "
+                    "tasks, remove the file with its -wal and -shm, and put a backup in its place. Or move all three "
+                    "away to start a new ledger: then every reply is paid for again."
                 ) from None
             raise LedgerUnusable(f"{where} rejected a statement: {said}") from None
 

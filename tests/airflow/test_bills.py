@@ -41,6 +41,27 @@ def test_the_log_ends_with_what_it_cost_and_what_is_left(deployment: Any) -> Non
     assert "It cost $0.000000 in 0 calls; the run has cost $0.000000 so far." in again.log
 
 
+def test_what_was_paid_and_what_may_have_been_billed_stand_apart_everywhere(deployment: Any) -> None:
+    deployment.server.fail(kind="drop", matching="Letter 1:", times=1)
+    ran = deployment.ask(deployment.texts(3))
+    paid = usd(deployment.server.invoice.cost_micro_usd - lost_micro_usd(deployment))
+    [most] = {call["ceiling_micro_usd"] for call in deployment.calls if call["state"] == "unproven"}
+    assert (ran.manifest["cost_usd"], ran.manifest["unproven_usd_at_most"]) == (paid, usd(most))
+    assert (
+        f"It cost ${paid} in 3 calls; 1 more may have been billed without a reply, at most ${usd(most)}"
+        in ran.log
+    )
+    assert f"the run has cost ${paid} paid and at most ${usd(most)} unproven so far" in ran.log
+    report = costs(deployment, "dag")["nightly"]
+    assert (report["cost_usd"], report["unproven_usd_at_most"]) == (paid, usd(most))
+
+
+def lost_micro_usd(deployment: Any) -> int:
+    """Return what the server has charged for calls whose reply was lost."""
+    paid = sum(call["cost_micro_usd"] for call in deployment.calls if call["state"] == "settled")
+    return int(deployment.server.invoice.cost_micro_usd - paid)
+
+
 def test_a_single_question_says_so_too(deployment: Any) -> None:
     for calls in (1, 0):
         with DAG("asked", schedule=None) as dag:

@@ -130,7 +130,7 @@ def test_notifiers_are_told_once_of_50_80_and_95_percent(deployment, given):
     assert [text.split()[0] for text in Told.heard] == ["50%", "80%", "95%"][: len(Told.heard)]
     assert len(Told.heard) >= 2
     assert all("of 0.016800 in manual" in text for text in Told.heard)
-    assert "50% of budget 'budget.task_usd' is spent" in ran.log
+    assert "50% of budget 'budget.task_usd' is used" in ran.log
 
 
 def test_what_a_private_model_costs_is_said_in_the_connection(deployment):

@@ -16,7 +16,7 @@ from airflow_llm_provider.cli import app
 from airflow_llm_provider.provider_info import get_provider_info
 
 INLINE = re.compile(r"`(airflow-llm [^`]+)`")
-OF_THE_SHELL = {".", "cp", "docker", "echo", "for", "git", "head", "mkdir", "python3"}
+OF_THE_SHELL = {".", "cp", "docker", "echo", "for", "git", "head", "mkdir", "python3", "sqlite3"}
 SAID = [
     line.removeprefix("$ ")
     for block in blocks("console")

@@ -12,7 +12,7 @@ from test_ledger_claims import let_pass
 from waiting import until
 
 from airflow_llm_provider.ledger.accounts import BudgetWarning
-from airflow_llm_provider.ledger.budgets import Budget, BudgetRefusal, period, remove_budget
+from airflow_llm_provider.ledger.budgets import Budget, BudgetRefusal, budget_error, period, remove_budget
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import (
     CallScope,
@@ -417,6 +417,24 @@ async def test_warnings_are_given_once_at_50_80_and_95_percent(ledger_of: Callab
     raised = dataclasses.replace(NIGHTLY, run_budget_micro_usd=4000)
     await bought(ledgers[0], 1100, scope=raised, ceiling=1100)
     assert [warning.percent for warning in heard[3:]] == [50], "of the raised cap"
+
+
+async def test_a_warning_and_a_refusal_say_what_was_paid_and_what_may_have_been_billed_apart(
+    ledger: Ledger,
+) -> None:
+    heard: list[BudgetWarning] = []
+    ledger.on_warning = heard.append
+    await bought(ledger, 200)
+    await ledger.record(failure(await opened(ledger, 400), billed=True))
+    assert str(heard[-1]) == (
+        "50% of budget 'budget.run_usd' is used: $0.000200 paid and at most $0.000400 unproven of $0.001000 for "
+        "run nightly/run-1."
+    )
+    refusal = await ledger.open(entry(500))
+    assert isinstance(refusal, BudgetRefusal)
+    assert "$0.000400 of what is used is for calls that may have been billed without a reply" in str(
+        budget_error(refusal, "m", "c")
+    )
 
 
 async def test_a_budget_that_is_set_again_counts_what_its_meter_missed_whatever_other_budgets_there_are(

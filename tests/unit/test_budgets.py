@@ -210,7 +210,7 @@ async def test_the_command_line_sets_changes_shows_and_removes_budgets(ledger_ur
     await engine.ask(question(), make_terms())
     [shown] = json.loads(command(ledger_url, "list", "--json").output)
     assert shown["latest"][0]["of"].startswith("dag nightly, 20")
-    assert shown["latest"][0]["spent_usd"] == "0.000004"
+    assert shown["latest"][0]["paid_usd"] == "0.000004"
     assert "$7.499996" in command(ledger_url, "list").output
     told = json.loads(command(ledger_url, "set", "nights", "--usd", "8", "--json").output)
     assert (told["cap_usd"], told["scope"], told["applies_to"]) == ("8.000000", "dag", "nightly")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +122,24 @@ def test_the_size_and_the_calls_are_shown(database: Database) -> None:
     shown = run(database, "ledger", "show")
     assert shown.exit_code == 0
     assert "call" in shown.stdout
+
+
+def test_a_backup_has_the_calls_that_stand_in_the_wal_and_a_copy_of_the_file_lacks_them(
+    database: Database, tmp_path: Path
+) -> None:
+    shown = run(database, "ledger", "show").stdout
+    assert "in the -wal beside the file" in shown
+    assert told(database, "ledger", "show", "--json")["wal_bytes"] > 0
+    shutil.copy(database.url.database, tmp_path / "copy.db")
+    assert run(database, "ledger", "backup", str(tmp_path / "backup.db")).exit_code == 0
+    found = {}
+    for name in ("copy", "backup"):
+        with closing(sqlite3.connect(tmp_path / f"{name}.db")) as connection:
+            found[name] = connection.execute("SELECT count(*) FROM call").fetchone()[0]
+    assert found == {"copy": 0, "backup": 4}
+    assert (tmp_path / "backup.db").stat().st_mode & 0o077 == 0
+    again = run(database, "ledger", "backup", str(tmp_path / "backup.db"))
+    assert (again.exit_code, "File exists" in again.output) == (1, True)
 
 
 def test_a_check_that_finds_something_ends_with_status_1(database: Database) -> None:

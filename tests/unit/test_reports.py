@@ -24,7 +24,7 @@ from airflow_llm_provider.ledger.daily import (
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope, Saving, new_id
-from airflow_llm_provider.ledger.reports import BY, Costs, Filter, costs, spent_micro_usd
+from airflow_llm_provider.ledger.reports import BY, Costs, Filter, cost_of_run, costs
 from airflow_llm_provider.ledger.schema import call, daily, saving
 from airflow_llm_provider.pricing import Usage, rate_card
 
@@ -231,9 +231,9 @@ async def test_a_saving_is_kept_whatever_its_texts_hold(ledger_url: str) -> None
     ledger.close()
 
 
-def test_a_run_has_cost_what_is_paid_and_what_may_be(database: Database) -> None:
+def test_what_a_run_has_paid_and_what_may_have_been_billed_stand_apart(database: Database) -> None:
     put(database, row(uncached_tokens=1_000), row(state="unproven"), row(state="failed"), row(run_id="run-2"))
-    expected = rate_card(MODELS[0]).price_micro_usd(Usage(uncached_tokens=1_000)) + 900
+    paid = rate_card(MODELS[0]).price_micro_usd(Usage(uncached_tokens=1_000))
     with database.read() as connection:
-        assert spent_micro_usd(connection, "nightly", "run-1") == expected
-        assert spent_micro_usd(connection, "nightly", "run-9") == 0
+        assert cost_of_run(connection, "nightly", "run-1") == (paid, 900)
+        assert cost_of_run(connection, "nightly", "run-9") == (0, 0)
