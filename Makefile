@@ -20,7 +20,7 @@ PARALLEL ?= -n 2 --dist loadfile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check house bench test-dags test-distributed chaos security package lower-bounds pythons stranger docs stand-in clean
+.PHONY: help demo test test-slow check house bench test-dags test-distributed chaos security package lower-bounds pythons stranger docs live stand-in clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -93,6 +93,9 @@ stranger: ## Do what a new user does: clone, the commands of README and tutorial
 
 docs: $(READY) ## Build the documentation into build/docs
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --site-dir build/docs && echo "build/docs/index.html"
+
+live: $(READY) ## Ask the real API ten small questions, under a cent, and say where the stand-in differs (BASE_URL=…, ARGS=--yes)
+	@$(VENV)/bin/python tests/live/live.py $(if $(BASE_URL),--base-url $(BASE_URL)) $(ARGS)
 
 stand-in: $(READY) ## Serve the stand-in of the Claude API (ARGS="--port 8765 --latency 0.5")
 	@$(VENV)/bin/airflow-llm stand-in $(ARGS)

@@ -69,6 +69,11 @@ class CheckedPartial(OperatorPartial):
         return task
 
 
+def drop(partial: OperatorPartial) -> None:
+    """Keep Airflow from warning that a partial, whose arguments are not valid, was never mapped."""
+    partial._expand_called = True
+
+
 def when_complete(task: MappedOperator, check: Callable[[], None]) -> None:
     """Call `check` when the DAG file has been parsed and all tasks have their edges; its errors are import errors."""
     # Airflow calls this method of every task once the DAG is complete, and calls nothing else of a mapped one.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import datetime as dt
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -107,6 +107,10 @@ def _is_string(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_mapping(value: Any) -> bool:
     return isinstance(value, Mapping)
 
@@ -119,6 +123,26 @@ def require_choice(argument: str, value: Any, choices: Sequence[str], more: str 
 def _is_unset(value: Any) -> bool:
     """Tell None and the text that a template leaves where nothing was given."""
     return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
+
+
+def is_absolute(place: Any) -> bool:
+    """Accept None, an absolute path, a URL, and what is known only when the task runs."""
+    return place is None or comes_later(place) or "://" in str(place) or str(place).startswith("/")
+
+
+ABSOLUTE = "it is relative, and a task may run in any working directory: give an absolute path or a URL."
+
+_SAMPLING = ("temperature", "top_p", "top_k")
+
+
+def refuse_sampling(given: Iterable[str]) -> None:
+    """Raise TypeError for an argument that current models no longer take."""
+    if named := [name for name in _SAMPLING if name in given]:
+        raise TypeError(
+            f"{named[0]}= is not an argument: the current models refuse temperature, top_p and top_k. For an older "
+            f'model that takes it: request=RequestFields(extra_body={{"{named[0]}": …}}). For several independent '
+            "answers: sample= of the hook, votes= of LLMBranchOperator."
+        )
 
 
 def _is_user(value: Any) -> bool:
@@ -245,6 +269,9 @@ class RequestFields:
             more (https://docs.claude.com/en/docs/build-with-claude/prompt-caching). It does not change the fingerprint.
         service_tier: `auto` or `standard_only`, as the API takes it; None: the API's default. It does not change the
             fingerprint.
+        enforce: whether the API itself holds answers to `output_type`. False: the prompt describes the type, and
+            answers are only checked and repaired here. For types that the API does not take, such as recursive ones,
+            and for servers that do not enforce any.
     """
 
     max_tokens: int = 4096
@@ -255,8 +282,15 @@ class RequestFields:
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     cache_ttl: Literal["5m", "1h"] = "5m"
     service_tier: Literal["auto", "standard_only"] | None = None
+    enforce: bool = True
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        """Refuse what is no field of a request any more, and say what is."""
+        refuse_sampling(given)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        require("request.enforce", self.enforce, _is_flag, "give True or False.")
         require_choice("request.cache_ttl", self.cache_ttl, ("5m", "1h"))
         if self.service_tier is not None:
             require_choice("request.service_tier", self.service_tier, ("auto", "standard_only"))
@@ -273,6 +307,16 @@ class RequestFields:
         if value is None or isinstance(value, RequestFields):
             return value or cls()
         raise _wrong_type("request", value, "RequestFields(max_tokens=…, …)")
+
+    @property
+    def strict_tools(self) -> dict[str, Mapping[str, Any]]:
+        """The schemas of the author's own tools in `extra_body` that the API enforces, by the tool's name."""
+        tools = [tool for tool in self.extra_body.get("tools") or () if _is_mapping(tool)]
+        return {
+            str(tool.get("name")): tool["input_schema"]
+            for tool in tools
+            if tool.get("strict") and _is_mapping(tool.get("input_schema"))
+        }
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -310,6 +354,7 @@ class OnInvalid:
     dead_letters: str | None = None
 
     def __post_init__(self) -> None:
+        require("on_invalid.dead_letters", self.dead_letters, is_absolute, ABSOLUTE)
         require("on_invalid.max_repairs", self.max_repairs, is_whole(0), "give a whole number, 0 or more.")
         choices = ("fail", "skip", "default", "return", "dead_letter")
         more = ' To ask a stronger model instead: route=["fast", "strong"].'

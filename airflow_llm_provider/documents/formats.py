@@ -210,6 +210,15 @@ class FormatWriter(Protocol):
         """Write what is still in memory."""
 
 
+def require_known(name: str) -> None:
+    """Raise UnknownFormat unless there is a format of this name."""
+    if name not in FORMATS:
+        raise UnknownFormat(
+            f"rows cannot be written as {name!r}: end the output in .jsonl, .csv or .parquet, "
+            "or in a slash for a folder of JSONL parts"
+        )
+
+
 def check_format(name: str) -> None:
     """Check, before the first call is paid for, that rows can be written in a format.
 
@@ -217,11 +226,7 @@ def check_format(name: str) -> None:
         UnknownFormat: there is no such format.
         MissingExtra: the format needs a package that is not installed.
     """
-    if name not in FORMATS:
-        raise UnknownFormat(
-            f"rows cannot be written as {name!r}: end the output in .jsonl, .csv or .parquet, "
-            "or in a slash for a folder of JSONL parts"
-        )
+    require_known(name)
     if name == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtra(
             "writing Parquet needs pyarrow: pip install 'airflow-provider-llm[parquet]', "

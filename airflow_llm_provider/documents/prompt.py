@@ -44,15 +44,16 @@ class DocumentPrompt:
 
     def request(self, content: Content | None) -> Request:
         """Return the request about one document; None gives the part that all requests share."""
-        blocks = [{"type": "text", "text": self.prompt}]
-        document = to_blocks(content, self.reading.framing) if content else []
         fields = self.options.request
+        prompt, schema = self.output.asking(self.prompt, fields)
+        blocks = [{"type": "text", "text": prompt}]
+        document = to_blocks(content, self.reading.framing) if content else []
         return Request(
             model=self.model,
             system=self.system,
             messages=[{"role": "user", "content": blocks + document}],
             max_tokens=fields.max_tokens,
-            schema=self.output.schema,
+            schema=schema,
             effort=fields.effort,
             extra=fields.extra,
             cache_ttl=fields.cache_ttl,
@@ -82,7 +83,8 @@ class DocumentPrompt:
         key = hashlib.sha256(self.request(None).fingerprint.encode() + to_json(shapes)).hexdigest()
         # Without the prompt: it may name the day, and answers to an edited prompt are still the best estimate.
         shared = [self.asked_by, self.endpoint.address, self.options.version, self.output.schema]
-        family = hashlib.sha256(to_json([*shared, self.options.request.effort])).hexdigest()[:16]
+        fields = self.options.request
+        family = hashlib.sha256(to_json([*shared, fields.effort, fields.enforce])).hexdigest()[:16]
         # The way to keep derived values in a frozen dataclass.
         object.__setattr__(self, "family", family)
         object.__setattr__(self, "_key", key)

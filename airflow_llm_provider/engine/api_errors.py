@@ -46,6 +46,11 @@ _OUT_OF_MONEY = ("credit balance is too low", "reached your specified")
 _DISABLED = ("organization has been disabled", "organization is disabled")
 _TOO_LONG = ("prompt is too long", "input is too long", "exceed context limit")
 _BLOCKED = "blocked by content filtering policy"
+# Of a schema. Not all of the API's limits are published, so a type that was checked may get one of these.
+_SCHEMA_REFUSED = (
+    *("output_config.format.schema", "schemas contains too many", "circular reference detected in schema"),
+    *("schema is too complex", "compiled grammar is too large"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +166,11 @@ class ErrorResponse:
             return BadRequest(
                 f"{self.said}. Something between Airflow and the API answered in its place, and redirects are not "
                 "followed. Check the host and proxy of the Airflow connection."
+            )
+        if self._says(*_SCHEMA_REFUSED):
+            return BadRequest(
+                f"{self.said}. The output type is over a limit of the API. Simplify it, or ask without the API's "
+                "enforcement: request=RequestFields(enforce=False)."
             )
         return BadRequest(self.said)
 

@@ -21,6 +21,7 @@ import orjson
 from airflow_llm_provider.engine.api_errors import ErrorResponse
 from airflow_llm_provider.engine.reply import blocked_reply, json_of_reply
 from airflow_llm_provider.engine.request import Request, to_json
+from airflow_llm_provider.engine.schema_limits import in_dialect
 from airflow_llm_provider.errors import AuthenticationFailed, BadRequest, LLMError, NetworkError
 
 if TYPE_CHECKING:
@@ -345,9 +346,7 @@ class AnthropicClient:
             import anthropic
 
             try:
-                taken = anthropic.transform_schema(_prepared(schema))
-            except BadRequest:
-                raise
+                taken = anthropic.transform_schema(in_dialect(schema))
             except Exception as error:
                 raise BadRequest(
                     f"The output type has a part that the API has no schema for ({error}). Give every field a type "
@@ -516,21 +515,3 @@ def _silence_loggers() -> None:
         # A filter holds for one logger and not for those below it, so each gets its own.
         if name in _LIBRARY_LOGGERS or name.startswith(tuple(f"{top}." for top in _LIBRARY_LOGGERS)):
             logging.getLogger(name).addFilter(_drop_below_warning)
-
-
-def _prepared(schema: Any) -> Any:
-    """Return a schema that the API's dialect can express; raises BadRequest if it would lose fields."""
-    if isinstance(schema, list):
-        return [_prepared(part) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    if schema.get("type") == "object" and schema.get("additionalProperties") and not schema.get("properties"):
-        raise BadRequest(
-            "The output type has a dict with keys of the model's choice. Structured output can't express it, and it "
-            "would always be empty. Ask for a list of entries with a key and a value instead. Nothing was sent."
-        )
-    prepared = {name: _prepared(part) for name, part in schema.items()}
-    if isinstance(types := schema.get("type"), list):  # the SDK takes one type at a time
-        del prepared["type"]
-        prepared["anyOf"] = [{"type": name} for name in types]
-    return prepared

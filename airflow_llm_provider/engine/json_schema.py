@@ -69,10 +69,6 @@ def _no_schema(why: str) -> TerminalError:
     return TerminalError(f"output_type= is not a JSON schema of draft 2020-12: {short}. Nothing was sent.")
 
 
-# https://platform.claude.com/docs/en/build-with-claude/structured-outputs, "Schema complexity limits".
-_MOST_OPTIONAL = 24
-
-
 def resolve_reference(reference: str, root: Mapping[str, Any]) -> Any:
     """Return the part of `root` that a `$ref` points to, or None if it points to nothing in it."""
     from referencing import Registry
@@ -97,8 +93,7 @@ def fields_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 def part_of(schema: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any] | None:
     """Return the schema of some of an object's fields, each of them optional, with the definitions they use.
 
-    None if the API would reject it, because it limits the number of optional fields, or if a reference points
-    outside of the part.
+    None if a reference points outside of the part.
     """
     fields = fields_of(schema)
     part: dict[str, Any] = {
@@ -112,9 +107,7 @@ def part_of(schema: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Any
         return None
     if used:
         part["$defs"] = {name: definitions[name] for name in definitions if name in used}
-    # The API's limit counts the fields of all objects together.
-    optional = sum(len(each.get("properties", ())) - len(each.get("required", ())) for each in _walk(part))
-    return part if optional <= _MOST_OPTIONAL else None
+    return part
 
 
 def names_in(schema: Mapping[str, Any]) -> frozenset[str]:

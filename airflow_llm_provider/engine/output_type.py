@@ -24,7 +24,9 @@ from airflow_llm_provider.engine.json_repair import (
     writable,
 )
 from airflow_llm_provider.engine.json_schema import DECIMAL, fields_of, names_in, part_of, require_checkable
+from airflow_llm_provider.engine.schema_limits import problem_of
 from airflow_llm_provider.errors import InvalidOutput, TerminalError, without_text
+from airflow_llm_provider.options import RequestFields
 from airflow_llm_provider.validators import Complaint
 
 # The API wants an object at the top level. Anything else is put into one field of this name.
@@ -187,13 +189,51 @@ class OutputType:
         tops = list(dict.fromkeys(self._field or place.partition(".")[0] for place in places))
         return tops if set(tops) <= set(self.fields) else []
 
-    def part(self, names: Iterable[str]) -> Mapping[str, Any] | None:
-        """Return the schema of some top-level fields, always the same object; None if the API would reject it."""
+    def asking(self, prompt: str, fields: RequestFields) -> tuple[str, Mapping[str, Any] | None]:
+        """Return the prompt of a request, and the schema that the API enforces.
+
+        Args:
+            prompt: The author's.
+            fields: They say whether the API enforces the schema; otherwise the prompt describes it.
+
+        Raises:
+            TerminalError: The API would refuse the request.
+        """
+        self.require_enforceable(fields)
+        if self.schema is None or fields.enforce:
+            return prompt, self.schema
+        return f"{prompt}\n\n{described(self.schema)}", None
+
+    def require_enforceable(self, fields: RequestFields) -> None:
+        """Raise TerminalError if the API would refuse what it is to enforce: this type, and strict tools."""
+        strict_tools = fields.strict_tools
+        if not strict_tools and not fields.enforce:
+            return
+        problem = problem_of({**self._own_schema(fields), **strict_tools}) if strict_tools else self._problem
+        if problem:
+            raise TerminalError(f"{problem} Nothing was sent.")
+
+    @cached_property
+    def _problem(self) -> str | None:
+        return problem_of(self._own_schema(RequestFields()))
+
+    def _own_schema(self, fields: RequestFields) -> Mapping[str, Mapping[str, Any]]:
+        inner = self._inner_schema if fields.enforce else None
+        return {} if inner is None else {"output_type": inner}
+
+    def part(self, names: Iterable[str], *, enforce: bool) -> Mapping[str, Any] | None:
+        """Return the schema of some top-level fields, always the same object; None if there is none for a request.
+
+        Args:
+            names: of the fields; a part may leave out each of them.
+            enforce: Whether the API is to enforce it.
+        """
         wanted = tuple(names)
         if wanted not in self._parts:
             # Kept, because the client caches the API's form of a schema by the identity of the schema.
             self._parts[wanted] = part_of(self.schema or {}, wanted)
-        return self._parts[wanted]
+        part = self._parts[wanted]
+        return None if part is not None and enforce and problem_of({"part": part}) else part
 
     @cached_property
     def is_importable(self) -> bool:
@@ -385,6 +425,14 @@ class OutputType:
         if self.is_text or inner.get("type") == "object" or "$ref" in inner:
             return None
         return _LIST_FIELD if self.is_list else _VALUE_FIELD
+
+
+def described(schema: Mapping[str, Any]) -> str:
+    """Return the instruction that asks for an answer of a schema that the API does not enforce."""
+    return (
+        "Answer with one JSON object and nothing else: no words before or after it, no code fence. It must fit this "
+        f"JSON schema:\n\n{json.dumps(schema, ensure_ascii=False)}"
+    )
 
 
 def _is_finite(plain: Any) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from airflow_llm_provider.engine.calls import Call
 from airflow_llm_provider.engine.json_repair import is_cut_off, member_spans, replace_members, writable
-from airflow_llm_provider.engine.output_type import OutputType
+from airflow_llm_provider.engine.output_type import OutputType, described
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.text_block import Framing, text_block
 from airflow_llm_provider.errors import InvalidOutput
@@ -110,9 +110,13 @@ def _small(
         shown, draft = "{" + ", ".join(bad) + "}", structure
     else:
         names, shown, draft = list(output.fields), answer, "{}"
-    if not names or (part := output.part(names)) is None:
+    # A request whose type the API does not enforce has no schema, and neither has its repair.
+    enforce = asked.schema is not None
+    if not names or (part := output.part(names, enforce=enforce)) is None:
         return None
-    request = dataclasses.replace(_about(asked, shown, error, framing, _FIELDS), schema=part)
+    instruction = _FIELDS if enforce else f"{_FIELDS}\n\n{described(part)}"
+    request = _about(asked, shown, error, framing, instruction)
+    request = dataclasses.replace(request, schema=part) if enforce else request
     return Repair(request=request, has_source=False, draft=draft, names=names)
 
 

@@ -8,7 +8,18 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.options import Check, Options, comes_later, is_list, is_whole, require
+from airflow_llm_provider.options import (
+    ABSOLUTE,
+    Check,
+    Options,
+    RequestFields,
+    comes_later,
+    is_absolute,
+    is_list,
+    is_whole,
+    refuse_sampling,
+    require,
+)
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
 
@@ -83,6 +94,7 @@ def require_arguments(arguments: Mapping[str, Any], *, templated: Collection[str
             runs.
         templated: the arguments in which these may stand.
     """
+    refuse_sampling(arguments)
     given = {name: value for name, value in arguments.items() if not comes_later(value)}
     known = {*_DATA, *_PLAIN, *_OPTIONS}
     # Airflow renders template fields only. Elsewhere the text of the template itself would become the value.
@@ -99,8 +111,11 @@ def require_arguments(arguments: Mapping[str, Any], *, templated: Collection[str
             require(name, given[name], check, cure)
     if is_list(given.get("model")):
         raise ValueError(f"model={given['model']!r}: name one. Several to escalate through are a route=.")
+    require_absolute("output", given.get("output"))
     # Made only to be checked: each value object checks itself.
-    Options.of(given)
+    options = Options.of(given)
+    # A decorator does not know the DAG's default_args, among which there may be a `request`.
+    require_output_type(given.get("output_type"), options.request if "request" in given else None)
     require_messages(given.get("messages") or ())
     by_name(given.get("tools") or ())
 
@@ -111,6 +126,33 @@ def require_data(name: str, value: Any, check: Check | None = None, cure: str = 
         check, cure = _DATA[name]
     if not check(value):
         raise ValueError(f"{name}= is of type {type(value).__name__}: {cure}")
+
+
+def require_output_type(output_type: Any, request: RequestFields | None = None) -> None:
+    """Raise ValueError for what is no type or schema, and for one that the API would not enforce.
+
+    Args:
+        output_type: the operator's.
+        request: the fields of the request; None: the type is not looked at for the API.
+    """
+    if output_type is None and not (request and request.strict_tools):
+        return
+    # Here, so that a DAG file without types of its own does not load the modules.
+    from airflow_llm_provider.engine.output_type import OutputType
+    from airflow_llm_provider.errors import TerminalError
+
+    try:
+        output = OutputType(output_type)
+        _ = output.schema, output.item_schema
+        if request is not None:
+            output.require_enforceable(request)
+    except TerminalError as error:
+        raise ValueError(str(error).removesuffix(" Nothing was sent.")) from None
+
+
+def require_absolute(argument: str, place: Any) -> None:
+    """Raise ValueError for a relative path."""
+    require(argument, place, is_absolute, ABSOLUTE)
 
 
 def require_messages(messages: Any) -> None:

@@ -131,11 +131,12 @@ class ClaudeHook(BaseHook):
             LLMError: a retry of the task may help. Outside of a task, every error is one.
         """
         from airflow_llm_provider.hooks.question import Question
+        from airflow_llm_provider.hooks.session import known
 
         question = Question.of({**options, "prompt": prompt, "inputs": inputs, "output_type": output_type})
-        context = current_context()
+        how, context = Options.of(known(options)), current_context()
         try:
-            return self.answer(question, Options.of(options), context)
+            return self.answer(question, how, context)
         except AnswerError as error:
             raise self.for_airflow(error, context) from error
 

@@ -12,7 +12,6 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider.errors import without_text
 from airflow_llm_provider.hooks.arguments import require_data
-from airflow_llm_provider.options import InvalidArgument
 
 
 def is_file(value: Any) -> bool:
@@ -138,16 +137,6 @@ def _storage_path(url: str) -> Any:
             f"No provider that is installed reads or writes {scheme}:// URLs. {cure}, on workers and triggerers alike."
         )
     return ObjectStoragePath(url)
-
-
-def require_absolute(argument: str, place: str | None) -> None:
-    """Raise ValueError for a relative path; None is accepted."""
-    if place and "://" not in place and not place.startswith("/"):
-        raise InvalidArgument(
-            argument,
-            place,
-            "it is relative, and a task may run in any working directory: give an absolute path or a URL.",
-        )
 
 
 def write(location: str, value: Any) -> str:

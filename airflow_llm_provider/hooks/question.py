@@ -18,8 +18,7 @@ from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import InvalidOutput, TerminalError
-from airflow_llm_provider.hooks.arguments import require_data, require_messages
-from airflow_llm_provider.hooks.files import require_absolute
+from airflow_llm_provider.hooks.arguments import require_absolute, require_data, require_messages
 from airflow_llm_provider.options import Options, message_at_run_time
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
@@ -84,9 +83,10 @@ class Question:
         blocks = [
             block for name, value in self._inputs(text).items() for block in content_blocks(name, value)
         ]
+        prompt, schema = self.output.asking(self.prompt, options.request)
         messages = [
             *self.messages,
-            {"role": "user", "content": [*blocks, {"type": "text", "text": self.prompt}]},
+            {"role": "user", "content": [*blocks, {"type": "text", "text": prompt}]},
         ]
         return Request(
             model=engine.endpoint.model(options.models[0]),
@@ -96,7 +96,7 @@ class Question:
             # here.
             input_ceiling=ceiling_of_blocks(messages),
             max_tokens=options.request.max_tokens,
-            schema=self.output.schema,
+            schema=schema,
             tools=[tool.definition for tool in by_name(self.tools).values()],
             effort=options.request.effort,
             extra=options.request.extra,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.hooks.question import Question
-from airflow_llm_provider.options import Options
+from airflow_llm_provider.options import Options, refuse_sampling
 
 if TYPE_CHECKING:
     from airflow_llm_provider.engine.engine import Engine
@@ -49,6 +49,14 @@ class AskOptions(TypedDict, total=False):
     reuse: Reuse
     version: str
     tags: Sequence[str]
+
+
+def known(options: AskOptions) -> AskOptions:
+    """Return the options; raises TypeError for a name that is not among them, which would change nothing."""
+    refuse_sampling(options)
+    if unknown := sorted(options.keys() - AskOptions.__annotations__.keys()):
+        raise TypeError(f"{unknown[0]}= is not an option of ask() and map(): see AskOptions.")
+    return options
 
 
 class Claude:
@@ -112,7 +120,7 @@ class Claude:
             LLMError: there is no valid answer, and why.
         """
         asked = Question.of({**options, "prompt": prompt, "inputs": inputs, "output_type": output_type})
-        how = Options.of(options)
+        how = Options.of(known(options))
         return await asked.ask(self.engine, how, self._scope_of(how))
 
     @overload
@@ -165,7 +173,7 @@ class Claude:
             max_in_flight: how many are asked at once.
             **options: see AskOptions.
         """
-        how = Options.of(options)
+        how = Options.of(known(options))
         scope = self._scope_of(how)
         base = Question.of({**options, "prompt": prompt, "output_type": output_type})
         free = asyncio.Semaphore(max_in_flight)

@@ -15,7 +15,12 @@ from airflow_llm_provider.hooks.arguments import require_data
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
 from airflow_llm_provider.hooks.files import is_file, with_files_read
-from airflow_llm_provider.operators.task import ATTRIBUTES, SHARED_TEMPLATE_FIELDS, ClaudeTask
+from airflow_llm_provider.operators.task import (
+    ATTRIBUTES,
+    SHARED_TEMPLATE_FIELDS,
+    ClaudeTask,
+    require_enforceable,
+)
 from airflow_llm_provider.options import (
     Budget,
     LongInput,
@@ -231,7 +236,9 @@ class ClaudeOperator(ClaudeTask):
     def partial(cls, **kwargs: Any) -> DeferrablePartial:
         """Return a partial whose `.expand()` decides where the task runs; its arguments are checked at once."""
         cls.require_arguments(kwargs)
-        return DeferrablePartial.of(super().partial(**kwargs))
+        made = super().partial(**kwargs)
+        require_enforceable(made, kwargs)
+        return DeferrablePartial.of(made)
 
     @classmethod
     def start_mapped_in_triggerer(cls, task: MappedOperator) -> None:

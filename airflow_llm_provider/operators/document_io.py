@@ -12,7 +12,8 @@ from airflow.sdk import XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from airflow_llm_provider import _airflow
-from airflow_llm_provider.hooks.files import is_file, named_roots, object_storage, require_absolute
+from airflow_llm_provider.hooks.arguments import require_absolute
+from airflow_llm_provider.hooks.files import is_file, named_roots, object_storage
 from airflow_llm_provider.options import comes_later, message_at_run_time
 
 if TYPE_CHECKING:
@@ -62,6 +63,21 @@ def require_resolvable(task_id: str, documents: Any) -> None:
             f"{task_id}: documents= is a list with another task's output in it, which Airflow would not resolve: "
             "give that output itself, or join several as `first.concat(second)`."
         )
+
+
+def require_possible(output: Any, documents: Any) -> None:
+    """Raise ValueError, when the DAG is parsed, for an output that no run can write; templates are checked there."""
+    if output is None or comes_later(str(output)):
+        return
+    from airflow_llm_provider.documents.formats import require_known
+
+    require_absolute("output", output)
+    name = str(output).rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    if stem and dot:
+        require_known(suffix.lower())
+    if is_literal(documents) and not isinstance(documents, (list, tuple)):
+        _require_apart([str(output)], documents, "path")
 
 
 def is_mapped_over_a_task(task: Any) -> bool:

@@ -21,10 +21,11 @@ from airflow_llm_provider.operators.document_io import (
     is_literal,
     is_mapped_over_a_task,
     readable_roots,
+    require_possible,
     require_resolvable,
     row_sink,
 )
-from airflow_llm_provider.operators.task import SHARED_TEMPLATE_FIELDS, ClaudeTask
+from airflow_llm_provider.operators.task import SHARED_TEMPLATE_FIELDS, ClaudeTask, require_enforceable
 from airflow_llm_provider.options import (
     Budget,
     InvalidArgument,
@@ -176,13 +177,16 @@ class ClaudeDocumentsOperator(ClaudeTask):
     def partial(cls, **kwargs: Any) -> OperatorPartial:
         """Return a partial; its arguments are checked at once."""
         cls.require_arguments(kwargs)
-        return super().partial(**kwargs)
+        made = super().partial(**kwargs)
+        require_enforceable(made, kwargs)
+        return made
 
     @classmethod
     def require_arguments(cls, arguments: Mapping[str, Any]) -> None:
         """Raise TypeError or ValueError, when the DAG is parsed, for arguments that are not valid."""
         super().require_arguments(arguments)
         require_resolvable(str(arguments.get("task_id")), arguments.get("documents"))
+        require_possible(arguments.get("output"), arguments.get("documents"))
         if not comes_later(reading := arguments.get("reading")):
             Reading.of(reading)
         if "max_failed" in arguments and not comes_later(arguments["max_failed"]):

@@ -14,14 +14,22 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_llm_provider import _airflow
 from airflow_llm_provider.errors import BudgetWaits, RetryableError
-from airflow_llm_provider.hooks.arguments import require_arguments
+from airflow_llm_provider.hooks.arguments import require_arguments, require_output_type
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson, ClaudeHook
-from airflow_llm_provider.options import VALUE_OBJECTS, Options, message_at_run_time
+from airflow_llm_provider.options import (
+    VALUE_OBJECTS,
+    Options,
+    RequestFields,
+    message_at_run_time,
+    refuse_sampling,
+)
 
 if TYPE_CHECKING:
     import jinja2
     from airflow.sdk import Context
+    from airflow.sdk.definitions.mappedoperator import OperatorPartial
 
 _SPREAD = 0.1  # of the delay, so that tasks with the same Retry-After do not all start together
 
@@ -71,6 +79,17 @@ ATTRIBUTES = {
 """The attributes of arguments whose names BaseOperator uses for something else."""
 
 
+def require_enforceable(made: OperatorPartial, given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a partial whose output type the API would refuse; `request` may be among default_args."""
+    scopes = [scope for scope in (made.kwargs.get("dag"), made.kwargs.get("task_group")) if scope]
+    given = {**{name: each for scope in scopes for name, each in (scope.default_args or {}).items()}, **given}
+    try:
+        require_output_type(given.get("output_type"), RequestFields.of(given.get("request")))
+    except ValueError:
+        _airflow.drop(made)
+        raise
+
+
 class ClaudeTask(BaseOperator):
     """A task that asks Claude through a connection; the base of the package's operators."""
 
@@ -80,6 +99,7 @@ class ClaudeTask(BaseOperator):
     claude_conn_id: str
 
     def __init__(self, **kwargs: Any) -> None:
+        refuse_sampling(kwargs)
         # An argument that is set here would win over the author's own policy in `default_args`.
         if "retry_policy" not in (kwargs.get("default_args") or {}):
             kwargs.setdefault("retry_policy", ClaudeRetryPolicy())

@@ -80,13 +80,13 @@ _STAND_INS: Mapping[str, str] = {  # values of formats that the document has no 
 
 
 def answer(question: Question) -> str:
-    """Answer `question` from its own text: JSON if it has a schema, else the sentences that fit best.
+    """Answer `question` from its own text: JSON if it has or describes a schema, else the sentences that fit best.
 
     Tool results come before the document. Without a schema they are used instead of it.
     """
     results = "\n\n".join(question.tool_results)
     document = "\n\n".join(map(_in_lines, question.documents))
-    if (schema := question.schema) is None:
+    if (schema := question.schema or question.described_schema) is None:
         return extract(Text(results or document), question.prompt)
     try:
         text = Text(f"{results}\n\n{document}" if results else document)

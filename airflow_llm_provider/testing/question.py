@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from airflow_llm_provider.testing.schema_rules import check_schemas
 from airflow_llm_provider.testing.tool_rules import check_tools
 from airflow_llm_provider.testing.wire import ApiError
 
@@ -23,6 +25,7 @@ IMAGE_TOKENS = 1_500
 PDF_PAGE_TOKENS = 2_000
 
 _MAX_BREAKPOINTS = 4
+_DECODER = json.JSONDecoder()
 _TAGGED = re.compile(r"<([\w.:-]*document[\w.:-]*)(?:\s[^<>]*)?>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _PDF_PAGE = re.compile(rb"/Type\s*/Page(?![a-zA-Z])")
 
@@ -88,6 +91,18 @@ class Question:
     def schema(self) -> dict[str, Any] | None:
         """Return the JSON schema of the answer, if the request has one."""
         return _schema(self.body)
+
+    @cached_property
+    def described_schema(self) -> dict[str, Any] | None:
+        """Return the JSON schema that the instructions describe, which nothing enforces."""
+        for found in re.finditer(r"\{\s*\"", self.prompt):
+            try:
+                schema, _ = _DECODER.raw_decode(self.prompt, found.start())
+            except ValueError:
+                continue
+            if schema.keys() & {"type", "properties", "$ref", "anyOf"}:
+                return dict(schema)
+        return None
 
     @property
     def tool_names(self) -> list[str]:
@@ -162,6 +177,8 @@ def read_question(body: Any, *, key: str = "", count_only: bool = False) -> Ques
     blocks = list(_blocks(body))
     _check_texts(body)
     check_tools(body)
+    if not count_only:  # the API counts tokens without compiling anything
+        check_schemas(body)
     if (
         marked := sum(block.ttl is not None for block in blocks) + ("cache_control" in body)
     ) > _MAX_BREAKPOINTS:

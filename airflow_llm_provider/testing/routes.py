@@ -38,6 +38,7 @@ WHAT_THIS_IS = (
 
 _BODY_BYTES = 32 * 1024 * 1024  # the API's own limit
 _DRIBBLES = 20
+_SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 _ID = web.RequestKey("id", str)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -276,6 +277,8 @@ class _Routes:
             contract.check(body, schema="CountMessageTokensParams" if count_only else "CreateMessageParams")
         question = read_question(body, key=key, count_only=count_only)
         model = self._model(question.model)
+        if not model.takes_sampling and (named := _SAMPLING & question.body.keys()):
+            raise ApiError(400, f"`{min(named)}` is deprecated for this model.")
         if question.tokens > model.max_input_tokens:
             raise ApiError(
                 400, f"prompt is too long: {question.tokens} tokens > {model.max_input_tokens} maximum"

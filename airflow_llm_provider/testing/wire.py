@@ -30,13 +30,18 @@ _EVENT_CHARS = 48  # about how much text one content_block_delta of the API carr
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model of the stand-in; its limits apply to requests, as the API's do."""
+    """A model of the stand-in; its limits apply to requests, as the API's do.
+
+    Attributes:
+        takes_sampling: whether it takes temperature, top_p and top_k, which current models refuse.
+    """
 
     id: str
     name: str
     line: str
     max_input_tokens: int = 1_000_000
     max_tokens: int = 64_000
+    takes_sampling: bool = False
     deprecated_at: str | None = None
     retires_at: str | None = None
 
@@ -67,6 +72,7 @@ MODELS: tuple[Model, ...] = (
         name="Claude Sonnet 4.5",
         line="sonnet",
         max_input_tokens=200_000,
+        takes_sampling=True,
         deprecated_at="2026-05-30T00:00:00Z",
         retires_at="2026-11-30T00:00:00Z",
     ),
