@@ -21,7 +21,7 @@ import orjson
 from airflow_llm_provider.engine.api_errors import ErrorResponse
 from airflow_llm_provider.engine.reply import blocked_reply, json_of_reply
 from airflow_llm_provider.engine.request import Request, to_json
-from airflow_llm_provider.engine.schema_limits import in_dialect
+from airflow_llm_provider.engine.schema_limits import in_dialect, problem_of
 from airflow_llm_provider.errors import AuthenticationFailed, BadRequest, LLMError, NetworkError
 
 if TYPE_CHECKING:
@@ -342,6 +342,9 @@ class AnthropicClient:
             return None
         known = self._schemas.get(id(schema))
         if known is None:
+            # Also what was checked when its DAG was parsed: a request may be made by hand.
+            if problem := problem_of({"output_type": schema}):
+                raise BadRequest(f"{problem} Nothing was sent.")
             _load_sdk()
             import anthropic
 

@@ -358,7 +358,7 @@ async def test_a_dict_of_the_models_own_keys_is_refused_rather_than_always_empty
     engine: Engine, claude_server: StandIn
 ) -> None:
     schema = OutputType(dict[str, int]).schema
-    with pytest.raises(BadRequest, match=r"^The output type has a dict .* list of entries"):
+    with pytest.raises(BadRequest, match=r"^output_type is a dict .* list of entries"):
         await engine.ask(about(schema=schema), make_terms(SCOPE, output=OutputType(dict[str, int])))
     assert claude_server.seen == 0
 
