@@ -176,8 +176,8 @@ class ErrorResponse:
 
     def _out_of_money(self) -> SpendLimitReached:
         return SpendLimitReached(
-            f"{self.said}. The account's own limit is reached or its credit is used up. See billing and limits in the "
-            "Claude Console, then clear the task: paid answers are kept."
+            f"{self.said}. The account's own limit is reached, or its credit is used up. Raise it in the Claude "
+            "Console, and clear the task: paid answers are kept."
         )
 
     def _says(self, *words: str) -> bool:

@@ -54,6 +54,7 @@ class _BucketState:
     Attributes:
         max_pause_s: The longest pause that is waited for, in seconds.
         paused_until_s: When the pause ends that the API asked for.
+        current_limits: The limits that were learned from headers, in any process.
     """
 
     def __init__(self, bucket: Bucket, ledger: Ledger, now: Callable[[], float], max_pause_s: float) -> None:
@@ -61,7 +62,7 @@ class _BucketState:
         self.paused_until_s = float("-inf")
         self._read_at_s = self._limited_until_s = self._slowed_at_s = self._stored_at_s = float("-inf")
         self._known_pause_ms = 0.0
-        self._stored_limits = self._current_limits = Limits()
+        self._stored_limits = self.current_limits = Limits()
         self._unlimited_calls, self._first_limits = 0, asyncio.Event()
         self._correction = NO_AMOUNTS
         self._tokens_per_byte = 1 / BYTES_PER_TOKEN
@@ -69,8 +70,6 @@ class _BucketState:
         self._replies = 0
         self._reading: asyncio.Task[None] | None = None
         self._publishing: set[asyncio.Task[None]] = set()
-
-    # -- the current state ---------------------------------------------------------------------------
 
     @property
     def is_fresh(self) -> bool:
@@ -137,8 +136,6 @@ class _BucketState:
         self._apply_state(block.state, at_s)
         return block, at_s
 
-    # -- what calls use ------------------------------------------------------------------------------
-
     def cost(self, request: Request) -> Amounts:
         """Return what a call is expected to use: requests, input tokens, output tokens."""
         output = min(self._expected_output, request.max_tokens)
@@ -162,8 +159,6 @@ class _BucketState:
     def give_back(self, unused: Amounts) -> None:
         """Give back what was leased and not used, with the next block."""
         self.add_correction((-unused[0], -unused[1], -unused[2]))
-
-    # -- what the server says ------------------------------------------------------------------------
 
     def pause(self, quiet_s: float, *, limited_at_s: float | None, is_ramp: bool = False) -> None:
         """Send nothing for a while, in all processes.
@@ -191,19 +186,19 @@ class _BucketState:
             )
         )
 
-    def read_headers(self, headers: Mapping[str, str]) -> None:
-        """Learn the limits from a response.
+    def read_headers(self, headers: Mapping[str, str]) -> bool:
+        """Learn the limits from a response; return whether it states any.
 
         They are stored once more than half of one is used, because until then no call has to wait; limits that are
         stored already are replaced as soon as the server states others.
         """
         if self.bucket.stated:
-            return
+            return True
         limits, is_half_used = limits_in_headers(headers)
         is_new = limits != self._stored_limits or self.now() - self._stored_at_s > _STORE_AGAIN_S
-        has_changed = self.is_limited and bool(self._current_limits) and limits != self._current_limits
+        has_changed = self.is_limited and bool(self.current_limits) and limits != self.current_limits
         if limits and ((is_half_used and is_new) or has_changed):
-            self._stored_limits = self._current_limits = limits
+            self._stored_limits = self.current_limits = limits
             self._stored_at_s = self.now()
             self._publish(
                 lambda connection, now_ms: rate_limits.store_limits(connection, now_ms, self.bucket, limits)
@@ -211,6 +206,15 @@ class _BucketState:
         # Otherwise the waiting calls go on when the limits are stored: see `_publish`.
         elif not is_half_used:
             self._first_limits.set()
+        return bool(limits)
+
+    def forget_limits(self) -> None:
+        """Forget the limits that were learned: a reply came that states none."""
+        if self.current_limits and not self.bucket.stated:
+            self._stored_limits = self.current_limits = Limits()
+            self._publish(
+                lambda connection, now_ms: rate_limits.forget_limits(connection, now_ms, self.bucket)
+            )
 
     async def close(self) -> None:
         """Finish storing, and give back what was leased and not used."""
@@ -253,7 +257,7 @@ class _BucketState:
                 self.paused_until_s, at_s + (shared.quiet_until_ms - shared.now_ms) / 1000
             )
         self._limited_until_s = at_s + (shared.paced_until_ms - shared.now_ms) / 1000
-        self._current_limits = shared.learnt
+        self.current_limits = shared.learnt
 
     def _publish(self, work: Callable[[sa.Connection, int], LimiterState]) -> None:
         """Store what the API said in the ledger at once, while the call goes on."""
@@ -307,6 +311,7 @@ class _PermitQueue:
         self._dag_id, self._sleep = dag_id, sleep
         self._waiting: deque[tuple[asyncio.Future[None], Amounts]] = deque()
         self._leased: deque[_LeasedPermit] = deque()
+        self._leased_under = state.current_limits
         self._serving: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._blocks, self._admitted, self._leased_at_s = 0, 0, state.now()
@@ -387,6 +392,8 @@ class _PermitQueue:
                     await self.wait_out_pause()
                     if not self._anyone_waits():
                         break
+                if state.current_limits != self._leased_under:
+                    self._leased.clear()  # their times follow from another limit
                 # The state was read just now: it counts, however long reading it took.
                 if not state.is_limited:
                     if not self._admit_unlimited():
@@ -458,6 +465,7 @@ class _PermitQueue:
         elapsed_s = max(self.state.now() - self._leased_at_s, _SPARE_S / 2)
         expected = int(self._admitted / elapsed_s * _SPARE_S)
         self._admitted, self._leased_at_s = 0, self.state.now()
+        self._leased_under = self.state.current_limits
         block, from_s = await self.state.lease_block(
             self.state.ledger.holder, self._dag_id, costs, max(0, expected - len(costs))
         )
@@ -540,7 +548,7 @@ class RateLimiter:
             await state.close()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Permit:
     """Permission to send one request now. Its holder reports how that went.
 
@@ -549,12 +557,14 @@ class Permit:
         cost: What the call is expected to use.
         ceiling_tokens: The most input tokens that the call can have.
         at_s: When it was given.
+        is_limit_stated: Whether the headers of the response state a limit.
     """
 
     queue: _PermitQueue
     cost: Amounts
     ceiling_tokens: int
     at_s: float
+    is_limit_stated: bool = False
 
     async def wait_out_pause(self) -> None:
         """Wait until the pause ends, if one began since the permit was given."""
@@ -562,13 +572,16 @@ class Permit:
 
     def read_headers(self, headers: Mapping[str, str]) -> None:
         """Learn the limits from a response's headers."""
-        self.queue.state.read_headers(headers)
+        self.is_limit_stated = self.queue.state.read_headers(headers)
 
     def record_usage(self, usage: Usage) -> None:
         """Correct the bucket by what the call used."""
         # Tokens read from the prompt cache do not count against the limits.
         took = (1.0, float(usage.input_tokens - usage.cache_read_tokens), float(usage.output_tokens))
         self.queue.state.learn(self.cost, took, self.ceiling_tokens)
+        # Only a reply tells that there is no limit any more. An error, such as a gateway's, states none anyway.
+        if not self.is_limit_stated:
+            self.queue.state.forget_limits()
 
     def record_error(self, error: Exception) -> None:
         """Pause all processes if the error asks for it, and give back the tokens of a call that was not billed."""
@@ -577,13 +590,10 @@ class Permit:
         state = self.queue.state
         if not error.billed:
             state.give_back((0.0, *self.cost[1:]))
-        is_limit = isinstance(error, RateLimited)
-        if error.retry_after_s or is_limit:
-            state.pause(
-                error.retry_after_s or 0.0,
-                limited_at_s=self.at_s if is_limit else None,
-                is_ramp=isinstance(error, RampLimited),
-            )
+        limited_at_s = self.at_s if isinstance(error, RateLimited) else None
+        if error.retry_after_s or limited_at_s is not None:
+            is_ramp = isinstance(error, RampLimited)
+            state.pause(error.retry_after_s or 0.0, limited_at_s=limited_at_s, is_ramp=is_ramp)
 
     def release(self) -> None:
         """Give the permit to the next waiting call; nothing was sent with it."""

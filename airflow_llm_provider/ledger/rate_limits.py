@@ -225,10 +225,23 @@ def store_limits(connection: sa.Connection, now_ms: float, bucket: Bucket, limit
     """Store the limits that the API's headers state; from then on calls are spread evenly."""
     row = _locked_row(connection, bucket)
     values: dict[str, Any] = dict(zip(("rpm", "itpm", "otpm"), limits.per_minute, strict=True))
+    before = _learnt(row).per_minute
     # Limits are stored once half of one is used, so there is no full burst to begin with.
     if row.learnt_ms < now_ms - _FORGOTTEN_MS:
         values |= {name: max(getattr(row, name), now_ms + limits.burst_s * 1000) for name in _FREE}
+    elif any(old and (not new or new > old) for old, new in zip(before, limits.per_minute, strict=True)):
+        # What is reserved ahead, on all timelines, follows from the lower limit. Processes lease anew.
+        values |= {name: min(getattr(row, name), now_ms + limits.burst_s * 1000) for name in _FREE}
     _update(connection, bucket, learnt_ms=now_ms, **values)
+    return read_state(connection, now_ms, bucket)
+
+
+def forget_limits(connection: sa.Connection, now_ms: float, bucket: Bucket) -> LimiterState:
+    """Forget the limits that the API's headers stated, and what is reserved because of them."""
+    row = _locked_row(connection, bucket)
+    values: dict[str, Any] = dict.fromkeys(("rpm", "itpm", "otpm"))
+    values |= {name: min(getattr(row, name), now_ms) for name in _FREE}
+    _update(connection, bucket, learnt_ms=0, **values)
     return read_state(connection, now_ms, bucket)
 
 

@@ -216,6 +216,7 @@ def test_so_it_is_in_a_partial_of_the_sensor() -> None:
     [
         ({"prompt": 5}, "prompt= is of type int: give a text."),
         ({"prompt": " "}, "The prompt is empty."),
+        ({"inputs": {"letter": " \n"}}, "The input 'letter' is empty"),
         ({"system": ["Be short."]}, "system= is of type list: give a text."),
         ({"inputs": ["ab", "cd"]}, "inputs= is of type list: give a dict of data by name."),
         ({"inputs": "a secret letter"}, "inputs= is of type str: give a dict of data by name."),

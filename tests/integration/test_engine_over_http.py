@@ -21,6 +21,7 @@ from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import DEFAULT_POLICIES, RetryPolicy
+from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -38,7 +39,9 @@ from airflow_llm_provider.errors import (
 )
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
+from airflow_llm_provider.testing import wire
 from airflow_llm_provider.testing.standin import StandIn
+from airflow_llm_provider.tools import by_name
 from tests.support.books import balance
 from tests.support.terms import make_terms
 
@@ -319,6 +322,27 @@ async def test_what_a_gateway_hides_is_booked_and_stays_below_the_ceilings(
     books = balance(ledger_url, claude_server.invoice)
     assert (books.unproven, books.lost) == (3, 3)
     assert books.lost_micro_usd <= books.ceiling_micro_usd
+
+
+async def test_a_blank_text_between_tool_calls_is_not_sent_back(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    def look_up(name: str) -> str:
+        """Look up a name.
+
+        Args:
+            name: whose.
+        """
+        return ""
+
+    use = (wire.ToolUse(name="look_up", input={"name": "ACME"}),)
+    claude_server.reply(call=lambda _: wire.Reply(text="\n\n", tool_use=use), turn=0)
+    claude_server.reply(text="Nothing is known.", turn=1)
+    tools = by_name([look_up])
+    asked = about(schema=None, tools=[tool.definition for tool in tools.values()])
+    reply = await engine.ask(asked, make_terms(SCOPE, toolbox=Toolbox(tools=tools)))
+    assert reply.value == "Nothing is known."
+    assert [block["type"] for block in claude_server.requests[-1]["messages"][1]["content"]] == ["tool_use"]
 
 
 async def test_another_endpoint_is_another_answer(engine: Engine, claude_server: StandIn) -> None:

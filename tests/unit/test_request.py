@@ -162,3 +162,85 @@ def test_what_a_server_does_with_tools_of_its_own_has_no_ceiling() -> None:
     search = {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}
     assert ceiling_micro_usd(question()) is not None
     assert ceiling_micro_usd(question(extra=search)) is None
+
+
+# What the API would reject is never sent.
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def block(text: str, **fields: object) -> dict[str, object]:
+    return {"type": "text", "text": text, **fields}
+
+
+def marks(asked: Request) -> int:
+    return asked.body(None).count(b"cache_control")
+
+
+@pytest.mark.parametrize("own", range(8))
+@pytest.mark.parametrize("place", ["messages", "tools", "system"])
+def test_no_more_than_four_blocks_are_marked_for_caching_and_the_authors_marks_come_first(
+    own: int, place: str
+) -> None:
+    content = [block("shared"), block("the document")]
+    marked = [block(f"{n}", **(MARK if n < own else {})) for n in range(8)]
+    asked = question(
+        messages=[
+            {"role": "user", "content": content},
+            {"role": "assistant", "content": "Yes."},
+            {"role": "user", "content": marked if place == "messages" else "And?"},
+        ],
+        system="Be brief.",
+        shared_blocks=1,
+        cache_first=True,
+        extra={place: marked} if place != "messages" else {},
+    )
+    if own > 4:
+        with pytest.raises(BadRequest, match=rf"{own} blocks are marked.*Nothing was sent"):
+            asked.body(None)
+    else:
+        # Our two hints are sent where both have room.
+        assert marks(asked) == (own + 2 if own <= 2 else own)
+
+
+def test_the_mark_of_the_whole_request_counts_too() -> None:
+    marked = [block(f"{n}", **MARK) for n in range(4)]
+    asked = question(messages=[{"role": "user", "content": marked}])
+    assert marks(asked) == 4
+    with pytest.raises(BadRequest, match="5 blocks"):
+        dataclasses.replace(asked, extra=MARK).body(None)
+
+
+@pytest.mark.parametrize("system", ["", " ", "\n\t ", "\u00a0"])
+def test_a_blank_system_prompt_is_none(system: str) -> None:
+    assert question(system=system).body(None) == question().body(None)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\n", "\u2003"])
+def test_blank_blocks_of_a_tool_turn_are_left_out(blank: str) -> None:
+    called = {"type": "tool_use", "id": "toolu_1", "name": "look_up", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": ""}
+    asked = question().followed_by(
+        {"role": "assistant", "content": [block(blank), called, block(blank)]},
+        {"role": "user", "content": [result]},
+    )
+    sent = orjson.loads(asked.body(None))["messages"]
+    assert sent[1]["content"] == [called]
+    assert sent[2]["content"] == [result]
+    assert sent[0] == question().messages[0]
+
+
+@pytest.mark.parametrize("blank", ["", " \n", [], [block("")], [block(" "), block("\n")]], ids=repr)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_message_without_anything_is_an_error_before_it_is_sent(blank: Any, role: str) -> None:
+    asked = question().followed_by({"role": role, "content": blank}, {"role": "user", "content": "And?"})
+    with pytest.raises(BadRequest, match=r"messages\[1\] has no text.*Nothing was sent"):
+        asked.body(None)
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_document_without_text_is_an_error_before_it_is_sent(blank: str) -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": blank}
+    content = [block("What is owed?"), {"type": "document", "source": source}]
+    with pytest.raises(BadRequest, match="a document without text"):
+        question(messages=[{"role": "user", "content": content}]).body(None)

@@ -17,12 +17,14 @@ from airflow_llm_provider.errors import (
     LedgerUnavailable,
     NetworkError,
     Overloaded,
+    RampLimited,
     RateLimited,
     RetryableError,
     ServerError,
 )
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.rate_limits import Limits
+from airflow_llm_provider.ledger.records import CallScope, NewAttempt
 from airflow_llm_provider.pricing import Usage
 
 
@@ -46,6 +48,29 @@ async def test_every_class_of_error_is_tried_as_often_as_its_policy_says(
 ) -> None:
     assert await attempts(kind("no"), clock) == DEFAULT_POLICIES[kind.kind].attempts
     assert all(wait <= DEFAULT_POLICIES[kind.kind].max_wait_s for wait in clock.slept)
+
+
+@pytest.mark.parametrize("kind", [NetworkError, RateLimited, Overloaded, ServerError])
+async def test_what_may_have_been_billed_is_tried_three_times_at_the_most(
+    kind: type[RetryableError], clock: Clock
+) -> None:
+    assert await attempts(kind("no", billed=True), clock) == 3
+    often = policies({kind.kind: {"attempts": 9, "billed_attempts": 5}})
+    assert await attempts(kind("no", billed=True), clock, policies=often) == 5
+
+
+async def test_only_those_that_may_have_been_billed_count_as_such(clock: Clock) -> None:
+    billed = iter([False, True, False, True, False, True, False])
+    tried = 0
+
+    async def fail() -> None:
+        nonlocal tried
+        tried += 1
+        raise Overloaded("no", billed=next(billed))
+
+    with pytest.raises(Overloaded):
+        await retrying(sleep=clock.sleep, deadline_s=1e9)(fail)
+    assert tried == 6
 
 
 async def test_a_terminal_error_is_tried_once(clock: Clock) -> None:
@@ -261,6 +286,31 @@ async def test_a_raised_limit_holds_at_once(ledger: Ledger) -> None:
     assert len(await permitted(pace, 20, within_s=2)) == 20
 
 
+@pytest.mark.parametrize("lifted", ["raised", "no longer stated"])
+async def test_a_limit_that_was_stated_for_a_moment_delays_nothing_once_it_is_lifted(
+    ledger: Ledger, lifted: str
+) -> None:
+    now = headers(600_000, 600_000) if lifted == "raised" else {"request-id": "req_1"}
+    pace, other = limiter_of(ledger), limiter_of(ledger)
+    permit = await pace.acquire(question(), SCOPE)
+    permit.read_headers(headers(1, 0))
+    await asyncio.sleep(1)  # both have heard of it
+    # Both processes wait for an hour's worth of permits.
+    waiting = [
+        asyncio.create_task(limiter.acquire(question(), SCOPE))
+        for limiter in (pace, other)
+        for _ in range(30)
+    ]
+    await asyncio.sleep(5)
+    assert sum(task.done() for task in waiting) <= 2
+    permit.read_headers(now)
+    permit.record_usage(Usage(uncached_tokens=10, output_tokens=5))
+    _, late = await asyncio.wait(waiting, timeout=5)
+    assert late == set()
+    await pace.close()
+    assert len(await permitted(limiter_of(ledger), 50, within_s=3)) == 50
+
+
 async def test_no_call_gets_a_permit_while_the_ledger_is_unavailable(ledger_url: str, tmp_path: Path) -> None:
     ledger = Ledger(ledger_url, deadline_s=0.02)
     (tmp_path / "ledger.db").rename(tmp_path / "away.db")
@@ -303,6 +353,31 @@ async def test_a_429_limits_the_rate_where_no_limit_is_known(ledger: Ledger) -> 
     assert (
         len(await permitted(pace, 20, within_s=2.5)) <= 4
     )  # one a second: the ledger knows of no calls sent
+
+
+async def test_growth_that_was_too_fast_holds_the_rate_and_does_not_halve_it(ledger: Ledger) -> None:
+    """What all processes have sent lately goes on: 20 calls in ten seconds are two a second."""
+
+    async def given_after(error: type[RateLimited]) -> int:
+        scope = dataclasses.replace(SCOPE, connection_id=error.__name__, run_id=error.__name__)
+        for number in range(20):
+            await ledger.open(attempt(scope, number))
+        pace = limiter_of(ledger)
+        (await pace.acquire(question(), scope)).record_error(error("no"))
+        await pace.close()
+        waiting = [asyncio.create_task(pace.acquire(question(), scope)) for _ in range(20)]
+        done, late = await asyncio.wait(waiting, timeout=4)
+        for task in late:
+            task.cancel()
+        return len(done)
+
+    halved, held = await given_after(RateLimited), await given_after(RampLimited)
+    assert 3 <= halved <= 6
+    assert 7 <= held <= 12
+
+
+def attempt(scope: CallScope, number: int) -> NewAttempt:
+    return NewAttempt(fingerprint=f"{number:064}", scope=scope, reuse="run", model=question().model)
 
 
 async def test_requests_are_drawn_from_a_generator_only_as_there_is_room() -> None:
