@@ -79,15 +79,16 @@ class Usage:
     def from_api(cls, usage: Mapping[str, Any]) -> Self:
         """Read the `usage` object of the Messages API, whose `input_tokens` excludes cached tokens."""
         # The API omits what was not used, or sends null.
-        writes = usage.get("cache_creation_input_tokens") or 0
         by_lifetime = usage.get("cache_creation") or {}
         hourly = by_lifetime.get("ephemeral_1h_input_tokens") or 0
+        writes = usage.get("cache_creation_input_tokens")
+        if writes is None:  # a server may state the lifetimes alone
+            writes = hourly + (by_lifetime.get("ephemeral_5m_input_tokens") or 0)
         return cls(
             uncached_tokens=usage.get("input_tokens") or 0,
             output_tokens=usage.get("output_tokens") or 0,
             cache_read_tokens=usage.get("cache_read_input_tokens") or 0,
-            # What the lifetimes leave of the sum is for five minutes. A server may state the lifetimes alone.
-            cache_write_5m_tokens=max(writes - hourly, by_lifetime.get("ephemeral_5m_input_tokens") or 0),
+            cache_write_5m_tokens=writes - hourly,
             cache_write_1h_tokens=hourly,
         )
 

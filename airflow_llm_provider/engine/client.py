@@ -417,8 +417,14 @@ async def _put_together(stream: anthropic.AsyncStream[Any]) -> bytes:
     from anthropic import not_given
     from anthropic.lib.streaming import AsyncMessageStream
 
+    read = AsyncMessageStream(stream, output_format=not_given)
+    billed: dict[str, Any] = {}
     try:
-        message = await AsyncMessageStream(stream, output_format=not_given).get_final_message()
+        async for event in read:
+            # The SDK adds up the tokens that it knows. What else is billed, such as `iterations`, is in the last event.
+            if event.type == "message_delta":
+                billed |= {name: value for name, value in (event.usage.model_extra or {}).items() if value}
+        message = await read.get_final_message()
     except AssertionError:  # the SDK's word for a stream without a message
         message = None
     if message is None or message.stop_reason is None:
@@ -426,7 +432,9 @@ async def _put_together(stream: anthropic.AsyncStream[Any]) -> bytes:
             "The stream ended before the message was complete. The API may have charged for it.", billed=True
         )
     # Not mode="json": pydantic has no JSON for half of a surrogate pair.
-    return json_of_reply(message.to_dict(mode="python"))
+    # It would warn of blocks that this version of the SDK does not know.
+    whole: dict[str, Any] = message.to_dict(mode="python", warnings=False)
+    return json_of_reply({**whole, "usage": {**whole["usage"], **billed}})
 
 
 def _error_response(error: Exception) -> ErrorResponse | None:

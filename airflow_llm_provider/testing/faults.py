@@ -6,7 +6,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 import orjson
@@ -114,6 +114,9 @@ class Fault:
     def spoil(self, reply: Reply) -> Reply:
         """Return `reply` as this fault changes it, without tool calls; faults of the connection do not change it."""
         half = reply.text[: max(1, len(reply.text) // 2)]
+        return replace(self._spoiled(reply, half), steps=reply.steps)
+
+    def _spoiled(self, reply: Reply, half: str) -> Reply:
         match self.kind:
             case "truncated_json":
                 return Reply(text=half)

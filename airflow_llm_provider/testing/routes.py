@@ -16,6 +16,7 @@ from aiohttp import web
 
 from airflow_llm_provider.testing import contract
 from airflow_llm_provider.testing.answers import answer, demanded_call
+from airflow_llm_provider.testing.charge import Charge, check_terms
 from airflow_llm_provider.testing.exchanges import Exchanges
 from airflow_llm_provider.testing.faults import Fault, Order, Orders, ScriptedReply
 from airflow_llm_provider.testing.invoice import ITEM_CHARS, Invoice, InvoiceLine
@@ -28,7 +29,7 @@ from airflow_llm_provider.testing.question import (
     read_question,
     tool_use_tokens,
 )
-from airflow_llm_provider.testing.wire import ApiError, Model, Reply, Usage, dumps, events, message
+from airflow_llm_provider.testing.wire import ApiError, Model, Reply, dumps, events, message
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Server(Protocol):
     invoice: Invoice
     identify: Callable[[Question], str] | None
     models: dict[str, Model]
+    workspace_geo: str
     cache: PromptCache
     exchanges: Exchanges | None
     faults: Orders[Fault]
@@ -151,23 +153,28 @@ class _Routes:
                 raise fault.error()
             if fault and fault.kind == "hang":
                 if fault.is_billed:
-                    self._bill(request[_ID], question, reading.usage, Reply(stop_reason="hang"), fault)
+                    lost = Reply(stop_reason="hang")
+                    charge = Charge.of(
+                        question, reading.usage, server.models, server.workspace_geo, lost.steps
+                    )
+                    self._bill(request[_ID], question, charge, lost, fault)
                 return await self._hang(request)
             if server.latency_s:
                 await asyncio.sleep(server.latency_s)
             reply = _fitted(self._reply(question, fault), question)
             usage = replace(reading.usage, output_tokens=_output_tokens(reply, question))
+            charge = Charge.of(question, usage, server.models, server.workspace_geo, reply.steps)
             # The response begins here: it is charged, and its cached prefix can be read. Like the API, the stand-in
             # charges even if the caller has disconnected, because it cannot know.
             server.cache.begin(reading)
-            server.limits.spend(usage.output_tokens)
+            server.limits.spend(charge.usage.output_tokens)
             if fault is None or fault.is_billed:
-                self._bill(request[_ID], question, usage, reply, fault)
+                self._bill(request[_ID], question, charge, reply, fault)
             if fault and fault.kind == "gateway":
                 return self._gateway(fault)
             if fault and fault.kind == "error":
                 raise fault.error()
-            return await self._deliver(request, question, reply, usage, fault)
+            return await self._deliver(request, question, reply, charge, fault)
 
     async def count_tokens(self, request: web.Request) -> web.Response:
         """Answer POST /v1/messages/count_tokens, which costs nothing."""
@@ -279,6 +286,7 @@ class _Routes:
         model = self._model(question.model)
         if not model.takes_sampling and (named := _SAMPLING & question.body.keys()):
             raise ApiError(400, f"`{min(named)}` is deprecated for this model.")
+        check_terms(body, model)
         if question.tokens > model.max_input_tokens:
             raise ApiError(
                 400, f"prompt is too long: {question.tokens} tokens > {model.max_input_tokens} maximum"
@@ -303,9 +311,9 @@ class _Routes:
         return fault.spoil(reply) if fault else reply
 
     def _bill(
-        self, request_id: str, question: Question, usage: Usage, reply: Reply, fault: Fault | None
+        self, request_id: str, question: Question, charge: Charge, reply: Reply, fault: Fault | None
     ) -> None:
-        identify = self.server.identify
+        identify, usage = self.server.identify, charge.usage
         self.server.invoice.add(
             InvoiceLine(
                 request_id=request_id,
@@ -317,6 +325,9 @@ class _Routes:
                 cache_read_tokens=usage.cache_read_tokens,
                 cache_write_5m_tokens=usage.cache_write_5m_tokens,
                 cache_write_1h_tokens=usage.cache_write_1h_tokens,
+                passes=[each.line() for each in charge.passes],
+                inference_geo=charge.inference_geo,
+                web_searches=charge.web_searches,
                 key_last4=question.key_last4,
                 stop_reason=reply.stop_reason,
                 fault=fault.kind if fault else None,
@@ -324,17 +335,17 @@ class _Routes:
         )
 
     async def _deliver(
-        self, request: web.Request, question: Question, reply: Reply, usage: Usage, fault: Fault | None
+        self, request: web.Request, question: Question, reply: Reply, charge: Charge, fault: Fault | None
     ) -> web.StreamResponse:
-        said = {"model": question.model, "message_id": f"msg_{request[_ID].removeprefix('req_')}"}
+        message_id = f"msg_{request[_ID].removeprefix('req_')}"
         headers = self._headers(request[_ID])
         if question.stream:
-            pieces = list(events(reply, usage, **said))
+            pieces = list(events(reply, charge, message_id=message_id))
             if fault and fault.kind == "stream_error":
                 pieces = [*pieces[: len(pieces) // 2], fault.error().event(request[_ID])]
             headers |= {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         else:
-            pieces = [dumps(message(reply, usage, **said))]
+            pieces = [dumps(message(reply, charge, message_id=message_id))]
             headers["content-type"] = "application/json"
             if fault is None or fault.kind not in ("drop", "slow"):
                 return web.Response(body=pieces[0], headers=headers)
@@ -400,9 +411,12 @@ def _fitted(reply: Reply, question: Question) -> Reply:
     ]
     if found:
         at, stop = min(found)
-        reply = Reply(text=reply.text[:at], stop_reason="stop_sequence", stop_sequence=stop)
+        reply = Reply(
+            text=reply.text[:at], stop_reason="stop_sequence", stop_sequence=stop, steps=reply.steps
+        )
     if count_tokens(reply.text) > question.max_tokens:
-        reply = Reply(text=reply.text[: question.max_tokens * CHARS_PER_TOKEN], stop_reason="max_tokens")
+        cut = reply.text[: question.max_tokens * CHARS_PER_TOKEN]
+        reply = Reply(text=cut, stop_reason="max_tokens", steps=reply.steps)
     if question.tool_choice.get("disable_parallel_tool_use"):
         reply = replace(reply, tool_use=reply.tool_use[:1])
     while reply.tool_use and _reply_tokens(reply) > question.max_tokens:

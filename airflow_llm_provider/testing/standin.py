@@ -51,6 +51,7 @@ class StandIn:
         invoice: a file that the invoice's lines are appended to.
         identify: returns an invoice line's `item` for a question; default: the first characters of its document.
         models: the models it knows.
+        workspace_geo: where a request runs that states no `inference_geo`: `global` or `us`.
         cache_minimum_tokens: the shortest prefix that is cached.
         exchanges: recorded exchanges that answer instead of the text rules.
     """
@@ -68,6 +69,7 @@ class StandIn:
         invoice: str | Path | None = None,
         identify: Callable[[Question], str] | None = None,
         models: Iterable[Model] = MODELS,
+        workspace_geo: str = "global",
         cache_minimum_tokens: int = MINIMUM_TOKENS,
         exchanges: Exchanges | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class StandIn:
         self.invoice = Invoice(path=invoice)
         self.identify = identify
         self.models = {model.id: model for model in models}
+        self.workspace_geo = workspace_geo
         self.cache = PromptCache(minimum_tokens=cache_minimum_tokens)
         self.exchanges = exchanges
         self.faults: Orders[Fault] = Orders()

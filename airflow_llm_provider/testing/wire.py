@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -44,6 +44,8 @@ class Model:
     takes_sampling: bool = False
     deprecated_at: str | None = None
     retires_at: str | None = None
+    has_geography: bool = True
+    has_fast_mode: bool = False
 
     def to_api(self) -> dict[str, Any]:
         """Return the model as `GET /v1/models` shows it; its display name ends in "(stand-in)"."""
@@ -66,7 +68,7 @@ class Model:
 MODELS: tuple[Model, ...] = (
     Model(id="claude-haiku-5-5", name="Claude Haiku 5.5", line="haiku"),
     Model(id="claude-sonnet-5-5", name="Claude Sonnet 5.5", line="sonnet"),
-    Model(id="claude-opus-5-5", name="Claude Opus 5.5", line="opus"),
+    Model(id="claude-opus-5-5", name="Claude Opus 5.5", line="opus", has_fast_mode=True),
     Model(
         id="claude-sonnet-4-5",
         name="Claude Sonnet 4.5",
@@ -75,6 +77,7 @@ MODELS: tuple[Model, ...] = (
         takes_sampling=True,
         deprecated_at="2026-05-30T00:00:00Z",
         retires_at="2026-11-30T00:00:00Z",
+        has_geography=False,
     ),
 )
 
@@ -132,7 +135,7 @@ class Usage:
         return self.cache_write_5m_tokens + self.cache_write_1h_tokens
 
     def to_api(self) -> dict[str, Any]:
-        """Return the usage as a message carries it."""
+        """Return the tokens as a message carries them."""
         return {
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
@@ -142,8 +145,6 @@ class Usage:
                 "ephemeral_5m_input_tokens": self.cache_write_5m_tokens,
                 "ephemeral_1h_input_tokens": self.cache_write_1h_tokens,
             },
-            "service_tier": "standard",
-            "server_tool_use": None,
         }
 
 
@@ -161,11 +162,33 @@ class ToolUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServerSteps:
+    """What the server does on its own before a reply is written, and charges for.
+
+    The request has to allow it: by `fallbacks`, by tools that run on the server, or by `context_management`.
+
+    Attributes:
+        fallbacks: how many of the request's fallbacks are tried; the last of them answers.
+        searches: uses of `web_search`.
+        fetches: uses of `web_fetch`.
+        advice_tokens: what the advisor writes, by consultation.
+        summary_tokens: the length of the summary of a compaction; None: there is none.
+    """
+
+    fallbacks: int = 0
+    searches: int = 0
+    fetches: int = 0
+    advice_tokens: tuple[int, ...] = ()
+    summary_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reply:
     """The answer to a request: text, tool calls, or text and then calls.
 
     Attributes:
         stop_reason: default: `tool_use` if it calls tools, else `end_turn`.
+        steps: what the server does before, which is charged too.
     """
 
     text: str = ""
@@ -173,6 +196,7 @@ class Reply:
     stop_reason: str = ""
     stop_sequence: str | None = None
     stop_details: dict[str, Any] | None = field(default=None)
+    steps: ServerSteps = ServerSteps()
 
     def __post_init__(self) -> None:
         if not self.stop_reason:
@@ -194,31 +218,58 @@ class Reply:
         ]
 
 
-def message(reply: Reply, usage: Usage, *, model: str, message_id: str) -> dict[str, Any]:
+class Charged(Protocol):
+    """What is charged for a reply, as far as the message tells it."""
+
+    @property
+    def model(self) -> str:
+        """Return the model that answered."""
+
+    @property
+    def declined(self) -> str | None:
+        """Return the model that declined before, if another one answered."""
+
+    def to_api(self) -> dict[str, Any]:
+        """Return the `usage` object."""
+
+
+def message(reply: Reply, charge: Charged, *, message_id: str) -> dict[str, Any]:
     """Return `reply` as the Message object of a plain (not streamed) request."""
     return {
         "id": message_id,
         "type": "message",
         "role": "assistant",
-        "model": model,
-        "content": reply.content(message_id),
+        "model": charge.model,
+        "content": _content(reply, charge, message_id),
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,
         "stop_details": reply.stop_details,
-        "usage": usage.to_api(),
+        "usage": charge.to_api(),
     }
 
 
-def events(reply: Reply, usage: Usage, *, model: str, message_id: str) -> Iterator[bytes]:
+def _content(reply: Reply, charge: Charged, message_id: str) -> list[dict[str, Any]]:
+    if charge.declined is None:
+        return reply.content(message_id)
+    hop = {"type": "fallback", "from": {"model": charge.declined}, "to": {"model": charge.model}}
+    return [hop, *reply.content(message_id)]
+
+
+def events(reply: Reply, charge: Charged, *, message_id: str) -> Iterator[bytes]:
     """Yield `reply` as the server-sent events of a streamed request, in the API's order."""
-    start = message(Reply(), usage, model=model, message_id=message_id)
-    # As on the API: the first event states the input tokens, and the last one the output tokens in all.
-    start |= {"stop_reason": None, "usage": usage.to_api() | {"output_tokens": min(1, usage.output_tokens)}}
+    start = message(reply, charge, message_id=message_id)
+    totals = start["usage"]
+    # As on the API: the first event states the input tokens, and the last one all that was charged.
+    known = totals | {"output_tokens": min(1, totals["output_tokens"]), "server_tool_use": None}
+    known.pop("iterations", None)
+    start |= {"content": [], "stop_reason": None, "stop_sequence": None, "stop_details": None, "usage": known}
     yield _event({"type": "message_start", "message": start})
-    for index, block in enumerate(reply.content(message_id)):
+    for index, block in enumerate(_content(reply, charge, message_id)):
         empty: dict[str, Any]
         if block["type"] == "text":
             whole, empty, kind, key = block["text"], {"text": ""}, "text_delta", "text"
+        elif block["type"] == "fallback":
+            whole, empty, kind, key = "", {}, "", ""
         else:
             whole, empty = orjson.dumps(block["input"]).decode(), {"input": {}}
             kind, key = "input_json_delta", "partial_json"
@@ -234,8 +285,8 @@ def events(reply: Reply, usage: Usage, *, model: str, message_id: str) -> Iterat
         "stop_sequence": reply.stop_sequence,
         "stop_details": reply.stop_details,
     }
-    totals = usage.to_api()
-    del totals["cache_creation"], totals["service_tier"]
+    for name in ("cache_creation", "service_tier", "inference_geo", "speed"):
+        del totals[name]
     yield _event({"type": "message_delta", "delta": end, "usage": totals})
     yield _event({"type": "message_stop"})
 

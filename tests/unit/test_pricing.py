@@ -187,6 +187,12 @@ def test_usage_is_read_from_the_api_without_counting_a_token_twice() -> None:
     assert usage.input_tokens == 140
 
 
+def test_a_server_may_state_cache_writes_by_lifetime_alone() -> None:
+    lifetimes = {"ephemeral_5m_input_tokens": 60, "ephemeral_1h_input_tokens": 40}
+    usage = Usage.from_api({"input_tokens": 1, "output_tokens": 1, "cache_creation": lifetimes})
+    assert (usage.cache_write_5m_tokens, usage.cache_write_1h_tokens) == (60, 40)
+
+
 @given(st.integers(min_value=-(10**12), max_value=10**12))
 def test_dollars_are_written_without_losing_a_micro_usd(amount: int) -> None:
     written = usd(amount)
