@@ -9,10 +9,29 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import datetime as dt
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
+from airflow_llm_provider.argument_checks import (
+    ABSOLUTE,
+    comes_later,
+    is_absolute,
+    is_amount,
+    is_flag,
+    is_list,
+    is_list_of_strings,
+    is_mapping,
+    is_share,
+    is_string,
+    is_unset,
+    is_whole,
+    or_none,
+    refuse_sampling,
+    require,
+    require_choice,
+    wrong_type,
+)
 from airflow_llm_provider.errors import require_kinds
 
 Reuse: TypeAlias = Literal["always", "run", "never"]
@@ -24,133 +43,9 @@ User: TypeAlias = str | Mapping[str, str]
 MAX_FILE_BYTES = 32 * 1024 * 1024
 """The Messages API takes no larger request: https://docs.claude.com/en/api/overview#request-size-limits."""
 
-Check: TypeAlias = Callable[[Any], bool]
-
-
-def comes_later(value: Any) -> bool:
-    """Tell a template, and the output of another task, from a value that is there when the DAG is parsed."""
-    # By the method and not by the class XComArg: this module is also used where Airflow is not loaded.
-    return hasattr(value, "iter_references") or (isinstance(value, str) and ("{{" in value or "{%" in value))
-
-
-class InvalidArgument(ValueError):
-    """An argument has a value that is not valid.
-
-    Attributes:
-        without_value: the message without the value, for values that came when the task ran.
-    """
-
-    def __init__(self, argument: str, value: Any, cure: str) -> None:
-        super().__init__(f"{argument}={value!r}: {cure}")
-        self.without_value = f"{argument}= is not valid, it is of type {type(value).__name__}: {cure}"
-
-
-def message_at_run_time(error: Exception) -> str:
-    """Return the message of an invalid argument, without a value that a template or another task gave."""
-    return getattr(error, "without_value", str(error))
-
-
-def require(argument: str, value: Any, check: Check, cure: str) -> None:
-    """Raise InvalidArgument unless `check` accepts the value.
-
-    Args:
-        argument: the name that the DAG author typed, such as `budget.task_usd`.
-        value: what the DAG author typed; it is shown in the message.
-        check: accepts a value.
-        cure: what to give instead, as a sentence.
-    """
-    if not check(value):
-        raise InvalidArgument(argument, value, cure)
-
-
-def is_list(value: Any) -> bool:
-    """Accept a list of values: not a string, which would be read letter by letter, and not an iterator."""
-    return isinstance(value, Collection) and not isinstance(value, (str, bytes, Mapping))
-
-
-def is_list_of_strings(value: Any) -> bool:
-    """Accept a list of strings."""
-    return is_list(value) and all(isinstance(each, str) for each in value)
-
-
-def is_share(value: Any) -> bool:
-    """Accept None and a number from 0 to 1."""
-    return value is None or (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
-    )
-
-
-def is_whole(least: int) -> Check:
-    """Return a check that accepts whole numbers from `least`."""
-    # True is an int to Python, and would count as 1.
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_amount(value: Any) -> bool:
-    """Accept None and an amount in US dollars: a number, 0 or more, or its text."""
-    if value is None:
-        return True
-    from airflow_llm_provider.pricing import micro_usd
-
-    try:
-        micro_usd(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _or_none(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _is_string(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def require_choice(argument: str, value: Any, choices: Sequence[str], more: str = "") -> None:
-    """Raise ValueError unless the value is one of `choices`; `more` ends the message."""
-    require(argument, value, lambda given: given in choices, f"choose one of {', '.join(choices)}.{more}")
-
-
-def _is_unset(value: Any) -> bool:
-    """Tell None and the text that a template leaves where nothing was given."""
-    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
-
-
-def is_absolute(place: Any) -> bool:
-    """Accept None, an absolute path, a URL, and what is known only when the task runs."""
-    return place is None or comes_later(place) or "://" in str(place) or str(place).startswith("/")
-
-
-ABSOLUTE = "it is relative, and a task may run in any working directory: give an absolute path or a URL."
-
-_SAMPLING = ("temperature", "top_p", "top_k")
-
-
-def refuse_sampling(given: Iterable[str]) -> None:
-    """Raise TypeError for an argument that current models no longer take."""
-    if named := [name for name in _SAMPLING if name in given]:
-        raise TypeError(
-            f"{named[0]}= is not an argument: the current models refuse temperature, top_p and top_k. For an older "
-            f'model that takes it: request=RequestFields(extra_body={{"{named[0]}": …}}). For several independent '
-            "answers: sample= of the hook, votes= of LLMBranchOperator."
-        )
-
 
 def _is_user(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, Mapping) and {"id", "name"} <= value.keys())
-
-
-def _wrong_type(argument: str, value: Any, wanted: str) -> TypeError:
-    return TypeError(f"{argument}= is a {type(value).__name__}: give {wanted}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +75,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in self.template_fields:
             value = getattr(self, name)
-            if not (comes_later(value) or _is_unset(value)):
+            if not (comes_later(value) or is_unset(value)):
                 require(f"budget.{name}", value, is_amount, "give an amount in US dollars, such as 2.50.")
         more = " A budget per day or month can wait: see `airflow-llm budgets set`."
         require_choice("budget.on_exceeded", self.on_exceeded, ("fail", "skip", "ask"), more)
@@ -194,7 +89,7 @@ class Budget:
             return cls(task_usd=value)
         if value is None:
             return cls()
-        raise _wrong_type("budget", value, "an amount in US dollars or a Budget(task_usd=…)")
+        raise wrong_type("budget", value, "an amount in US dollars or a Budget(task_usd=…)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +122,7 @@ class Route:
             if value is not None:
                 require(f"route.{name}", value, is_list_of_strings, "give a list of names.")
         require("route.min_confidence", self.min_confidence, is_share, "give a number from 0 to 1.")
-        require("route.retry", self.retry, _is_mapping, 'give a dict, such as {"server": {"attempts": 3}}.')
+        require("route.retry", self.retry, is_mapping, 'give a dict, such as {"server": {"attempts": 3}}.')
         require_kinds("route.fall_back_on", self.fall_back_on)
         if self.retry:
             # Here, because it imports tenacity, which a DAG file without policies of its own does not need.
@@ -244,7 +139,7 @@ class Route:
             return cls()
         if is_list_of_strings(value):
             return cls(models=value)
-        raise _wrong_type("route", value, 'a list of models, such as ["fast", "strong"], or a Route(…)')
+        raise wrong_type("route", value, 'a list of models, such as ["fast", "strong"], or a Route(…)')
 
     def is_unsure(self, value: Any) -> bool:
         """Tell whether an answer states a confidence below `min_confidence`."""
@@ -290,32 +185,32 @@ class RequestFields:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        require("request.enforce", self.enforce, _is_flag, "give True or False.")
+        require("request.enforce", self.enforce, is_flag, "give True or False.")
         require_choice("request.cache_ttl", self.cache_ttl, ("5m", "1h"))
         if self.service_tier is not None:
             require_choice("request.service_tier", self.service_tier, ("auto", "standard_only"))
         require("request.max_tokens", self.max_tokens, is_whole(1), "give a whole number, 1 or more.")
-        require("request.effort", self.effort, _or_none(_is_string), "give a text, such as 'low'.")
+        require("request.effort", self.effort, or_none(is_string), "give a text, such as 'low'.")
         require("request.stop_sequences", self.stop_sequences, is_list_of_strings, "give a list of strings.")
         for name in ("thinking", "metadata"):
-            require(f"request.{name}", getattr(self, name), _or_none(_is_mapping), "give a dict.")
-        require("request.extra_body", self.extra_body, _is_mapping, "give a dict.")
+            require(f"request.{name}", getattr(self, name), or_none(is_mapping), "give a dict.")
+        require("request.extra_body", self.extra_body, is_mapping, "give a dict.")
 
     @classmethod
     def of(cls, value: RequestFields | None) -> RequestFields:
         """Return the value, or the defaults for None; raises TypeError for another type."""
         if value is None or isinstance(value, RequestFields):
             return value or cls()
-        raise _wrong_type("request", value, "RequestFields(max_tokens=…, …)")
+        raise wrong_type("request", value, "RequestFields(max_tokens=…, …)")
 
     @property
     def strict_tools(self) -> dict[str, Mapping[str, Any]]:
         """The schemas of the author's own tools in `extra_body` that the API enforces, by the tool's name."""
-        tools = [tool for tool in self.extra_body.get("tools") or () if _is_mapping(tool)]
+        tools = [tool for tool in self.extra_body.get("tools") or () if is_mapping(tool)]
         return {
             str(tool.get("name")): tool["input_schema"]
             for tool in tools
-            if tool.get("strict") and _is_mapping(tool.get("input_schema"))
+            if tool.get("strict") and is_mapping(tool.get("input_schema"))
         }
 
     @property
@@ -373,7 +268,7 @@ class OnInvalid:
             return cls()
         if isinstance(value, str):
             return cls(then=value)  # type: ignore[arg-type]  # checked when it is made
-        raise _wrong_type("on_invalid", value, "OnInvalid(max_repairs=…, then=…)")
+        raise wrong_type("on_invalid", value, "OnInvalid(max_repairs=…, then=…)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,7 +306,7 @@ class LongInput:
             return cls()
         if isinstance(value, str):
             return cls(too_long=value)  # type: ignore[arg-type]  # checked when it is made
-        raise _wrong_type("long_input", value, "'fail', 'truncate', 'map_reduce' or a LongInput(…)")
+        raise wrong_type("long_input", value, "'fail', 'truncate', 'map_reduce' or a LongInput(…)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,7 +334,7 @@ class ToolLimits:
         """Return the value, or the defaults for None; raises TypeError for another type."""
         if value is None or isinstance(value, ToolLimits):
             return value or cls()
-        raise _wrong_type("tool_limits", value, "ToolLimits(max_turns=…, …)")
+        raise wrong_type("tool_limits", value, "ToolLimits(max_turns=…, …)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -484,7 +379,7 @@ class Reviewers:
             return cls(users=(value,))
         if is_list(value):
             return cls(users=tuple(value))
-        raise _wrong_type("reviewers", value, "user names or Reviewers(users=…, timeout=…)")
+        raise wrong_type("reviewers", value, "user names or Reviewers(users=…, timeout=…)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,8 +419,8 @@ class Reading:
         )
         require("reading.encoding", self.encoding, _is_encoding, "Python knows no such encoding.")
         require("reading.max_bytes", self.max_bytes, is_whole(1), "give a number of bytes, 1 or more.")
-        require("reading.id_field", self.id_field, _is_string, "give the name of a field.")
-        require("reading.text_field", self.text_field, _or_none(_is_string), "give the name of a field.")
+        require("reading.id_field", self.id_field, is_string, "give the name of a field.")
+        require("reading.text_field", self.text_field, or_none(is_string), "give the name of a field.")
         is_character = self.delimiter is None or (
             isinstance(self.delimiter, str) and len(self.delimiter) == 1
         )
@@ -542,7 +437,7 @@ class Reading:
         """Return the value, or the defaults for None; raises TypeError for another type."""
         if value is None or isinstance(value, Reading):
             return value or cls()
-        raise _wrong_type("reading", value, "Reading(pattern=…, …)")
+        raise wrong_type("reading", value, "Reading(pattern=…, …)")
 
 
 def _is_encoding(name: Any) -> bool:
@@ -587,7 +482,7 @@ class Options:
     tags: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        require("model", self.model, _or_none(_is_string), "give a tier or a model id; several are a route=.")
+        require("model", self.model, or_none(is_string), "give a tier or a model id; several are a route=.")
         require_choice("reuse", self.reuse, ("always", "run", "never"))
         require("tags", self.tags, is_list_of_strings, "give a list of strings.")
         # Both name the model that is asked first, and could contradict each other.

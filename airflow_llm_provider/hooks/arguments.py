@@ -8,32 +8,22 @@ from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_llm_provider.options import (
+from airflow_llm_provider.argument_checks import (
     ABSOLUTE,
     Check,
-    Options,
-    RequestFields,
     comes_later,
     is_absolute,
+    is_flag,
     is_list,
+    is_string,
     is_whole,
+    or_none,
     refuse_sampling,
     require,
 )
+from airflow_llm_provider.options import Options, RequestFields
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
-
-
-def _or_none(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_string(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _is_by_name(value: Any) -> bool:
@@ -58,10 +48,10 @@ _RUN_VALUES = re.compile(
 )
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 
-_FLAG = (_is_flag, "give True or False.")
-_TEXT = (_or_none(_is_string), "give a text.")  # None: the function of a decorator returns it
-_BY_NAME = (_or_none(_is_by_name), "give a dict of data by name.")
-_LIST = (_or_none(is_list), "give a list.")
+_FLAG = (is_flag, "give True or False.")
+_TEXT = (or_none(is_string), "give a text.")  # None: the function of a decorator returns it
+_BY_NAME = (or_none(_is_by_name), "give a dict of data by name.")
+_LIST = (or_none(is_list), "give a list.")
 _COUNT = (is_whole(1), "give a whole number, 1 or more.")
 
 # Their values are data, and never part of a message: only their type is named.
@@ -75,7 +65,7 @@ _PLAIN: Mapping[str, tuple[Check, str]] = {
     "deferrable": _FLAG,
     "editable": _FLAG,
     "ignore_downstream_trigger_rules": _FLAG,
-    "limit": (_or_none(is_whole(0)), "give a whole number, 0 or more."),
+    "limit": (or_none(is_whole(0)), "give a whole number, 0 or more."),
     "max_in_flight": _COUNT,
     "multiple": _FLAG,
     "retry_dead": _FLAG,

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from airflow_llm_provider.options import is_share, require
+from airflow_llm_provider.argument_checks import is_share, require
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG, TaskGroup

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
+from airflow_llm_provider.argument_checks import message_at_run_time
 from airflow_llm_provider.documents.reader import ceiling_of_blocks
 from airflow_llm_provider.engine.chunking import ask_about, surely_fits
 from airflow_llm_provider.engine.endpoint import Endpoint
@@ -19,7 +20,7 @@ from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import InvalidOutput, TerminalError
 from airflow_llm_provider.hooks.arguments import require_absolute, require_data, require_messages
-from airflow_llm_provider.options import Options, message_at_run_time
+from airflow_llm_provider.options import Options
 from airflow_llm_provider.pricing import micro_usd
 from airflow_llm_provider.tools import by_name
 from airflow_llm_provider.validators import Judge, Validator

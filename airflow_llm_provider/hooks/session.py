@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
+from airflow_llm_provider.argument_checks import refuse_sampling
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.hooks.question import Question
-from airflow_llm_provider.options import Options, refuse_sampling
+from airflow_llm_provider.options import Options
 
 if TYPE_CHECKING:
     from airflow_llm_provider.engine.engine import Engine

@@ -11,13 +11,14 @@ from airflow.sdk import SkipMixin
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
+from airflow_llm_provider.argument_checks import require_choice
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.hooks import downstream
 from airflow_llm_provider.hooks.arguments import require_text
 from airflow_llm_provider.hooks.branches import Branch, offered, require_downstream
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
 from airflow_llm_provider.operators.claude import ClaudeOperator
-from airflow_llm_provider.options import OnInvalid, Route, require_choice
+from airflow_llm_provider.options import OnInvalid, Route
 from airflow_llm_provider.tools import by_name
 
 if TYPE_CHECKING:

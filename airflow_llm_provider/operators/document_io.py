@@ -12,9 +12,9 @@ from airflow.sdk import XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 from airflow_llm_provider import _airflow
+from airflow_llm_provider.argument_checks import comes_later, message_at_run_time
 from airflow_llm_provider.hooks.arguments import require_absolute
 from airflow_llm_provider.hooks.files import is_file, named_roots, object_storage
-from airflow_llm_provider.options import comes_later, message_at_run_time
 
 if TYPE_CHECKING:
     from airflow_llm_provider.documents.output import RowWriter

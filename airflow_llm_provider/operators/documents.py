@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from airflow_llm_provider.argument_checks import InvalidArgument, comes_later, message_at_run_time, require
 from airflow_llm_provider.errors import BudgetAsks, TerminalError
 from airflow_llm_provider.hooks.arguments import read_amount, read_count, read_flag, require_text, run_values
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
@@ -28,7 +29,6 @@ from airflow_llm_provider.operators.document_io import (
 from airflow_llm_provider.operators.task import SHARED_TEMPLATE_FIELDS, ClaudeTask, require_enforceable
 from airflow_llm_provider.options import (
     Budget,
-    InvalidArgument,
     LongInput,
     OnInvalid,
     Options,
@@ -37,9 +37,6 @@ from airflow_llm_provider.options import (
     Reuse,
     Reviewers,
     Route,
-    comes_later,
-    message_at_run_time,
-    require,
 )
 
 if TYPE_CHECKING:

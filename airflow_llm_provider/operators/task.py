@@ -15,16 +15,11 @@ from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
+from airflow_llm_provider.argument_checks import message_at_run_time, refuse_sampling
 from airflow_llm_provider.errors import BudgetWaits, RetryableError
 from airflow_llm_provider.hooks.arguments import require_arguments, require_output_type
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson, ClaudeHook
-from airflow_llm_provider.options import (
-    VALUE_OBJECTS,
-    Options,
-    RequestFields,
-    message_at_run_time,
-    refuse_sampling,
-)
+from airflow_llm_provider.options import VALUE_OBJECTS, Options, RequestFields
 
 if TYPE_CHECKING:
     import jinja2

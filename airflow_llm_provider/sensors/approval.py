@@ -11,12 +11,13 @@ from airflow.sdk import BaseOperator, SkipMixin, XComArg
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
+from airflow_llm_provider.argument_checks import require_choice
 from airflow_llm_provider.errors import Rejected
 from airflow_llm_provider.hooks import downstream
 from airflow_llm_provider.hooks.arguments import require_arguments
 from airflow_llm_provider.hooks.claude import ClaudeHook
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
-from airflow_llm_provider.options import Reviewers, User, require_choice
+from airflow_llm_provider.options import Reviewers, User
 from airflow_llm_provider.sensors.conditions import Facts, When, judge, require_conditions
 
 if TYPE_CHECKING:

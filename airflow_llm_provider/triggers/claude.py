@@ -12,6 +12,7 @@ from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from jinja2 import TemplateError
 
 from airflow_llm_provider import _airflow
+from airflow_llm_provider.argument_checks import message_at_run_time
 from airflow_llm_provider.engine.engine import other_connections
 from airflow_llm_provider.engine.output_type import type_from_name
 from airflow_llm_provider.errors import AnswerError, BudgetAsks, LLMError, TerminalError, record_of
@@ -19,7 +20,7 @@ from airflow_llm_provider.hooks.answers import CHECKS, USAGE, returned, saving_o
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION, Connection
 from airflow_llm_provider.hooks.question import Question
 from airflow_llm_provider.hooks.scope import scope_of
-from airflow_llm_provider.options import Options, message_at_run_time
+from airflow_llm_provider.options import Options
 from airflow_llm_provider.triggers.arguments import resolved
 from airflow_llm_provider.triggers.deferral import TRIGGER, NeedsWorker, decoded, require_plain_end_of_call
 from airflow_llm_provider.triggers.engines import shared_engine
