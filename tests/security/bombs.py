@@ -105,30 +105,32 @@ def nested(depth: int, width: int) -> bytes:
 
 
 GONE = {"unreadable", "too_large"}
-BOMBS: dict[str, tuple[bytes | Callable[..., object], set[str]]] = {
-    "many_rows.xlsx": (sheet("<row><c><v>1</v></c></row>" * 3_000_000), GONE),
+BOMBS: dict[str, tuple[Callable[[], bytes], set[str]]] = {
+    "many_rows.xlsx": (lambda: sheet("<row><c><v>1</v></c></row>" * 3_000_000), GONE),
     "far_cell.xlsx": (
-        sheet('<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>' * 3_000),
+        lambda: sheet('<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>' * 3_000),
         {"read", *GONE},
     ),
-    "laughs.xlsx": (other(office.xlsx(), "xl/workbook.xml", f"{LAUGHS}<x>&l10;</x>"), GONE),
+    "laughs.xlsx": (lambda: other(office.xlsx(), "xl/workbook.xml", f"{LAUGHS}<x>&l10;</x>"), GONE),
     "laughs_in_sheet.xlsx": (
-        other(office.xlsx(), "xl/worksheets/sheet1.xml", f"{LAUGHS}<worksheet {SHEET}>&l10;</worksheet>"),
+        lambda: other(
+            office.xlsx(), "xl/worksheets/sheet1.xml", f"{LAUGHS}<worksheet {SHEET}>&l10;</worksheet>"
+        ),
         {"read", *GONE},
     ),
-    "blanks.xlsx": (sheet(" " * 300_000_000), {"read", *GONE}),
-    "many_cells.ods": (odf_rows(1_000_000, 10_000), GONE),
-    "spaces.odt": (office.odf("text", '<text:p>x<text:s text:c="4000000000"/>y</text:p>'), GONE),
-    "laughs.odt": (other(office.odt(), "content.xml", f"{LAUGHS}<x>&l10;</x>"), GONE),
-    "many_paragraphs.odt": (office.odf("text", "<text:p/>" * 10_000_000), GONE),
+    "blanks.xlsx": (lambda: sheet(" " * 300_000_000), {"read", *GONE}),
+    "many_cells.ods": (lambda: odf_rows(1_000_000, 10_000), GONE),
+    "spaces.odt": (lambda: office.odf("text", '<text:p>x<text:s text:c="4000000000"/>y</text:p>'), GONE),
+    "laughs.odt": (lambda: other(office.odt(), "content.xml", f"{LAUGHS}<x>&l10;</x>"), GONE),
+    "many_paragraphs.odt": (lambda: office.odf("text", "<text:p/>" * 10_000_000), GONE),
     "many_shapes.pptx": (
-        office.replaced(office.pptx(), b"</p:spTree>", b"<p:sp/>" * 3_000_000 + b"</p:spTree>"),
+        lambda: office.replaced(office.pptx(), b"</p:spTree>", b"<p:sp/>" * 3_000_000 + b"</p:spTree>"),
         GONE,
     ),
-    "laughs.pptx": (other(office.pptx(), "ppt/presentation.xml", f"{LAUGHS}<x>&l10;</x>"), GONE),
-    "large.epub": (other(office.epub(), "OEBPS/two.xhtml", "<p>x</p>" * 20_000_000), GONE),
+    "laughs.pptx": (lambda: other(office.pptx(), "ppt/presentation.xml", f"{LAUGHS}<x>&l10;</x>"), GONE),
+    "large.epub": (lambda: other(office.epub(), "OEBPS/two.xhtml", "<p>x</p>" * 20_000_000), GONE),
     "one_page_often.epub": (
-        other(
+        lambda: other(
             office.epub(),
             "OEBPS/book.opf",
             '<package xmlns="http://www.idpf.org/2007/opf"><manifest><item id="one" href="two.xhtml" '
@@ -138,17 +140,17 @@ BOMBS: dict[str, tuple[bytes | Callable[..., object], set[str]]] = {
         ),
         GONE,
     ),
-    "deep.rtf": (b"{\\rtf1 " + b"{" * 5_000_000, {"empty", *GONE}),
-    "many_words.rtf": (b"{\\rtf1 " + b"\\b" * 400_000 + b" x}", {"read", *GONE}),
-    "deep.eml": (multipart(20_000), GONE),
-    "many_parts.eml": (many_parts(80_000), {"read", *GONE}),
-    "long_header.eml": (b"Subject: " + b"=?utf-8?q?x?= " * 300_000 + b"\n\nx", {"read", *GONE}),
-    "circle.msg": (circle(), {"read", *GONE}),
-    "wide.tiff": (tiff(60_000, 60_000), GONE),
-    "wide.bmp": (bmp(60_000, 60_000), GONE),
-    "many_pages.tiff": (many_pages(200), {"too_large"}),
+    "deep.rtf": (lambda: b"{\\rtf1 " + b"{" * 5_000_000, {"empty", *GONE}),
+    "many_words.rtf": (lambda: b"{\\rtf1 " + b"\\b" * 400_000 + b" x}", {"read", *GONE}),
+    "deep.eml": (lambda: multipart(20_000), GONE),
+    "many_parts.eml": (lambda: many_parts(80_000), {"read", *GONE}),
+    "long_header.eml": (lambda: b"Subject: " + b"=?utf-8?q?x?= " * 300_000 + b"\n\nx", {"read", *GONE}),
+    "circle.msg": (lambda: circle(), {"read", *GONE}),
+    "wide.tiff": (lambda: tiff(60_000, 60_000), GONE),
+    "wide.bmp": (lambda: bmp(60_000, 60_000), GONE),
+    "many_pages.tiff": (lambda: many_pages(200), {"too_large"}),
     "numbered.docx": (
-        office.docx(
+        lambda: office.docx(
             "".join(
                 office.p("x", '<w:numPr><w:ilvl w:val="8"/><w:numId w:val="1"/></w:numPr>')
                 for _ in range(20_000)
@@ -159,11 +161,11 @@ BOMBS: dict[str, tuple[bytes | Callable[..., object], set[str]]] = {
         ),
         GONE,
     ),
-    "zeros.zip": (office.zipped({"a.txt": bytes(300_000_000)}), {"too_large"}),
-    "nested.zip": (nested(2, 16), {"too_large"}),
-    "many_files.zip": (office.zipped({f"{n}.txt": b"" for n in range(10_001)}), {"too_large"}),
-    "zeros.txt.gz": (gzip.compress(bytes(300_000_000), 9), {"too_large"}),
-    "zeros.txt.bz2": (bz2.compress(bytes(300_000_000)), {"too_large"}),
-    "zeros.txt.xz": (lzma.compress(bytes(300_000_000), preset=0), {"too_large"}),
-    "declared.tar": (sparse_tar(5_000_000_000), GONE),
+    "zeros.zip": (lambda: office.zipped({"a.txt": bytes(300_000_000)}), {"too_large"}),
+    "nested.zip": (lambda: nested(2, 16), {"too_large"}),
+    "many_files.zip": (lambda: office.zipped({f"{n}.txt": b"" for n in range(10_001)}), {"too_large"}),
+    "zeros.txt.gz": (lambda: gzip.compress(bytes(300_000_000), 9), {"too_large"}),
+    "zeros.txt.bz2": (lambda: bz2.compress(bytes(300_000_000)), {"too_large"}),
+    "zeros.txt.xz": (lambda: lzma.compress(bytes(300_000_000), preset=0), {"too_large"}),
+    "declared.tar": (lambda: sparse_tar(5_000_000_000), GONE),
 }

@@ -191,7 +191,9 @@ def write(path: Path, content: bytes | Callable[[Path], Any]) -> Path:
     return path
 
 
-FILES |= BOMBS
+FILES |= {
+    name: (lambda path, make=make: path.write_bytes(make()), fates) for name, (make, fates) in BOMBS.items()
+}
 
 
 @pytest.mark.parametrize("name", FILES)
