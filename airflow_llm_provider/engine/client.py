@@ -7,6 +7,7 @@ import datetime as dt
 import gc
 import ipaddress
 import logging
+import os
 import ssl
 import sys
 import urllib.request
@@ -235,9 +236,9 @@ class AnthropicClient:
 
     async def close(self) -> None:
         """Close the open sockets."""
-        # The property would import the SDK only to close a client that was never used.
-        if "_sdk" in self.__dict__:
-            await self._sdk.close()
+        # Only those of this process. Closing those of a parent could end them for the parent, too.
+        if (client := self._sdk_clients.pop(os.getpid(), None)) is not None:
+            await client.close()
 
     def sdk_client(self, *, timeout_s: float | None = None) -> anthropic.Anthropic:
         """Return the SDK's own synchronous client, with the same key, base URL, proxy and CA bundle.
@@ -267,8 +268,20 @@ class AnthropicClient:
         _drop_environment_headers(client)
         return client
 
-    @cached_property
+    @property
     def _sdk(self) -> anthropic.AsyncAnthropic:
+        """The SDK's client of this process: a child that was forked since gets one of its own."""
+        known = self._sdk_clients.get(os.getpid())
+        if known is None:
+            known = self._sdk_clients[os.getpid()] = self._open_sdk()
+        return known
+
+    @cached_property
+    def _sdk_clients(self) -> dict[int, anthropic.AsyncAnthropic]:
+        """By process. A parent's stays here, so that it is not closed as garbage."""
+        return {}
+
+    def _open_sdk(self) -> anthropic.AsyncAnthropic:
         _load_sdk()
         import anthropic
         import httpx2

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from airflow_llm_provider.errors import LedgerUnusable
 from airflow_llm_provider.ledger import migrations
 from airflow_llm_provider.ledger.file_lock import FileLock
+from airflow_llm_provider.ledger.own_process import OwnProcess
 
 _NOW_MS = {
     # SQLite before 3.42 has no sub-second unixepoch(); 2440587.5 is the Julian day of 1970-01-01.
@@ -46,7 +47,7 @@ logging.getLogger("sqlalchemy.engine.Engine.llm_ledger").addFilter(
 class Database:
     """Write transactions one after the other, reads beside them, and the clock that leases are measured by.
 
-    There is no connection before the first use. Never share one over a fork.
+    There is no connection before the first use. A child that is forked later can't use it: see `own_process`.
 
     Args:
         url: SQLAlchemy URL, `sqlite:////abs/path.db` or `postgresql://…`. The driver is chosen here.
@@ -67,6 +68,7 @@ class Database:
         self.dialect = self.url.get_backend_name()
         self._now = sa.text(_NOW_MS[self.dialect])
         self._writing = threading.Lock()
+        self._process = OwnProcess()
         if self.dialect == "sqlite":
             self._file = Path(self.url.database or "")
             self._identity: tuple[int, int] | None = None
@@ -75,7 +77,9 @@ class Database:
             self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE", synchronous, poolclass=sa.StaticPool)
             self._reader = _sqlite_engine(self.url, "BEGIN", synchronous, poolclass=sa.QueuePool)
         else:
-            self._writer = self._reader = _postgres_engine(self.url)
+            self._writer = _postgres_engine(self.url)
+            # Reports add up several tables: a pruning must not move money from one to another in between.
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ")
 
     @property
     def shown_url(self) -> str:
@@ -85,6 +89,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """Open a write transaction; it is committed, and on disk, when the block ends."""
+        self._process.require()
         if self.dialect != "sqlite":
             with self._writer.begin() as connection:
                 yield connection
@@ -96,7 +101,8 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """Open a read transaction; on SQLite it does not wait for writers, and they do not wait for it."""
+        """Open a read transaction: all of its statements see one moment, and it and writers do not wait for another."""
+        self._process.require()
         if self.dialect == "sqlite":
             self._stat(missing="there is no ledger at {}")  # SQLite would make an empty one
         with self._reader.begin() as connection:
@@ -119,9 +125,10 @@ class Database:
             migrations.migrate(connection, steps)
 
     def close(self) -> None:
-        """Close every connection."""
-        self._writer.dispose()
-        self._reader.dispose()
+        """Close every connection; in a child that was forked since, none: they are still its parent's."""
+        if self._process.is_this:
+            self._writer.dispose()
+            self._reader.dispose()
 
     def _require_file(self) -> int:
         """Return the file's mode; make the file at the first use, and require the same file from then on.
@@ -209,6 +216,9 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
         max_overflow=2,
         pool_pre_ping=True,
         **_LOGGED,
+        # For PgBouncer in transaction mode: the next transaction may run on another server connection, which does not
+        # know the statements that were prepared on this one. For the same reason nothing here sets a session's state.
+        connect_args={"prepare_threshold": None},
         use_native_hstore=False,  # SQLAlchemy would look for that type with a query per connection
     )
 

@@ -6,11 +6,12 @@ import asyncio
 import collections
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
+
+from airflow_llm_provider.ledger.own_process import OwnProcess
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class GroupCommit(Generic[Item, Result]):
         # Not a SimpleQueue: in CPython 3.11 to 3.13 its get() can lose its timeout, and a group would hang.
         self._queue: collections.deque[_Submitted[Item, Result] | None] = collections.deque()
         self._arrived = threading.Event()
-        self._pid, self._closed = os.getpid(), False
+        self._process, self._closed = OwnProcess(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -62,12 +63,12 @@ class GroupCommit(Generic[Item, Result]):
         """Queue `item`; the future has its result when its group is done.
 
         Raises:
-            RuntimeError: It is closed, belongs to another process, or no event loop is running.
+            LedgerUnusable: It belongs to the process that this one was forked from.
+            RuntimeError: It is closed, or no event loop is running.
         """
+        self._process.require()
         if self._closed:
             raise RuntimeError("The ledger is closed: what is submitted now would not be written.")
-        if self._pid != os.getpid():
-            raise RuntimeError("The ledger was made before a fork: make one in the process that uses it.")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._put((item, future))
         return future
@@ -76,7 +77,7 @@ class GroupCommit(Generic[Item, Result]):
         """Finish what was submitted, then end the thread."""
         self._closed = True
         self._put(None)
-        if self._pid == os.getpid():
+        if self._process.is_this:
             self._thread.join()
 
     def _put(self, entry: _Submitted[Item, Result] | None) -> None:

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import datetime as dt
 import email.utils
+import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 
@@ -494,3 +495,49 @@ async def test_an_error_in_the_middle_of_a_stream_may_pass_and_may_be_charged(en
         with pytest.raises(Overloaded, match="overloaded_error: ClaimHeld") as caught:
             await engine.ask(about(max_tokens=64_000), make_terms(SCOPE))
     assert caught.value.billed
+
+
+async def test_a_forked_child_shares_neither_ledger_nor_sockets_with_its_parent(
+    claude_server: StandIn, tmp_path: Path
+) -> None:
+    client = AnthropicClient(api_key="sk-ant-any", base_url=claude_server.url)
+    engine = Engine(endpoint=Endpoint(client=client), ledger=Ledger(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    await engine.ask(about(1), make_terms(SCOPE))
+
+    async def send() -> bytes:
+        return await client.send(
+            about(2), timeout_s=20, on_first_byte=lambda: None, on_headers=lambda _: None
+        )
+
+    async def use_all() -> str:
+        try:
+            await engine.ask(about(3), make_terms(SCOPE))
+        except LLMError as error:
+            said = str(error)
+        answered = b"end_turn" in await send()
+        await client.close()
+        return f"{answered} {said}"
+
+    told = await asyncio.to_thread(in_a_child, use_all)
+    assert told.startswith("True The ledger was opened in process ")
+    # The parent's connections and its ledger are as they were.
+    await engine.ask(about(4), make_terms(SCOPE))
+    assert b"end_turn" in await send()
+    await engine.close()
+
+
+def in_a_child(work: Callable[[], Coroutine[object, object, str]]) -> str:
+    """Run `work` in a forked child, in an event loop of its own; return what it returns."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = asyncio.run(work())
+        except BaseException as error:
+            said = repr(error)
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as told:
+        return told.read()

@@ -73,7 +73,7 @@ class LocalPostgres:
 
     def __enter__(self) -> Self:
         self._bin = server_programs()
-        self._user = _server_user()  # the installation may have created it
+        self._user = server_user()  # the installation may have created it
         self._replaced_handlers = exit_on_signals()
         try:
             self._start()
@@ -217,7 +217,8 @@ def _folders_with_server() -> Iterator[Path]:
             yield folder
 
 
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
+    """Return who runs a server that refuses to run as root; None for the user that we are."""
     if os.geteuid() != 0:  # only root may not run PostgreSQL
         return None
     for name in ("postgres", "nobody"):

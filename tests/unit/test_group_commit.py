@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from waiting import until
 
+from airflow_llm_provider.errors import LedgerUnusable
 from airflow_llm_provider.ledger.group_commit import GroupCommit
 
 
@@ -140,7 +141,7 @@ def test_a_forked_child_gets_an_error_instead_of_waiting(batch_of: Callable[...,
     if child == 0:
         try:
             batch.submit(1)
-        except RuntimeError as error:
-            os._exit(7 if "before a fork" in str(error) else 1)
+        except LedgerUnusable as error:
+            os._exit(7 if "which was forked since" in str(error) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

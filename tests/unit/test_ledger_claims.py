@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import gc
 import hashlib
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -583,3 +585,58 @@ async def test_an_effect_and_a_review_are_dated_by_the_databases_clock(moved_clo
     for at_ms in (began.began_ms, shown.shown_ms):
         assert before_ms <= at_ms <= now_ms(moved_clock)
     assert began.is_live
+
+
+# A child that was forked.
+
+
+def in_a_child(work: Callable[[], None]) -> str:
+    """Run `work` in a forked child; return the name and text of its error, empty if there was none."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = ""
+        try:
+            work()
+        except BaseException as error:  # it is told to the parent
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as told:
+        return told.read()
+
+
+async def test_a_forked_child_can_not_use_the_ledger_and_leaves_its_parents_connections_alone(
+    ledger: Ledger, ledger_of: Callable[..., Ledger], ledger_url: str
+) -> None:
+    opened = await ledger.open(entry())
+
+    def write() -> None:
+        with ledger.database.write():
+            pass
+
+    def read() -> None:
+        with ledger.database.read():
+            pass
+
+    def find() -> None:
+        asyncio.run(ledger.find_reply(KEY, NIGHTLY, "always"))
+
+    def run_out_of_use() -> None:
+        ledger.close()
+        gc.collect()
+
+    for work in (write, read, find):
+        assert "LedgerUnusable: The ledger was opened in process" in in_a_child(work)
+    assert in_a_child(run_out_of_use) == ""
+    await ledger.record(settlement(opened))
+    assert states(ledger) == ["settled"]
+
+    def open_another() -> None:
+        another = Ledger(ledger_url)
+        assert states(another) == ["settled"]
+        another.close()
+
+    assert in_a_child(open_another) == ""
