@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Self
 
@@ -24,10 +24,19 @@ class Sampling:
     Attributes:
         model: The model; empty where the reply leaves it out, because it is the one that was asked or that answered.
         usage: Its tokens.
+        has_lifetimes: Whether the reply says for how long tokens were written to the cache.
     """
 
     model: str
     usage: Usage
+    has_lifetimes: bool = True
+
+    @classmethod
+    def from_api(cls, usage: Mapping[str, Any], model: str = "") -> Self:
+        """Read an entry of `usage.iterations`, or a whole usage."""
+        return cls(
+            model=model, usage=Usage.from_api(usage), has_lifetimes=usage.get("cache_creation") is not None
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,12 +70,10 @@ class Billed:
         usage = message["usage"]
         iterations = usage.get("iterations") or ()
         kinds = {iteration["type"] for iteration in iterations}
-        samplings = [
-            Sampling(model=_model(iteration), usage=Usage.from_api(iteration)) for iteration in iterations
-        ]
+        samplings = [Sampling.from_api(iteration, _model(iteration)) for iteration in iterations]
         # Without an entry of the answer itself, its tokens are at the top alone.
         if not kinds & _ANSWERING:
-            samplings.append(Sampling(model="", usage=Usage.from_api(usage)))
+            samplings.append(Sampling.from_api(usage))
         uses = (usage.get("server_tool_use") or {}).items()
         return cls(
             samplings=tuple(samplings),
@@ -117,11 +124,13 @@ class Asked:
 
     Attributes:
         model: The model.
+        cache_ttl: How long it asks the API to keep what it marks, `5m` or `1h`.
         is_fast: Whether it asks for fast mode.
         runs_code_free: Whether it has a tool that makes the execution of code free.
     """
 
     model: str
+    cache_ttl: str = "5m"
     is_fast: bool = False
     runs_code_free: bool = False
 
@@ -150,7 +159,7 @@ def price_of(billed: Billed, prices: Prices, *, asked: Asked, answered: str) -> 
             factor = card.factor(words.values())
             if factor is None:
                 return Price(micro_usd=None, unknown=_unknown_word(words, card))
-            known.append((card.exact(sampling.usage) * factor, card))
+            known.append((card.exact(_as_written(sampling, asked)) * factor, card))
         price, card = max(known, key=_first)
         exact += price
         if card.price_step is not None and sampling.usage.input_tokens > card.price_step:
@@ -199,6 +208,14 @@ def _named(model: str, billed: Billed, prices: Prices, *, asked: str, answered: 
     is_asked = _DATE.sub("", model) == _DATE.sub("", asked)
     is_renamed = asked in prices.own and model == answered and not billed.fell_back
     return asked if is_asked or is_renamed else model
+
+
+def _as_written(sampling: Sampling, asked: Asked) -> Usage:
+    """Return the tokens with those that the cache keeps for an hour, where only the request says so."""
+    usage = sampling.usage
+    if sampling.has_lifetimes or asked.cache_ttl != "1h":
+        return usage
+    return replace(usage, cache_write_5m_tokens=0, cache_write_1h_tokens=usage.cache_write_tokens)
 
 
 def _words_of(billed: Billed, card: RateCard, asked: Asked, *, is_other: bool) -> Mapping[str, str]:

@@ -83,6 +83,7 @@ def asked_of(request: Request) -> Asked:
     found = (_WEB_TOOL.match(str(tool.get("type"))) for tool in _tools(request.extra) or ())
     return Asked(
         model=request.model,
+        cache_ttl=request.cache_ttl,
         is_fast=request.extra.get("speed") == "fast",
         runs_code_free=any(tool is not None and tool[2] >= _FREE_CODE_SINCE for tool in found),
     )

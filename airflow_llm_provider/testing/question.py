@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +21,8 @@ from airflow_llm_provider.testing.wire import ApiError
 
 # How tokens are counted, so that tests can count too. A text block has ceil(characters / 4) tokens. A tool and an
 # output schema: the same of their JSON. A tool call: the same of its name and of its input's JSON. A tool's result:
-# the sum of its blocks. An image and a PDF page: a fixed number.
+# the sum of its blocks. An image and a PDF page: a fixed number, which covers a page's usual text; a PDF with more text
+# than that: a quarter of its characters.
 CHARS_PER_TOKEN = 4
 IMAGE_TOKENS = 1_500
 PDF_PAGE_TOKENS = 2_000
@@ -27,6 +30,8 @@ PDF_PAGE_TOKENS = 2_000
 _MAX_BREAKPOINTS = 4
 _DECODER = json.JSONDecoder()
 _TAGGED = re.compile(r"<([\w.:-]*document[\w.:-]*)(?:\s[^<>]*)?>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+_PDF_STREAM = re.compile(rb"stream\r?\n(.*?)endstream", re.DOTALL)
+_PDF_SHOWN = re.compile(rb"\(([^()\\]*)\)\s*Tj")
 _PDF_PAGE = re.compile(rb"/Type\s*/Page(?![a-zA-Z])")
 
 
@@ -303,13 +308,13 @@ def _document_block(block: dict[str, Any], role: str, where: str) -> Block:
                 for part in parts
             )
         case "base64":
-            kind, tokens = "pdf", PDF_PAGE_TOKENS * _pdf_pages(source.get("data"), where)
+            kind, tokens = "pdf", _pdf_tokens(source.get("data"), where)
         case _:
             kind, tokens = "pdf", PDF_PAGE_TOKENS
     return Block(kind=kind, text=text, tokens=tokens + extra, ttl=_ttl(block), raw=block, role=role)
 
 
-def _pdf_pages(data: Any, where: str) -> int:
+def _pdf_tokens(data: Any, where: str) -> int:
     try:
         content = base64.b64decode(str(data), validate=True)
     except binascii.Error as error:
@@ -317,7 +322,18 @@ def _pdf_pages(data: Any, where: str) -> int:
     if not content.startswith(b"%PDF"):
         raise ApiError(400, f"{where}: document.source.base64: The PDF specified was not valid.")
     # This does not find pages inside compressed object streams; such a PDF counts as one page.
-    return max(1, len(_PDF_PAGE.findall(content)))
+    pages = max(1, len(_PDF_PAGE.findall(content)))
+    return max(PDF_PAGE_TOKENS * pages, -(-_shown_characters(content) // CHARS_PER_TOKEN))
+
+
+def _shown_characters(content: bytes) -> int:
+    """Count the characters that the streams of a PDF show on pages, where each has one byte."""
+    shown = 0
+    for stream in _PDF_STREAM.findall(content):
+        with contextlib.suppress(zlib.error):
+            stream = zlib.decompressobj().decompress(stream)
+        shown += sum(map(len, _PDF_SHOWN.findall(stream)))
+    return shown
 
 
 def _ttl(holder: Any) -> str | None:

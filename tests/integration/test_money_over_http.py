@@ -1,10 +1,13 @@
 """What the ledger books is what the stand-in charges: geography, speed, fees, fallbacks and iterations over HTTP."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fpdf import FPDF
 
+from airflow_llm_provider.documents.reader import ceiling_of_blocks
 from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.endpoint import Endpoint
@@ -124,3 +127,29 @@ async def test_the_stand_in_refuses_what_the_request_does_not_allow(
         finally:
             await engine.close()
     assert server.invoice.paid == 0
+
+
+async def test_a_page_full_of_text_was_reserved_as_such(ledger_url: str) -> None:
+    pdf = FPDF()
+    pdf.set_auto_page_break(False)
+    pdf.add_page()
+    pdf.set_font("helvetica", size=1)
+    for _ in range(400):
+        pdf.cell(text="word " * 500)
+    data = base64.b64encode(pdf.output()).decode()
+    block = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": data}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is agreed?"}, block]}]
+    bound = ceiling_of_blocks(messages)
+    request = Request(model="claude-opus-5-5", messages=messages, max_tokens=100, input_ceiling=bound)
+    async with StandIn() as server:
+        engine = engine_for(server, ledger_url)
+        try:
+            reply = await engine.ask(request, make_terms(SCOPE))
+        finally:
+            await engine.close()
+        books = balance(ledger_url, server.invoice)
+    [line] = server.invoice.lines
+    assert line.input_tokens > 200_000
+    assert line.input_tokens <= bound
+    assert reply.cost_micro_usd == books.cost_micro_usd
+    assert (reply.cost_micro_usd or 0) <= (ceiling_micro_usd(request) or 0)

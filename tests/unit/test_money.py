@@ -30,7 +30,7 @@ from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import BudgetExceeded, UnknownPrice
 from airflow_llm_provider.ledger.schema import account
-from airflow_llm_provider.pricing import LIST_PRICES, usd
+from airflow_llm_provider.pricing import LIST_PRICES, Prices, usd
 
 REPLIES = int(os.environ.get("MONEY_REPLIES", "300"))
 
@@ -505,3 +505,69 @@ def test_a_reservation_grows_with_each_thing_that_the_server_may_do() -> None:
         reserved(tools=[search | {"max_uses": 30}, advisor]),
     ]
     assert all(one < other for one, other in itertools.pairwise(grown)), grown
+
+
+@pytest.mark.parametrize(("ttl", "written"), [("5m", Decimal("2.5")), ("1h", Decimal(4))])
+def test_a_cache_write_without_a_lifetime_has_the_one_that_was_asked_for(ttl: str, written: Decimal) -> None:
+    usage = {"input_tokens": 0, "cache_creation_input_tokens": 1_000_000}
+    assert priced("claude-sonnet-5-5", {"usage": usage}, cache_ttl=ttl) == written * 1_000_000
+
+
+def priced(model: str, reply: dict[str, Any], prices: Prices = LIST_PRICES, **fields: Any) -> int | None:
+    """Return the price of a reply with a million tokens in and none out, unless it says otherwise."""
+    usage = {"input_tokens": 1_000_000, "output_tokens": 0, **reply.get("usage", {})}
+    whole = {"stop_reason": "end_turn", "content": [], "model": model, **reply, "usage": usage}
+    message = Message.parse(orjson.dumps(whole))
+    return CostBooking().cost_micro_usd(
+        question(model=model, **fields), message, prices, reserved=None, connection_id=""
+    )
+
+
+FELL_BACK = [{"type": "fallback", "from": {"model": "mine"}, "to": {"model": "claude-sonnet-5-5"}}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "reply", "cost"),
+    [
+        ("claude-sonnet-5-5", {"model": "claude-sonnet-5-5-20260901"}, 2_000_000),  # its dated name
+        ("claude-sonnet-5-5", {"model": "claude-opus-5-5"}, 4_000_000),  # another model answered
+        ("claude-sonnet-5-5", {"model": "somebody-else"}, None),
+        ("mine", {"model": "llama-7"}, 1_000_000),  # a gateway has a name of its own for what is asked
+        ("mine-20260101", {"model": "mine"}, None),
+        ("mine", {"model": "mine-20260101"}, 1_000_000),
+        ("mine", {"model": "claude-sonnet-5-5", "content": FELL_BACK}, 2_000_000),
+        ("nobody", {"model": "claude-sonnet-5-5"}, None),  # nobody knows what this server charges
+        ("nobody", {"model": "nobody"}, None),
+    ],
+)
+def test_the_model_that_answered_has_the_price_that_is_known_for_it(
+    asked: str, reply: dict[str, Any], cost: int | None
+) -> None:
+    own = Prices.of({"mine": {"input": 1, "output": 2}})
+    assert priced(asked, reply, own) == cost
+
+
+def test_own_factors_price_what_the_list_does_not_know() -> None:
+    priority = {"usage": {"service_tier": "priority"}}
+    assert priced("claude-opus-5-5", priority) is None
+    own = {"claude-opus-5-5": {"input": 4, "output": 20, "factors": {"priority": 1.5, "eu": 1.2}}}
+    assert priced("claude-opus-5-5", priority, Prices.of(own)) == 6_000_000
+    assert priced("claude-opus-5-5", {"usage": {"inference_geo": "eu"}}, Prices.of(own)) == 4_800_000
+    # What is not stated is reserved at the most that the factors allow: "eu" and "priority".
+    request = question(model="claude-opus-5-5", max_tokens=1)
+    most = request.input_ceiling_tokens * 8 + 20
+    assert ceiling_micro_usd(request, Prices.of(own)) == -(-most * 18 // 10)
+
+
+def test_code_that_ran_on_the_server_is_free_beside_the_newer_web_tools_only() -> None:
+    ran = {"container": {"id": "container_1"}}
+    newer = {"tools": [{"type": "web_search_20260318", "name": "web_search", "max_uses": 1}]}
+    older = {"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 1}]}
+    found = [priced("claude-sonnet-5-5", ran, extra=extra) for extra in (newer, older, {})]
+    assert found == [2_000_000, None, None]
+
+
+def test_a_surcharge_is_on_fees_too() -> None:
+    searched = {"usage": {"input_tokens": 0, "server_tool_use": {"web_search_requests": 3}}}
+    found = [priced("claude-sonnet-5-5", searched, prices) for prices in (LIST_PRICES, Prices.of(None, 10))]
+    assert found == [30_000, 33_000]
