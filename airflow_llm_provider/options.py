@@ -9,7 +9,8 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import datetime as dt
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -397,6 +398,9 @@ class Reading:
         pdf: `auto` sends the text of pages that have it, and the other pages as they are; `text`; `native`.
         attachments: what the files attached to a mail are: `parts` of the same document, or `documents` of their own.
         framing: `document` (the API's document blocks), or `tag` for compatible servers without them.
+        readers: functions of your own by suffix (`dwg`) or media type (`image/tiff`): bytes in, or a path where the
+            first parameter is named `path`; a text or content blocks out. Each is a function of a module, or its
+            name as `module:function`, and runs in a child process.
     """
 
     template_fields: ClassVar[tuple[str, ...]] = ("pattern", "id_field", "text_field")
@@ -411,6 +415,7 @@ class Reading:
     pdf: Literal["auto", "text", "native"] = "auto"
     attachments: Literal["parts", "documents"] = "parts"
     framing: Literal["document", "tag"] = "document"
+    readers: Mapping[str, Callable[..., Any] | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         is_pattern = self.pattern is None or isinstance(self.pattern, str) or is_list_of_strings(self.pattern)
@@ -431,6 +436,20 @@ class Reading:
         require_choice("reading.pdf", self.pdf, ("auto", "text", "native"))
         require_choice("reading.attachments", self.attachments, ("parts", "documents"))
         require_choice("reading.framing", self.framing, ("document", "tag"))
+        is_mapping = isinstance(self.readers, Mapping) and all(
+            isinstance(key, str) and key.strip(".") for key in self.readers
+        )
+        require(
+            "reading.readers", self.readers, lambda _: is_mapping, "give functions by suffix or media type."
+        )
+        for key, reader in self.readers.items():
+            require(
+                f"reading.readers[{key!r}]",
+                reader,
+                _is_reader,
+                "it runs in a process of its own, which imports it: give a function of a module (not of the DAG file, "
+                "nor a lambda), or 'module:function'.",
+            )
 
     @classmethod
     def of(cls, value: Reading | None) -> Reading:
@@ -438,6 +457,18 @@ class Reading:
         if value is None or isinstance(value, Reading):
             return value or cls()
         raise wrong_type("reading", value, "Reading(pattern=…, …)")
+
+
+def reader_name(reader: Callable[..., Any] | str) -> str:
+    """Return a reader as `module:function`."""
+    return reader if isinstance(reader, str) else f"{reader.__module__}:{reader.__qualname__}"
+
+
+def _is_reader(reader: Any) -> bool:
+    if not isinstance(reader, str) and not hasattr(reader, "__qualname__"):
+        return False
+    # Airflow imports a DAG file under a name that no other process knows.
+    return re.fullmatch(r"(?!__main__|unusual_prefix_)[\w.]+:[\w.]+", reader_name(reader)) is not None
 
 
 def _is_encoding(name: Any) -> bool:

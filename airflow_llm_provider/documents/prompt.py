@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from airflow_llm_provider.documents.content import Content, ceiling_tokens, to_blocks
 from airflow_llm_provider.documents.document import Document
+from airflow_llm_provider.documents.readers.custom import readers_by_key
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request, to_json
@@ -78,6 +79,7 @@ class DocumentPrompt:
             "encoding": reading.encoding,
             "max": reading.max_bytes,
             "attachments": reading.attachments,
+            "readers": sorted(readers_by_key(reading).items()),
         }
         # The fingerprint does not say how a file is read, which changes the request about the same file, too.
         key = hashlib.sha256(self.request(None).fingerprint.encode() + to_json(shapes)).hexdigest()

@@ -109,6 +109,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            process_group=0,  # what an author's reader starts ends with it
         )
         assert self.process.stdin is not None
         # A child that no longer reads must not hold a thread.
@@ -138,7 +139,8 @@ class _Child:
 
     def close(self) -> None:
         """Kill the process, and wait until it has ended: else it stays as a zombie until the task ends."""
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.let_go()
 

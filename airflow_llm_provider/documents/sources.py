@@ -37,6 +37,7 @@ from airflow_llm_provider.documents.files import (
 )
 from airflow_llm_provider.documents.opening import open_document, stat_real
 from airflow_llm_provider.documents.readers import kinds
+from airflow_llm_provider.documents.readers.custom import reader_of
 from airflow_llm_provider.documents.tables import TABLE_SUFFIXES, looks_like_a_path, row_document, table_rows
 from airflow_llm_provider.options import Reading
 
@@ -272,7 +273,7 @@ class _Lister:
         """Tell by its suffix whether a file is taken, and count it if it is not."""
         suffix = suffix_of(name)
         # A file without a suffix is told by its first bytes.
-        if suffix and suffix not in SUFFIXES:
+        if suffix and suffix not in SUFFIXES and reader_of(name, self.reading) is None:
             self.skipped[suffix] += 1
             return False
         return True
@@ -287,7 +288,8 @@ class _Lister:
             is_alone: there is no other file, so that rows need not be told from those of another table.
         """
         for item in found:
-            if isinstance(item, Rejected):
+            # What the author's own function reads is one document, whatever it is.
+            if isinstance(item, Rejected) or reader_of(item.name, self.reading) is not None:
                 yield item
             elif suffix_of(item.name) in TABLE_SUFFIXES:
                 yield from self._rows(item, is_alone)

@@ -66,6 +66,7 @@ LISTED: dict[str, set[str]] = {
     # What the author of the DAG, of the connection or of the configuration typed, and paths.
     "typed by an author, or a path": {
         "', '.join(called)",
+        "function",
         "', '.join(identify.labels)",
         "', '.join(map(repr, there))",
         "', '.join(named) or 'another task'",
@@ -130,6 +131,8 @@ LISTED: dict[str, set[str]] = {
         "outcome.model",
         "output_type",
         "output_type.py: what",
+        "custom.py: where",
+        "ended.reason",
         "odf.py: what",
         "package.py: what",
         "self._package.what",
@@ -269,7 +272,7 @@ LISTED: dict[str, set[str]] = {
         "review.py: error",
         "review.py: what",
         "self._cascaded()",
-        "self._end('took too long')",
+        "self._end(_TOO_LONG)",
         "self._end()",
         "self._end(_TOO_MUCH_MEMORY)",
         "self._end(f'found more than {_MAX_REPLY_BYTES >> 20:,} MiB in it')",

@@ -6,15 +6,17 @@ import dataclasses
 import importlib
 import io
 import re
+import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from airflow_llm_provider.documents import sandbox
 from airflow_llm_provider.documents.content import Part, Unreadable
 from airflow_llm_provider.documents.document import suffix_of
-from airflow_llm_provider.documents.readers import image
-from airflow_llm_provider.options import Reading
+from airflow_llm_provider.documents.readers import custom, image
+from airflow_llm_provider.options import Reading, reader_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,21 +299,34 @@ def read_parts(raw: bytes, name: str, reading: Reading) -> tuple[Part, ...]:
         Unreadable: the file cannot be read, and why.
         OSError: the sandbox cannot be started.
     """
-    kind = _kind_of(raw, suffix_of(name))
+    kind, own = _kind_of(raw, suffix_of(name)), custom.reader_of(name, reading)
     # What is in a zip archive is looked up in the sandbox: its list of files may be made to fill the memory.
-    if not kind.is_parsed and not raw.startswith(_ZIP):
+    if own is None and not kind.is_parsed and not raw.startswith(_ZIP):
         return kind.read(raw, reading)
-    found = sandbox.run(f"{__name__}:parse", raw, {"name": name, "reading": as_json(reading)})
+    # An author's module is found where the task finds it: Airflow has put the folders of DAGs and plugins there.
+    path = [folder for folder in sys.path if folder] if own or reading.readers else []
+    arguments = {"name": name, "reading": as_json(reading), "path": path}
+    found = sandbox.run(f"{__name__}:parse", raw, arguments, custom.LIMITS if own else None)
     return tuple(map(Part.of, found))
 
 
-def parse(raw: bytes, name: str, reading: dict[str, Any]) -> tuple[Part, ...]:
-    """Return the parts of a file that has to be parsed: what the child process of the sandbox calls."""
+def parse(raw: bytes, name: str, reading: dict[str, Any], path: Sequence[str] = ()) -> tuple[Part, ...]:
+    """Return the parts of a file that has to be parsed: what the child process of the sandbox calls.
+
+    Args:
+        raw: the file's bytes.
+        name: the file's name.
+        reading: as `as_json` made it.
+        path: where modules are found; empty: where the child finds them.
+    """
+    sys.path[:] = path or sys.path
     return read_here(raw, name, Reading(**reading))
 
 
 def read_here(raw: bytes, name: str, reading: Reading) -> tuple[Part, ...]:
     """Return the parts of a file, read in this process: for what is within a file that the sandbox reads."""
+    if (own := custom.reader_of(name, reading)) is not None:
+        return custom.read(own, raw, name)
     suffix = suffix_of(name)
     kind = _kind_of_zip(raw, suffix) if raw.startswith(_ZIP) else _kind_of(raw, suffix)
     return kind.read(raw, reading)
@@ -334,7 +349,8 @@ def _kind_of(raw: bytes, suffix: str) -> Kind:
 
 def as_json(reading: Reading) -> dict[str, Any]:
     """Return `reading` as plain JSON data, from which the child process makes it again."""
-    return dataclasses.asdict(reading)
+    readers = {key: reader_name(reader) for key, reader in reading.readers.items()}
+    return dataclasses.asdict(dataclasses.replace(reading, readers=readers))
 
 
 def _kind_of_zip(raw: bytes, suffix: str) -> Kind:
