@@ -1,14 +1,23 @@
 """Replies that were paid for and are odd: each is paid once, and is an answer or is named as none."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
-from conftest import Wire, make_terms, message, question
+from conftest import SCOPE, Wire, make_terms, message, question
 
+from airflow_llm_provider.documents.output import RowWriter
+from airflow_llm_provider.documents.prompt import DocumentPrompt
+from airflow_llm_provider.documents.run import Run
+from airflow_llm_provider.documents.sources import list_documents
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.reply import Message, blocked_reply, json_of_reply
+from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import InvalidOutput, NetworkError, Refused
+from airflow_llm_provider.options import OnInvalid, Options, Route
 from airflow_llm_provider.tools import by_name
 
 HALF = b"\\ud83d"  # the first half of a surrogate pair, as JSON writes it
@@ -150,3 +159,73 @@ def test_an_answer_that_the_filter_kept_back_is_a_refusal_that_costs_nothing_or_
     assert (read.stop_reason, read.refusal_category) == ("refusal", "content_filter")
     ceiling = (asked.input_ceiling_tokens, asked.max_tokens)
     assert (read.usage.input_tokens, read.usage.output_tokens) == ((0, 0) if is_free else ceiling)
+
+
+# One odd reply among others, through a whole run.
+
+
+class Fact(pydantic.BaseModel):
+    name: str
+    amount: int | None = None
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "amount": {"type": ["integer", "null"]}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+ODD = {
+    "half a pair in the reply": message('{"name": "Smile"}').replace(b"Smile", HALF),
+    "half a pair in the answer": message('{"name": "\\ud83d"}'),
+    "half a pair in a key": message('{"\\ud83d": 1, "name": "x"}'),
+    "a NUL": message('{"name": "a\\u0000b"}'),
+    "a NUL in the reply": message('{"name": "ab"}').replace(b"ab", b"a\\u0000b"),
+    "a number too large": message('{"name": "x", "amount": 1' + "0" * 400 + "}"),
+    "a number beyond 64 bits": message('{"name": "x", "amount": 18446744073709551616}'),
+    "not a number": message('{"name": "x", "amount": NaN}'),
+    "nested deep": message("[" * 3_000),
+    "nested deep in a field": message('{"name": ' + '{"a": ' * 3_000 + "1" + "}" * 3_001),
+    "a key twice": message('{"name": "x", "name": "y"}'),
+    "no content": reply(content=None, stop_reason="refusal"),
+    "content of numbers": reply(content=[5]),
+    "a block without a type": reply(content=[{}]),
+    "a text that is no text": reply(content=[{"type": "text", "text": 5}]),
+    "a long text": message("x" * 1_000_000),
+    "a model of half a pair": reply(model="\ud83d"),
+    "a stop reason of half a pair": reply(stop_reason="\ud83d"),
+    "bytes": b"\x00\xff\xfe",
+    "a bell and an escape": message('{"name": "\\u0007\\u001b[31m"}'),
+}
+
+
+@pytest.mark.parametrize(("output_type", "suffix"), [(None, "jsonl"), (Fact, "parquet"), (SCHEMA, "csv")])
+async def test_no_odd_reply_ends_a_run_or_keeps_the_rows_of_others_from_the_file(
+    engine: Engine, wire: Wire, tmp_path: Path, output_type: Any, suffix: str
+) -> None:
+    odd = dict(enumerate(ODD.values()))
+
+    def answer(request: Request) -> bytes:
+        number = int(json.loads(request.messages[0]["content"][1]["source"]["data"])["id"])
+        return odd.get(number, message('{"name": "ACME"}'))
+
+    wire.usually = answer
+    route = Route(models=(question().model,), retry={"network": {"attempts": 1}})
+    prompt = DocumentPrompt(
+        prompt="Who?",
+        output=OutputType(output_type),
+        endpoint=engine.endpoint,
+        options=Options(route=route, on_invalid=OnInvalid(max_repairs=0)),
+    )
+    run = Run(engine=engine, scope=SCOPE, prompt=prompt, max_in_flight=4, log_every_s=3600.0)
+    count = len(odd) + 5
+    with RowWriter(str(tmp_path / f"rows.{suffix}"), schema=prompt.output.schema) as sink:
+        manifest = await run.run(list_documents([{"id": n, "text": "?"} for n in range(count)]), sink)
+        sink.publish(manifest)
+    outcomes = manifest["outcomes"]
+    assert run.stopped is None
+    assert outcomes["answered"] >= 5
+    assert outcomes["answered"] + outcomes["dead_letter"] == manifest["documents"] == count
+    assert len(wire.sent) == count
+    letters = (tmp_path / "rows.dead_letters.jsonl").read_bytes().splitlines()
+    assert len(letters) == outcomes["dead_letter"] > 0
