@@ -224,14 +224,14 @@ def _is_blank(block: Any) -> bool:
 
 def _without_blanks(messages: Sequence[MessageParam]) -> Sequence[MessageParam]:
     """Return the messages without blank text blocks: a model may write some between its tool calls."""
-    if not any(any(map(_is_blank, message["content"])) for message in messages):
-        return messages
-    return [
-        message
-        if isinstance(message["content"], str)
-        else {**message, "content": [block for block in message["content"] if not _is_blank(block)]}
-        for message in messages
-    ]
+
+    def without(message: MessageParam) -> MessageParam:
+        content = message["content"]
+        if isinstance(content, str) or not any(map(_is_blank, content)):
+            return message
+        return {**message, "content": [block for block in content if not _is_blank(block)]}
+
+    return [without(message) for message in messages]
 
 
 def _require_content(messages: Sequence[MessageParam]) -> None:
