@@ -8,6 +8,7 @@ import email.policy
 import io
 import subprocess
 import sys
+import zipfile
 
 import compressed_rtf
 import pytest
@@ -311,6 +312,61 @@ def test_an_image_that_the_api_would_refuse_for_its_size_is_scaled_or_packed(mon
     (part,) = parts(out.getvalue(), "a.bmp")
     assert part.media_type == "image/jpeg"
     assert len(part.data) <= 3000
+
+
+def with_pictures(raw: bytes, folder: str, pictures: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(raw)) as opened:
+        files = {name: opened.read(name) for name in opened.namelist()}
+    return office.zipped(files | {folder + name: raw for name, raw in pictures.items()}, stored=("mimetype",))
+
+
+def noise(size: int) -> bytes:
+    out = io.BytesIO()
+    Image.effect_noise((size, size), 90).save(out, "PNG")
+    return out.getvalue()
+
+
+LARGE = noise(200)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "folder"),
+    [
+        (lambda: office.docx(office.p("Scan")), "a.docx", "word/media/"),
+        (office.pptx, "a.pptx", "ppt/media/"),
+        (office.odt, "a.odt", "Pictures/"),
+    ],
+    ids=["docx", "pptx", "odt"],
+)
+def test_pictures_are_sent_where_there_is_hardly_any_text(make, name, folder):
+    scans = {f"image{n}.png": noise(200 + n) for n in (1, 2, 10)}
+    first, *images = parts(with_pictures(make(), folder, scans | {"logo.png": office.picture("PNG")}), name)
+    assert first.kind == "text"
+    assert [base64.b64decode(image.data) for image in images] == [scans[f"image{n}.png"] for n in (1, 2, 10)]
+
+
+def test_pictures_beside_enough_text_are_not_sent():
+    raw = office.docx(office.p("A sentence that is long. " * 20))
+    assert [part.kind for part in parts(with_pictures(raw, "word/media/", {"p.png": LARGE}), "a.docx")] == [
+        "text"
+    ]
+
+
+def test_a_document_of_pictures_alone_is_its_pictures_and_those_of_other_formats_are_named():
+    raw = with_pictures(office.docx(""), "word/media/", {"a.png": LARGE, "b.emf": b"x" * 30_000})
+    (image,) = parts(raw, "a.docx")
+    assert (image.kind, image.warnings) == ("image", ("pictures_not_sent: 1",))
+    (text,) = parts(
+        with_pictures(office.docx(office.p("x")), "word/media/", {"b.emf": b"x" * 30_000}), "a.docx"
+    )
+    assert (text.data, text.warnings) == ("x", ("pictures_not_sent: 1",))
+
+
+def test_what_was_not_read_within_a_document_is_said_beside_the_answer():
+    (workbook,) = parts(office.xlsx(), "a.xlsx")
+    assert workbook.warnings == ("formulas_not_computed: 1",)
+    mail, *_ = parts(office.eml({"n.txt": b"noted", "o.doc": b"x", "a.xlsx": office.xlsx()}), "a.eml")
+    assert mail.warnings == ("attachment_not_read: 2", "formulas_not_computed: 1")
 
 
 # recognition

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_llm_provider.documents.content import Part, checked
+from airflow_llm_provider.documents.content import Part
 from airflow_llm_provider.documents.readers.chart import chart_lines, diagram_lines
 from airflow_llm_provider.documents.readers.numbering import number
 from airflow_llm_provider.documents.readers.package import Package
@@ -42,7 +42,7 @@ def read_docx(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001
     package = Package(raw, "a Word document")
     starts = [part for kind, part in package.relations("").values() if kind == "officeDocument"]
     lines = _Document(package, starts[0] if starts else "word/document.xml").lines()
-    return (Part(kind="text", data=checked("\n".join(lines))),)
+    return package.parts("\n".join(lines), "word/media/")
 
 
 class _Document:

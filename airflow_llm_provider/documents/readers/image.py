@@ -34,6 +34,11 @@ def media_type_of(raw: bytes) -> str | None:
 
 
 def read_image(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 - every reader takes it
+    """Return the image as it is; raise Unreadable when it is not an image, or too large for the API."""
+    return (image_part(raw),)
+
+
+def image_part(raw: bytes) -> Part:
     """Return the image as a part; raise Unreadable when it is not an image, or too large for the API."""
     media_type = media_type_of(raw)
     if media_type is None:
@@ -44,7 +49,7 @@ def read_image(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG00
             "too_large",
             f"the image has {len(raw):,} bytes; the API takes {MAX_IMAGE_BASE64_BYTES * 3 // 4:,}. Scale it down.",
         )
-    return (Part(kind="image", data=data, media_type=media_type),)
+    return Part(kind="image", data=data, media_type=media_type)
 
 
 def read_bitmap(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 - every reader takes it

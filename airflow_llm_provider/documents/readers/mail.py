@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import email.policy
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,11 +65,15 @@ class Mail:
         An attachment that cannot be read is named, with the reason, and the others are read.
         """
         parts: list[Part] = []
+        warnings: list[str] = []
         lines = [*self.headers, "", self.text]
-        for attachment in self.attachments:
+        for number, attachment in enumerate(self.attachments, 1):
             found, note = _read_attachment(attachment, reading)
             lines += ["", f"Attachment: {attachment.name}{note}"]
+            if note and not attachment.is_small_picture:
+                warnings.append(f"attachment_not_read: {number}")
             for part in found:
+                warnings += part.warnings
                 if part.kind == "text":
                     lines.append(part.data)
                 else:
@@ -77,7 +82,7 @@ class Mail:
         if lines:
             parts.append(Part(kind="text", data="\n".join(lines)))
         checked("\n".join(part.data for part in parts if part.kind == "text"))
-        return tuple(parts)
+        return (dataclasses.replace(parts[0], warnings=tuple(warnings)), *parts[1:])
 
 
 def _read_attachment(attachment: Attachment, reading: Reading) -> tuple[tuple[Part, ...], str]:

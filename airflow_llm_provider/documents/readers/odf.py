@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from airflow_llm_provider.documents.content import Part, Unreadable, checked
+from airflow_llm_provider.documents.content import Part, Unreadable
 from airflow_llm_provider.documents.readers.numbering import Counters, Level, number
 from airflow_llm_provider.documents.readers.package import Package
 from airflow_llm_provider.documents.readers.spreadsheet import Row, Tables
@@ -48,7 +48,7 @@ def read_odt(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 
     body = document.body("text")
     headers, footers = document.headings()
     lines = document.lines_of(body)
-    return (Part(kind="text", data=checked("\n".join([*headers, *lines, *footers, *document.notes()]))),)
+    return document.parts([*headers, *lines, *footers, *document.notes()])
 
 
 def read_odp(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 - every reader takes it
@@ -68,7 +68,7 @@ def read_odp(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 
         if found or said:
             hidden = " (hidden)" if document.hides_page(page.get(f"{_DRAW}style-name")) else ""
             lines += [f"Slide {index}{hidden}", *found, *(["Notes:", *said] if said else []), ""]
-    return (Part(kind="text", data=checked("\n".join(lines[:-1]))),)
+    return document.parts(lines[:-1])
 
 
 def read_ods(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 - every reader takes it
@@ -118,6 +118,10 @@ class _Document:
         self._counters: dict[str, Counters] = {}
         self._notes: list[tuple[str, Any]] = []
         self._note_counts: Counter[str] = Counter()
+
+    def parts(self, lines: list[str]) -> tuple[Part, ...]:
+        """Return the lines as one text, and the pictures where there is hardly any text."""
+        return self._package.parts("\n".join(lines), "Pictures/")
 
     def body(self, kind: str) -> Any:
         """Return the element of the contents; raises Unreadable where there is none of this kind."""

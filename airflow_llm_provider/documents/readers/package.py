@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import posixpath
+import re
 import zipfile
 from typing import Any
 from urllib.parse import unquote
 
-from airflow_llm_provider.documents.content import Unreadable
+from airflow_llm_provider.documents.content import Part, Unreadable, checked
+from airflow_llm_provider.documents.readers.image import MAX_IMAGES, image_part, media_type_of
+
+_PICTURE_BYTES = 20_000
+"""A smaller picture is a logo or an icon."""
+_TEXT_PER_PICTURE = 200
+"""With fewer characters per picture, the pictures are what the document is about."""
 
 
 class Package:
@@ -56,6 +64,31 @@ class Package:
         """Return the root element of one part; raises Unreadable where it is missing or broken."""
         return parse_xml(self.read(name), self.what)
 
+    def parts(self, text: str, pictures: str) -> tuple[Part, ...]:
+        """Return the text, and the pictures where there is hardly any text beside them: a scan that was pasted.
+
+        Args:
+            text: all that the reader found.
+            pictures: the folder of the pictures in the package, such as `word/media/`.
+
+        Raises:
+            Unreadable: there is neither, or there are more pictures than one request may have.
+        """
+        entries = [each for each in self._archive.infolist() if each.filename.startswith(pictures)]
+        found = [entry.filename for entry in entries if entry.file_size >= _PICTURE_BYTES]
+        if not found or len(text) >= _TEXT_PER_PICTURE * len(found):
+            return (Part(kind="text", data=checked(text)),)
+        if len(found) > MAX_IMAGES:
+            raise Unreadable("too_large", f"{self.what} of {len(found)} pictures. Export it as PDF.")
+        raws = [self.read(name) for name in sorted(found, key=_by_number)]
+        images = [image_part(raw) for raw in raws if media_type_of(raw) is not None]
+        others = len(raws) - len(images)
+        warnings = (f"pictures_not_sent: {others}",) if others else ()
+        if not images:
+            return (Part(kind="text", data=checked(text), warnings=warnings),)
+        first = [Part(kind="text", data=checked(text))] if text.strip() else []
+        return (*first, *images[:-1], dataclasses.replace(images[-1], warnings=warnings))
+
     def relations(self, name: str) -> dict[str, tuple[str, str]]:
         """Return what an OOXML part refers to: by id, the last word of the relation's type and the part's name.
 
@@ -75,6 +108,11 @@ class Package:
                 kind = (relation.get("Type") or "").rpartition("/")[2]
                 found[relation.get("Id") or ""] = kind, target.lstrip("/")
         return found
+
+
+def _by_number(name: str) -> list[str | int]:
+    # image2 comes before image10.
+    return [int(piece) if piece.isdigit() else piece for piece in re.split(r"(\d+)", name)]
 
 
 def parse_xml(raw: bytes, what: str) -> Any:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from airflow_llm_provider.documents.content import Part, Unreadable, checked
+from airflow_llm_provider.documents.content import Part, Unreadable
 from airflow_llm_provider.documents.readers.chart import chart_lines, diagram_lines
 from airflow_llm_provider.documents.readers.package import Package, parse_xml
 from airflow_llm_provider.options import Reading
@@ -43,7 +43,7 @@ def read_pptx(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001
         raise
     except Exception as error:  # noqa: BLE001 - python-pptx passes on KeyErrors and errors of lxml and zipfile
         raise package.broken(error) from None
-    return (Part(kind="text", data=checked("\n".join(lines[:-1]))),)
+    return package.parts("\n".join(lines[:-1]), "ppt/media/")
 
 
 def _lines(shapes: Iterable[Any]) -> Iterator[str]:

@@ -22,6 +22,7 @@ class Tables:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self.not_computed = 0  # cells with a formula and no value
 
     def add(self, name: str, rows: Iterable[Row], note: str = "") -> None:
         """Add one sheet: a line with its name, then a line per row; empty cells at the end of a row are left out.
@@ -46,7 +47,8 @@ class Tables:
 
     def parts(self) -> tuple[Part, ...]:
         """Return all sheets as one text; raises Unreadable where all are empty."""
-        return (Part(kind="text", data=checked("\n".join(self._lines[:-1]))),)
+        warnings = (f"formulas_not_computed: {self.not_computed}",) if self.not_computed else ()
+        return (Part(kind="text", data=checked("\n".join(self._lines[:-1])), warnings=warnings),)
 
 
 def read_xlsx(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001 - every reader takes it
@@ -75,7 +77,7 @@ def read_xlsx(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001
         tables = Tables()
         for sheet in values.worksheets:
             note = "" if sheet.sheet_state == "visible" else "hidden"
-            rows = _xlsx_rows(sheet, lambda name=sheet.title: formula_rows(name))  # type: ignore[misc]
+            rows = _xlsx_rows(sheet, lambda name=sheet.title: formula_rows(name), tables)  # type: ignore[misc]
             tables.add(sheet.title, rows, note)
     except (Unreadable, MemoryError):
         raise
@@ -90,7 +92,7 @@ def _open_rows(sheet: Any) -> Iterator[Any]:
     return iter(sheet.iter_rows())
 
 
-def _xlsx_rows(sheet: Any, formulas: Callable[[], Iterator[Any]]) -> Iterator[Row]:
+def _xlsx_rows(sheet: Any, formulas: Callable[[], Iterator[Any]], tables: Tables) -> Iterator[Row]:
     shadow: Iterator[Any] | None = None
     for index, row in enumerate(_open_rows(sheet)):
         # A cell that is there and has no value is a formula that nothing has computed, or it has only a format.
@@ -99,10 +101,12 @@ def _xlsx_rows(sheet: Any, formulas: Callable[[], Iterator[Any]]) -> Iterator[Ro
             for _ in range(index):
                 next(shadow)
         others = () if shadow is None else next(shadow)
-        yield [
-            _xlsx_cell(others[column] if cell.value is None and column < len(others) else cell)
+        cells = [
+            others[column] if cell.value is None and column < len(others) else cell
             for column, cell in enumerate(row)
         ]
+        tables.not_computed += sum(cell.data_type == "f" for cell in cells if cell.value is not None)
+        yield [_xlsx_cell(cell) for cell in cells]
 
 
 def _xlsx_cell(cell: Any) -> str:
