@@ -11,6 +11,7 @@ from airflow.sdk import SkipMixin
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
+from airflow_llm_provider.approvals.retries import with_retries
 from airflow_llm_provider.argument_checks import require_choice
 from airflow_llm_provider.errors import LLMError
 from airflow_llm_provider.hooks import downstream
@@ -88,7 +89,11 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
         self.require_arguments(
             {**kwargs, **own, "votes": votes, "on_unsure": on_unsure, "deferrable": deferrable}
         )
-        super().__init__(prompt=prompt, deferrable=False, **kwargs)
+        super().__init__(
+            prompt=prompt,
+            deferrable=False,
+            **with_retries(kwargs, asks=self.may_ask({"on_unsure": on_unsure})),
+        )
         self.branches = branches
         self.multiple = multiple
         self.default_branch = default_branch
@@ -100,6 +105,11 @@ class LLMBranchOperator(ClaudeOperator, SkipMixin):
         """Raise TypeError or ValueError, when the DAG is parsed, for arguments that are not valid."""
         super().require_arguments(arguments)
         _require_branch_arguments(arguments)
+
+    @classmethod
+    def may_ask(cls, arguments: Mapping[str, Any]) -> bool:
+        """Tell whether a person may be asked, as far as the arguments say when the DAG is parsed."""
+        return arguments.get("on_unsure") == "ask" or super().may_ask(arguments)
 
     @classmethod
     def start_mapped_in_triggerer(cls, task: MappedOperator) -> None:

@@ -10,6 +10,8 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
 from airflow_llm_provider._airflow import DeferrablePartial
+from airflow_llm_provider.approvals.retries import add_retries, with_retries
+from airflow_llm_provider.argument_checks import is_list
 from airflow_llm_provider.errors import AnswerError, LLMError, error_of
 from airflow_llm_provider.hooks.arguments import require_data
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
@@ -161,7 +163,7 @@ class ClaudeOperator(ClaudeTask):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**with_retries(kwargs, asks=self.may_ask({"budget": budget, "tools": tools})))
         self.prompt = prompt
         self._inputs: Any = inputs or {}
         self.allowed_roots = roots
@@ -238,7 +240,16 @@ class ClaudeOperator(ClaudeTask):
         cls.require_arguments(kwargs)
         made = super().partial(**kwargs)
         require_enforceable(made, kwargs)
+        if cls.may_ask(kwargs):
+            add_retries(made, kwargs)
         return DeferrablePartial.of(made)
+
+    @classmethod
+    def may_ask(cls, arguments: Mapping[str, Any]) -> bool:
+        """Tell whether a person may be asked, as far as the arguments say when the DAG is parsed."""
+        tools = arguments.get("tools") or ()
+        needs_approval = is_list(tools) and any(getattr(tool, "needs_approval", False) for tool in tools)
+        return needs_approval or super().may_ask(arguments)
 
     @classmethod
     def start_mapped_in_triggerer(cls, task: MappedOperator) -> None:

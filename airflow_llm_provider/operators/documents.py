@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from airflow_llm_provider.approvals.retries import add_retries, with_retries
 from airflow_llm_provider.argument_checks import InvalidArgument, comes_later, message_at_run_time, require
 from airflow_llm_provider.errors import BudgetAsks, TerminalError
 from airflow_llm_provider.hooks.arguments import read_amount, read_count, read_flag, require_text, run_values
@@ -139,7 +140,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**with_retries(kwargs, asks=self.may_ask({"budget": budget})))
         self.documents = documents
         self.prompt = prompt
         self.output_path = str(output) if isinstance(output, PurePath) else output
@@ -176,6 +177,8 @@ class ClaudeDocumentsOperator(ClaudeTask):
         cls.require_arguments(kwargs)
         made = super().partial(**kwargs)
         require_enforceable(made, kwargs)
+        if cls.may_ask(kwargs):
+            add_retries(made, kwargs)
         return made
 
     @classmethod

@@ -19,7 +19,7 @@ from airflow_llm_provider.argument_checks import message_at_run_time, refuse_sam
 from airflow_llm_provider.errors import BudgetWaits, RetryableError
 from airflow_llm_provider.hooks.arguments import require_arguments, require_output_type
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson, ClaudeHook
-from airflow_llm_provider.options import VALUE_OBJECTS, Options, RequestFields
+from airflow_llm_provider.options import VALUE_OBJECTS, Budget, Options, RequestFields
 
 if TYPE_CHECKING:
     import jinja2
@@ -105,6 +105,14 @@ class ClaudeTask(BaseOperator):
         """Raise TypeError or ValueError, when the DAG is parsed, for arguments that are not valid."""
         names = {attribute: name for name, attribute in ATTRIBUTES.items()}
         require_arguments(arguments, templated={names.get(field, field) for field in cls.template_fields})
+
+    @classmethod
+    def may_ask(cls, arguments: Mapping[str, Any]) -> bool:
+        """Tell whether a person may be asked, as far as the arguments say when the DAG is parsed."""
+        budget = arguments.get("budget")
+        return isinstance(budget, Budget) and (
+            budget.on_exceeded == "ask" or budget.confirm_above_usd is not None
+        )
 
     @cached_property
     def hook(self) -> ClaudeHook:

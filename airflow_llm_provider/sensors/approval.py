@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ from airflow.sdk import BaseOperator, SkipMixin, XComArg
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_llm_provider import _airflow
+from airflow_llm_provider.approvals.retries import add_retries, with_retries
 from airflow_llm_provider.argument_checks import require_choice
 from airflow_llm_provider.errors import Rejected
 from airflow_llm_provider.hooks import downstream
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from airflow_llm_provider.approvals.review import Decision, Review
 
 OnChanged = Literal["fail", "frozen"]
-
-_RETRIES = 3
-_RETRY_DELAY = dt.timedelta(seconds=10)
 
 
 class Content:
@@ -111,9 +108,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         claude_conn_id: str = DEFAULT_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        # The sensor's own defaults give way to the author's, wherever these are set.
-        given = {**(kwargs.get("default_args") or {}), **kwargs}
-        super().__init__(**{**_defaults_beside(given), **kwargs})
+        super().__init__(**with_retries(kwargs))
         self._content: Any = content
         # Known only here: once the content is resolved, nothing tells where it came from.
         self._sources = sorted({task.task_id for task, _ in XComArg.iter_xcom_references(content)})
@@ -136,10 +131,7 @@ class ApprovalSensor(BaseOperator, SkipMixin):
         """Return a partial, with its arguments checked when the DAG is parsed."""
         cls.require_arguments(kwargs)
         made = super().partial(**kwargs)
-        # The partial has filled in Airflow's own defaults by now. What the author has set is known from these alone.
-        scopes = (made.kwargs["dag"], made.kwargs["task_group"])
-        given = [scope.default_args or {} for scope in scopes if scope is not None]
-        made.kwargs.update(_defaults_beside({name: None for each in (*given, kwargs) for name in each}))
+        add_retries(made, kwargs)
         return _airflow.CheckedPartial.of(made)
 
     @classmethod
@@ -304,12 +296,6 @@ class ApprovalSensor(BaseOperator, SkipMixin):
                     f"{self.task_id}: an edit is checked without a model and without the source it came from, so "
                     f"{validator!r} cannot be one of the validators here."
                 )
-
-
-def _defaults_beside(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sensor's defaults of what neither the task nor its DAG or task group sets."""
-    defaults = {"retries": _RETRIES, "retry_delay": _RETRY_DELAY}
-    return {name: value for name, value in defaults.items() if name not in given}
 
 
 def _pulled(ti: Any, task_id: str, key: str) -> list[Any]:

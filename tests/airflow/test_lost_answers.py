@@ -102,3 +102,96 @@ def test_an_answer_of_before_a_clear_is_not_taken_after_it(desk: Desk) -> None:
     desk.answer("Approve")
     assert desk.clear("approval").states()["approval"] == "awaiting_input"
     assert desk.answer("Reject").states()["send"] == "skipped"
+
+
+def asking(kind: str, **arguments: Any) -> Any:
+    """Return a task that may ask a person."""
+    from airflow_llm_provider.operators.branch import LLMBranchOperator
+    from airflow_llm_provider.operators.claude import ClaudeOperator
+    from airflow_llm_provider.operators.documents import ClaudeDocumentsOperator
+    from airflow_llm_provider.options import Budget
+    from airflow_llm_provider.tools import tool
+
+    @tool(needs_approval=True)
+    def pay(amount: float) -> str:
+        """Pay."""
+        return f"{amount} paid"
+
+    match kind:
+        case "tool":
+            made, how = ClaudeOperator, {"tools": [pay]}
+        case "branch":
+            made, how = LLMBranchOperator, {"on_unsure": "ask"}
+        case "budget":
+            made, how = ClaudeOperator, {"budget": Budget(task_usd=1, on_exceeded="ask")}
+        case _:
+            files = {"documents": "/in", "output": "/out.jsonl"}
+            made, how = ClaudeDocumentsOperator, {**files, "budget": Budget(confirm_above_usd=1)}
+    return made, {"task_id": "asks", "prompt": "?", **how, **arguments}
+
+
+@pytest.mark.parametrize("kind", ["tool", "branch", "budget", "price"])
+def test_a_task_that_may_ask_a_person_has_the_retries_that_find_a_lost_answer(kind: str) -> None:
+    from airflow.sdk import DAG
+
+    def retries(default: dict[str, Any] | None = None, **own: Any) -> set[tuple[int, float]]:
+        with DAG("asking", schedule=None, default_args=default or {}):
+            made, arguments = asking(kind, **own)
+            task = made(**arguments)
+            prompt = arguments.pop("prompt")
+            mapped = made.partial(**{**arguments, "task_id": "mapped"}).expand(prompt=[prompt])
+        return {(each.retries, each.retry_delay.total_seconds()) for each in (task, mapped)}
+
+    assert retries() == {(3, 10.0)}
+    assert retries(retries=0) == {(0, 10.0)}  # the author's own
+    assert retries({"retries": 1, "retry_delay": dt.timedelta(seconds=5)}) == {(1, 5.0)}
+
+
+def test_a_task_that_asks_nobody_has_airflows_retries() -> None:
+    from airflow.sdk import DAG
+
+    from airflow_llm_provider.operators.claude import ClaudeOperator
+
+    with DAG("silent", schedule=None):
+        assert ClaudeOperator(task_id="asks", prompt="?").retries == 0
+
+
+def test_a_choice_that_got_lost_is_found_by_the_retry(
+    deployment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.standard.operators.empty import EmptyOperator
+    from airflow.sdk import DAG
+
+    from airflow_llm_provider.operators.branch import LLMBranchOperator
+    from airflow_llm_provider.options import Route
+
+    async def no_pause(seconds: float) -> None:
+        assert seconds == 10
+
+    def make() -> Any:
+        with DAG("lost_choice", schedule=None) as dag:
+            route = LLMBranchOperator(
+                task_id="approval",
+                prompt="Which?",
+                model="fast",
+                on_unsure="ask",
+                route=Route(min_confidence=0.7),
+                retry_delay=dt.timedelta(0),
+            )
+            route >> [EmptyOperator(task_id="left"), EmptyOperator(task_id="right")]
+        return dag
+
+    deployment.server.reply(data={"reason": "It says so.", "confidence": 0.3, "choice": "left"})
+    desk = Desk(deployment=deployment, make=make).start()
+    monkeypatch.setattr(
+        "airflow.sdk.execution_time.task_runner.SUPERVISOR_COMMS", TriggererComms(), raising=False
+    )
+    fail_by_scheduler(desk, state="queued")
+    desk.answer("right")
+    fail_by_scheduler(desk)
+    with monkeypatch.context() as paused:
+        assert desk.work().states()["approval"] == "deferred"
+        paused.setattr(asyncio, "sleep", no_pause)
+        states = desk.trigger().states()
+    assert (states["left"], states["right"]) == ("skipped", "success"), desk.log
+    assert deployment.server.invoice.paid == 1
