@@ -6,7 +6,7 @@ import email.utils
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from airflow_llm_provider.errors import (
@@ -52,6 +52,9 @@ _SCHEMA_REFUSED = (
     *("schema is too complex", "compiled grammar is too large"),
 )
 
+_ECHO_WORDS, _LONG_WORD = 3, 24
+_LONGEST_MESSAGE = 2_000  # characters; the API's own are shorter
+
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorResponse:
@@ -65,6 +68,7 @@ class ErrorResponse:
         request_id: The API's id of the request, from the body or the header.
         is_of_the_api: Whether the body has the shape of the API's own errors.
         retry_after: The Retry-After header: seconds or a date.
+        sent: The body of the request, no part of which is shown.
     """
 
     status: int
@@ -74,6 +78,7 @@ class ErrorResponse:
     request_id: str = ""
     is_of_the_api: bool = False
     retry_after: str | None = None
+    sent: bytes = field(default=b"", repr=False)
 
     @classmethod
     def read(cls, status: int, headers: Mapping[str, str], body: Any) -> Self:
@@ -116,7 +121,7 @@ class ErrorResponse:
         where = "An error inside the stream" if self.status < 300 else f"HTTP {self.status}"
         named = f"{where} {self.code or self.kind}".rstrip()
         by = f" (request {self.request_id})" if self.request_id else ""
-        return f"{named}: {self.message or 'no reason given'}{by}"
+        return f"{named}: {_without_echo(self.message, self.sent) or 'no reason given'}{by}"
 
     def error(self) -> LLMError:
         """Return the error that this response stands for."""
@@ -201,3 +206,27 @@ def _retry_after_s(header: str | None) -> float | None:
         except (ValueError, OverflowError):
             return None
     return min(max(0.0, asked_s), _MAX_RETRY_AFTER_S) if math.isfinite(asked_s) else None
+
+
+def _without_echo(message: str, sent: bytes) -> str:
+    """Return the message of a server without what it repeats of the request: an error is logged, a document is not.
+
+    Three words in a row that stand in the request are an echo, and so is a single one of _LONG_WORD characters or more.
+
+    Args:
+        message: what the server says.
+        sent: the body of the request.
+    """
+    words, kept = message[:_LONGEST_MESSAGE].split(), list[str]()
+    at = 0
+    while at < len(words):
+        end = at
+        while end < len(words) and " ".join(words[at : end + 1]).encode() in sent:
+            end += 1
+        if end - at >= _ECHO_WORDS or any(len(word) >= _LONG_WORD for word in words[at:end]):
+            kept.append(f"({len(' '.join(words[at:end]))} characters of the request)")
+            at = end
+        else:
+            kept.append(words[at])
+            at += 1
+    return " ".join(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime as dt
 import gc
 import ipaddress
@@ -169,7 +170,7 @@ class AnthropicClient:
                 on_headers(refused.headers)
             if (response := _error_response(error)) is not None and response.is_blocked:
                 return blocked_reply(request, is_free=response.is_free)
-            raise self._translated(error, has_left=body.has_left) from None
+            raise self._translated(error, has_left=body.has_left, sent=body.content) from None
 
     async def _exchange(
         self, sdk: anthropic.AsyncAnthropic, body: _Body, timeout_s: float, on_headers: HeaderCallback
@@ -372,27 +373,28 @@ class AnthropicClient:
             known = self._schemas[id(schema)] = (schema, taken)
         return known[1]
 
-    def _translated(self, error: Exception, *, has_left: bool | None = None) -> LLMError:
+    def _translated(self, error: Exception, *, has_left: bool | None = None, sent: bytes = b"") -> LLMError:
         """Return our error for what the SDK raised, without the API key in its message.
 
         Args:
             error: What was raised.
             has_left: Whether the first byte of the request had left; None for requests that never cost anything.
+            sent: The body of the request, no part of which is shown.
         """
-        translated = self._by_class(error, has_left)
+        translated = self._by_class(error, has_left, sent)
         # Some gateways repeat the key that they were sent.
         if self.api_key:
             translated.args = tuple(str(text).replace(self.api_key, "***") for text in translated.args)
         translated.billed = translated.billed and bool(has_left)
         return translated
 
-    def _by_class(self, error: Exception, has_left: bool | None) -> LLMError:
+    def _by_class(self, error: Exception, has_left: bool | None, sent: bytes) -> LLMError:
         import anthropic
 
         if isinstance(error, LLMError):
             return error
         if (response := _error_response(error)) is not None:
-            return response.error()
+            return dataclasses.replace(response, sent=sent).error()
         if isinstance(error, anthropic.AnthropicError) and not isinstance(
             error, anthropic.APIConnectionError
         ):
@@ -400,7 +402,9 @@ class AnthropicClient:
             rejected.billed = bool(has_left)
             return rejected
         cause = _root(error)
-        reason = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+        # Only the system's own text is shown: the HTTP library quotes what the server sent.
+        is_of_the_system = isinstance(cause, OSError) and bool(str(cause))
+        reason = f"{type(cause).__name__}: {cause}" if is_of_the_system else type(cause).__name__
         meaning = {True: " The API may have charged for the request.", False: " Nothing was sent.", None: ""}
         return NetworkError(
             f"The connection to {self.base_url} failed: {reason}.{meaning[has_left]}", billed=bool(has_left)

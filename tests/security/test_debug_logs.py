@@ -12,13 +12,14 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
+import httpx2
 import pytest
 
 from airflow_llm_provider.testing.processes import wait_until
@@ -232,8 +233,10 @@ def answer_all(airflow: AirflowUnderTest, run_id: str) -> None:
     }
 
     def is_open(task_id: str) -> bool:
-        tis = airflow.task_instances("asked", run_id)
-        return any(ti["task_id"] == task_id and ti["state"] == "awaiting_input" for ti in tis)
+        with suppress(httpx2.TransportError):  # the API server may be busy
+            tis = airflow.task_instances("asked", run_id)
+            return any(ti["task_id"] == task_id and ti["state"] == "awaiting_input" for ti in tis)
+        return False
 
     for task_id, (option, fields) in answers.items():
         assert wait_until(lambda task_id=task_id: is_open(task_id), 300), task_id  # type: ignore[misc]

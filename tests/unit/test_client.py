@@ -4,7 +4,9 @@ import asyncio
 import dataclasses
 import json
 import logging
+import re
 import threading
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -396,3 +398,63 @@ async def test_retry_after_is_read_in_seconds_or_as_a_date_and_bounded(
     assert caught.value.retry_after_s == seconds  # type: ignore[attr-defined]
     assert KEY not in str(caught.value)
     assert seen[0]["retry-after"] == header
+
+
+# What a server says is shown, and what it repeats is not.
+
+
+def refusing(body: bytes, status: int = 400) -> Handler:
+    async def handle(request: web.BaseRequest) -> web.Response:
+        await request.read()
+        return web.Response(status=status, body=body, content_type="application/json")
+
+    return handle
+
+
+async def test_what_a_server_repeats_of_the_request_is_not_shown() -> None:
+    text = "The tenant owes twelve months of rent to plantedword."
+    said = (
+        f"messages.0: could not read The tenant owes twelve months of rent to plantedword. after {'x' * 30}"
+    )
+    body = json.dumps({"type": "error", "error": {"type": "invalid_request_error", "message": said}})
+    asked = Request(model="claude-haiku-5-5", messages=[{"role": "user", "content": f"{text} {'x' * 30}"}])
+    async with serving(refusing(body.encode())) as server:
+        with pytest.raises(BadRequest) as caught:
+            await send(AnthropicClient(api_key=KEY, base_url=server.url), asked)
+    shown = "messages.0: could not read (53 characters of the request) after (30 characters of the request)"
+    assert shown in str(caught.value)
+    assert "plantedword" not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_what_a_server_says_by_itself_is_shown_whole() -> None:
+    said = "max_tokens: 100000 > 64000, which is the maximum allowed number of output tokens for claude-haiku-5-5"
+    body = json.dumps({"type": "error", "error": {"type": "invalid_request_error", "message": said}})
+    async with serving(refusing(body.encode())) as server:
+        with pytest.raises(BadRequest, match=re.escape(said)):
+            await send(AnthropicClient(api_key=KEY, base_url=server.url))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"plantedword is no HTTP\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nplantedword\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: plantedword\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nplantedword\r\nab",
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 11\r\n\r\nplantedword",
+        b"HTTP/1.1 407 plantedword\r\ncontent-length: 0\r\n\r\n",
+    ],
+    ids=ascii,
+)
+async def test_what_is_no_http_is_not_quoted(reply: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(reply)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(LLMError) as caught:
+            await send(AnthropicClient(api_key=KEY, base_url=url))
+    assert "plantedword" not in "".join(traceback.format_exception(caught.value))

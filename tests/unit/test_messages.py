@@ -65,6 +65,8 @@ AMBIGUOUS = {
 LISTED: dict[str, set[str]] = {
     # What the author of the DAG, of the connection or of the configuration typed, and paths.
     "typed by an author, or a path": {
+        "argument_checks.py: value",
+        "named[0]",
         "', '.join(called)",
         "function",
         "', '.join(identify.labels)",
@@ -103,7 +105,6 @@ LISTED: dict[str, set[str]] = {
         "error.json_path",
         "error.message",
         "error.message.splitlines()[0]",
-        "files.py: place",
         "files.py: shown",
         "folder",
         "found.tool",
@@ -194,6 +195,11 @@ LISTED: dict[str, set[str]] = {
     },
     # The text is made of parts that stand in this test at their own place.
     "a sentence of this package": {
+        "argument_checks.py: cure",
+        "ended.reason",
+        "problem",
+        "self._end(_TOO_LONG)",
+        "str(error).removesuffix(' Nothing was sent.')",
         "odf.py: what",
         "package.py: what",
         "self._package.what",
@@ -262,7 +268,6 @@ LISTED: dict[str, set[str]] = {
         "meaning[has_left]",
         "missing(self.claude_conn_id)",
         "needed",
-        "options.py: cure",
         "os.strerror(errno.ELOOP)",
         "output.py: why",
         "output_type.py: str(error)",
@@ -272,7 +277,6 @@ LISTED: dict[str, set[str]] = {
         "review.py: error",
         "review.py: what",
         "self._cascaded()",
-        "self._end(_TOO_LONG)",
         "self._end()",
         "self._end(_TOO_MUCH_MEMORY)",
         "self._end(f'found more than {_MAX_REPLY_BYTES >> 20:,} MiB in it')",
@@ -346,6 +350,7 @@ LISTED: dict[str, set[str]] = {
     },
     # Such as the context, or what another function makes a sentence of.
     "no part of the message": {
+        "body.content",
         "package.py: error",
         "pptx.py: error",
         "spreadsheet.py: error",
