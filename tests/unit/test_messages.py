@@ -309,6 +309,8 @@ LISTED: dict[str, set[str]] = {
         "transactions.py: said",
     },
     "a count, an id, a time or a state": {
+        "os.getpid()",
+        "self._pid",
         "listed",
         "self.skipped.total()",
         "', '.join(sorted(BY_KIND))",
