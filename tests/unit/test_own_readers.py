@@ -13,6 +13,7 @@ import pytest
 from conftest import Wire
 from fpdf import FPDF
 
+from airflow_llm_provider.argument_checks import InvalidArgument
 from airflow_llm_provider.documents.content import Content, Unreadable
 from airflow_llm_provider.documents.document import Document
 from airflow_llm_provider.documents.prompt import DocumentPrompt
@@ -21,7 +22,7 @@ from airflow_llm_provider.documents.readers import custom
 from airflow_llm_provider.documents.sources import list_documents
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.output_type import OutputType
-from airflow_llm_provider.options import InvalidArgument, Reading
+from airflow_llm_provider.options import Reading
 from airflow_llm_provider.testing.processes import wait_until
 from tests.support import own_readers
 
