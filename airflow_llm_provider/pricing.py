@@ -27,6 +27,7 @@ _KINDS = {  # our field of Usage -> genai-prices' field of ModelPrice
 # factors apply to tokens of every kind, and multiply each other.
 _US_FACTOR = Fraction(11, 10)
 _US_SINCE = (4, 6)  # Opus 4.6, Sonnet 4.6, and every later model
+_OLD_NAMES = ("claude-2", "claude-3")  # the version came before the name
 _FAST_FACTOR = Fraction(2)
 _FAST_MODELS = frozenset(
     {"claude-opus-4-8", "claude-opus-5", "claude-opus-5-5", "claude-fable-5-2", "claude-mythos-5-2"}
@@ -230,11 +231,11 @@ def _rate_card(model: str, factor: Decimal, day: dt.date) -> RateCard | None:
 
 def _published_factors(model: str) -> Mapping[str, Fraction]:
     """Return the factors of a model, by its id in genai-prices."""
-    factors = {"batch": _BATCH_FACTOR}
     found = _VERSION.match(model)
-    # Older models refuse a geography, and have the word not_available for it.
-    if found and (int(found[1]), int(found[2] or 0)) >= _US_SINCE:
-        factors["us"] = _US_FACTOR
+    # Older models cannot be asked for a geography, and have no premium for one.
+    version = (int(found[1]), int(found[2] or 0)) if found else _US_SINCE
+    is_older = version < _US_SINCE or model.startswith(_OLD_NAMES)
+    factors = {"batch": _BATCH_FACTOR, "us": Fraction(1) if is_older else _US_FACTOR}
     if model in _FAST_MODELS:
         factors["fast"] = _FAST_FACTOR
     return factors

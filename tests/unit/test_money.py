@@ -80,13 +80,11 @@ def price_of_pass(
     if model not in US | OLD:
         return None
     geography, tier = whole["inference_geo"], whole["service_tier"]
-    if geography == "us" and model not in US:
-        return None
     if geography not in ("us", "global", "not_available", None) or tier not in ("standard", "batch", None):
         return None
     if fast and model not in FAST:
         return None
-    factor = GEOGRAPHY.get(geography, Decimal(1)) * TIER.get(tier, Decimal(1))
+    factor = (GEOGRAPHY.get(geography, Decimal(1)) if model in US else 1) * TIER.get(tier, Decimal(1))
     return usd_of(model, kinds_of(usage)) * factor * (SPEED["fast"] if fast else 1)
 
 

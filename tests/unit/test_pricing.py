@@ -103,9 +103,9 @@ def test_own_prices_keep_the_models_factors_and_may_add_others() -> None:
 @pytest.mark.parametrize(
     ("model", "us", "fast"),
     [
-        ("claude-opus-4-5", None, None),
-        ("claude-haiku-4-5", None, None),
-        ("claude-3-5-haiku-latest", None, None),
+        ("claude-opus-4-5", 1, None),
+        ("claude-haiku-4-5", 1, None),
+        ("claude-3-5-haiku-latest", 1, None),
         ("claude-opus-4-6", Fraction(11, 10), None),
         ("claude-sonnet-4-6", Fraction(11, 10), None),
         ("claude-haiku-5-5", Fraction(11, 10), None),
@@ -115,7 +115,7 @@ def test_own_prices_keep_the_models_factors_and_may_add_others() -> None:
     ],
 )
 def test_a_listed_model_has_the_factors_that_are_published_for_it(
-    model: str, us: Fraction | None, fast: int | None
+    model: str, us: Fraction, fast: int | None
 ) -> None:
     card = rate_card(model)
     assert card is not None
