@@ -50,7 +50,7 @@ def docx(body: str, **parts: str) -> bytes:
     )
     roots = {"header": "hdr", "footer": "ftr", "chart": "chartSpace"}
     files = {
-        "[Content_Types].xml": "<Types xmlns='http://schemas.openxmlformats.org/package/2006/content-types'/>",
+        "[Content_Types].xml": _content_types(kinds),
         "_rels/.rels": _rels(
             f'<Relationship Id="r" Type="{_RELATIONS}/officeDocument" Target="word/document.xml"/>'
         ),
@@ -62,6 +62,22 @@ def docx(body: str, **parts: str) -> bytes:
         root = f"c:{root}" if root == "chartSpace" else f"w:{root}"
         files[f"word/{name}.xml"] = f"<{root} {W_NAMESPACES}>{xml}</{root}>"
     return zipped(files)
+
+
+def _content_types(kinds: Mapping[str, str]) -> str:
+    word = "application/vnd.openxmlformats-officedocument.wordprocessingml"
+    parts = {"document": f"{word}.document.main+xml"} | {
+        name: f"{word}.{kind}+xml" for name, kind in kinds.items()
+    }
+    return (
+        '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
+        '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+        '<Default Extension="xml" ContentType="application/xml"/>'
+        + "".join(
+            f'<Override PartName="/word/{name}.xml" ContentType="{kind}"/>' for name, kind in parts.items()
+        )
+        + "</Types>"
+    )
 
 
 def _rels(relations: str) -> str:
@@ -151,6 +167,9 @@ def odf(kind: str, body: str, *, automatic: str = "", styles: str = "") -> bytes
         "mimetype": f"application/vnd.oasis.opendocument.{kind}",
         "content.xml": content,
         "styles.xml": f"<office:document-styles {_ODF}>{styles}</office:document-styles>",
+        "META-INF/manifest.xml": '<manifest:manifest xmlns:manifest="urn:oasis:names:tc:opendocument:xmlns:manifest:1.0">'
+        f'<manifest:file-entry manifest:full-path="/" manifest:media-type="application/vnd.oasis.opendocument.{kind}"/>'
+        '<manifest:file-entry manifest:full-path="content.xml" manifest:media-type="text/xml"/></manifest:manifest>',
     }
     return zipped(files, stored=("mimetype",))
 
@@ -160,10 +179,12 @@ def ods() -> bytes:
     """A spreadsheet with a date, a percentage, repeated cells and rows, a comment and a hidden sheet."""
 
     def cell(text: str, more: str = "") -> str:
-        return f"<table:table-cell {more}><text:p>{text}</text:p></table:table-cell>"
+        return (
+            f'<table:table-cell office:value-type="string" {more}><text:p>{text}</text:p></table:table-cell>'
+        )
 
     rest = '<table:table-row table:number-rows-repeated="1048576"><table:table-cell table:number-columns-repeated="16384"/></table:table-row>'
-    note = "<table:table-cell><office:annotation><text:p>a comment</text:p></office:annotation><text:p>15.5%</text:p></table:table-cell>"
+    note = "<table:table-cell office:value-type='percentage' office:value='0.155'><office:annotation><text:p>a comment</text:p></office:annotation><text:p>15.5%</text:p></table:table-cell>"
     return odf(
         "spreadsheet",
         '<table:table table:name="Umsätze">'
