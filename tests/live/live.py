@@ -50,12 +50,21 @@ class Recorder:
         self.reply: dict[str, Any] = {}
         self.headers: Mapping[str, str] = {}
 
-    async def send(self, request: Request, *, timeout_s: float, on_headers: HeaderCallback) -> bytes:
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout_s: float,
+        on_first_byte: Callable[[], object],
+        on_headers: HeaderCallback,
+    ) -> bytes:
         def keep(headers: Mapping[str, str]) -> None:
             self.headers = {name.lower(): value for name, value in headers.items()}
             on_headers(headers)
 
-        raw = await self.client.send(request, timeout_s=timeout_s, on_headers=keep)
+        raw = await self.client.send(
+            request, timeout_s=timeout_s, on_first_byte=on_first_byte, on_headers=keep
+        )
         self.reply = orjson.loads(raw)
         return raw
 

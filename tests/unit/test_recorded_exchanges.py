@@ -5,18 +5,22 @@ import lzma
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from genai_prices import Usage as GenaiUsage
+from genai_prices import calc_price
 
 from airflow_llm_provider import errors
+from airflow_llm_provider.billing import Asked, price_of
 from airflow_llm_provider.engine.client import MAX_UNSTREAMED_TOKENS, AnthropicClient
 from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import LLMError
-from airflow_llm_provider.pricing import Usage
+from airflow_llm_provider.pricing import LIST_PRICES, Usage
 
 RECORDED = Path(__file__).parents[3] / "shared/data/wire/anthropic_recorded.jsonl.xz"
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -49,15 +53,15 @@ class Exchange:
         return self.body.lstrip().startswith(("event:", "data:", ":"))
 
 
-def recorded() -> list[Exchange]:
-    """Return every recorded reply of /v1/messages, or skip the test."""
+def recorded(path: str = "/v1/messages") -> list[Exchange]:
+    """Return every recorded reply of a path, or skip the test."""
     if not RECORDED.exists():
         pytest.skip(f"{RECORDED} is missing: the shared folder is not beside the checkout")
     found = []
     with lzma.open(RECORDED, "rt") as lines:
         for number, line in enumerate(lines):
             row = json.loads(line)
-            if row["uri"].split("?")[0].endswith("/v1/messages"):
+            if row["uri"].split("?")[0].endswith(path):
                 body = row["response"] if isinstance(row["response"], str) else json.dumps(row["response"])
                 headers = {name: value for name, value in row["headers"].items() if name != "content-type"}
                 name = f"line {number + 1}, {row['file']}"
@@ -174,6 +178,7 @@ class Server:
 async def serving() -> AsyncIterator[Server]:
     server, app = Server(), web.Application()
     app.router.add_post("/v1/messages", server.handle)
+    app.router.add_post("/v1/messages/count_tokens", server.handle)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -206,6 +211,9 @@ async def ours(client: AnthropicClient, exchange: Exchange, seen: list[Mapping[s
         "text": read.text,
         "blocks": blocks,
         "usage": read.usage,
+        "micro_usd": price_of(
+            read.billed, LIST_PRICES, asked=Asked(model=read.model), answered=read.model
+        ).micro_usd,
     }
 
 
@@ -220,17 +228,41 @@ async def the_sdks(sdk: Any, exchange: Exchange) -> dict[str, Any]:
         read = await sdk.messages.create(**asked)
     except anthropic.APIStatusError as error:
         return {"error": ERRORS[type(error).__name__]}
-    return summary(read, [block_of(block) for block in read.content], read.stop_reason, read.usage.to_dict())
+    blocks = [block_of(block) for block in read.content]
+    return summary(read, blocks, read.stop_reason, read.usage.to_dict(), getattr(read, "container", None))
 
 
-def summary(read: Any, blocks: list[Any], stop: str | None, usage: Mapping[str, Any]) -> dict[str, Any]:
+def summary(
+    read: Any, blocks: list[Any], stop: str | None, usage: Mapping[str, Any], container: Any
+) -> dict[str, Any]:
     return {
         "model": read.model,
         "stop": stop,
         "text": "".join(block["text"] for block in blocks if block["type"] == "text"),
         "blocks": blocks,
         "usage": billed(usage),
+        "micro_usd": None if container else priced(read.model, usage),
     }
+
+
+def priced(model: str, usage: Mapping[str, Any]) -> int:
+    """Price a reply by genai-prices alone, in micro-USD; what is billed by time (code) has no price."""
+    assert usage.get("inference_geo") in (None, "global", "not_available"), "others cost more"
+    total = Decimal("0.01") * ((usage.get("server_tool_use") or {}).get("web_search_requests") or 0)
+    for entry in usage.get("iterations") or [usage]:
+        read, wrote = (entry.get(f"cache_{name}_input_tokens") or 0 for name in ("read", "creation"))
+        total += calc_price(
+            GenaiUsage(
+                input_tokens=entry["input_tokens"] + read + wrote,
+                output_tokens=entry["output_tokens"],
+                cache_read_tokens=read,
+                cache_write_tokens=wrote,
+                cache_write_1h_tokens=(entry.get("cache_creation") or {}).get("ephemeral_1h_input_tokens", 0),
+            ),
+            entry.get("model") or model,
+            provider_id="anthropic",
+        ).total_price
+    return int((total * 1_000_000).to_integral_value(ROUND_CEILING))
 
 
 def billed(usage: Mapping[str, Any]) -> Usage:
@@ -245,6 +277,7 @@ def block_of(block: Any) -> dict[str, Any]:
 def added_up(events: list[Any]) -> dict[str, Any]:
     """Add up the events of a stream, by the rules of the API's documentation."""
     blocks: dict[int, dict[str, Any]] = {}
+    container = None
     for event in events:
         match event.type:
             case "message_start":
@@ -267,8 +300,9 @@ def added_up(events: list[Any]) -> dict[str, Any]:
                     blocks[event.index]["input"] = json.loads(written)
             case "message_delta":
                 stop = event.delta.stop_reason
+                container = container or getattr(event.delta, "container", None)
                 usage |= {name: n for name, n in event.usage.to_dict().items() if n is not None}
-    return summary(start, [blocks[index] for index in sorted(blocks)], stop, usage)
+    return summary(start, [blocks[index] for index in sorted(blocks)], stop, usage, container)
 
 
 async def disagreements(exchanges: list[Exchange]) -> dict[str, Any]:
@@ -305,11 +339,22 @@ async def disagreements(exchanges: list[Exchange]) -> dict[str, Any]:
     return differ
 
 
-async def test_every_recorded_reply_is_read_as_the_sdk_reads_it() -> None:
+async def test_every_recorded_reply_is_read_and_priced_as_the_sdk_and_genai_prices_do() -> None:
     exchanges = recorded()
-    assert len(exchanges) > 100
-    assert any(exchange.is_stream for exchange in exchanges)
+    assert (len(exchanges), sum(exchange.is_stream for exchange in exchanges)) == (129, 26)
     assert await disagreements(exchanges) == {}
+
+
+async def test_every_recorded_count_of_tokens_is_read() -> None:
+    exchanges = recorded("/v1/messages/count_tokens")
+    assert len(exchanges) == 4
+    async with serving() as server:
+        client = AnthropicClient(api_key="sk-test", base_url=server.url, proxy="http://x:9", no_proxy=("*",))
+        for exchange in exchanges:
+            server.reply = exchange
+            counted = await client.count_tokens(Request(model="m", messages=MESSAGES), timeout_s=5)
+            assert counted == json.loads(exchange.body)["input_tokens"]
+        await client.close()
 
 
 async def test_replies_and_errors_written_by_hand_are_read_as_the_sdk_reads_them() -> None:
