@@ -13,14 +13,15 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 
-from airflow_llm_provider.engine.client import Client, HeaderCallback
+from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
+from airflow_llm_provider.engine.client import AnthropicClient, Client, HeaderCallback
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
-from airflow_llm_provider.engine.request import Request, ceiling_micro_usd
+from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import AuthenticationFailed, LLMError
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import CallScope
@@ -81,14 +82,13 @@ class Server:
 
     Attributes:
         endpoint: where it is; its client records.
-        engine: with a ledger of its own.
         scope: with the budget.
+        engine: with a ledger of its own; None to make requests only.
     """
 
     endpoint: Endpoint
-    engine: Engine
     scope: CallScope
-    asked: int = 0
+    engine: Engine | None = None
 
     @property
     def heard(self) -> Recorder:
@@ -104,7 +104,7 @@ class Server:
 
     async def ask(self, request: Request) -> dict[str, Any]:
         """Return the reply as the server gave it."""
-        self.asked += 1
+        assert self.engine is not None, "only for a server that is asked"
         await self.engine.obtain(request, scope=self.scope, reuse="never")
         return self.heard.reply
 
@@ -170,16 +170,10 @@ def called(said: dict[str, Any]) -> dict[str, Any]:
 STRING, NULLABLE = {"type": "string"}, {"anyOf": [{"type": "string"}, {"type": "null"}]}
 
 
-def an_object(properties: Mapping[str, Any], *, required: bool = True, **more: Any) -> dict[str, Any]:
+def an_object(properties: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
     """Return the schema of an object."""
     names = list(properties) if required else []
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": names,
-        "additionalProperties": False,
-        **more,
-    }
+    return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
 def fields_of(part: Any, count: int) -> dict[str, Any]:
@@ -193,14 +187,9 @@ def enforced(schema: Any) -> dict[str, Any]:
 
 
 SMALL = an_object({"amount": STRING})
-TWICE = an_object(
-    {"a": {"$ref": "#/$defs/Nine"}, "b": {"$ref": "#/$defs/Nine"}},
-    **{"$defs": {"Nine": an_object(fields_of(NULLABLE, 9))}},
-)
-CIRCLE = an_object(
-    {"a": {"$ref": "#/$defs/A"}},
-    **{"$defs": {"A": an_object({"b": {"$ref": "#/$defs/A"}})}},
-)
+NINE, AGAIN = {"$ref": "#/$defs/Nine"}, {"$ref": "#/$defs/A"}
+TWICE = {**an_object({"a": NINE, "b": NINE}), "$defs": {"Nine": an_object(fields_of(NULLABLE, 9))}}
+CIRCLE = {**an_object({"a": AGAIN}), "$defs": {"A": an_object({"b": AGAIN})}}
 LOOK_UP = {
     "name": "look_up",
     "description": "Looks up an order.",
@@ -330,10 +319,7 @@ async def compare(endpoint: Endpoint, *, budget_micro_usd: int) -> Comparison:
     """
     with tempfile.TemporaryDirectory(prefix="airflow-llm-live-") as name, StandIn() as stand_in:
         folder = Path(name)
-        client = dataclasses.replace(
-            endpoint.client, api_key="key-of-the-stand-in", base_url=stand_in.url, proxy=None
-        )
-        twin = dataclasses.replace(endpoint, client=client, address=client.endpoint)
+        twin = at(endpoint, stand_in.url, api_key="key-of-the-stand-in", proxy=None)
         there = server_of(endpoint, folder, "there", budget_micro_usd)
         here = server_of(twin, folder, "stand-in", 10**9)
         found: dict[str, tuple[Any, Any]] = {}
@@ -343,18 +329,23 @@ async def compare(endpoint: Endpoint, *, budget_micro_usd: int) -> Comparison:
                 print(".", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
         finally:
-            await there.engine.close()
-            await here.engine.close()
+            for server in (there, here):
+                assert server.engine is not None, "both are asked"
+                await server.engine.close()
+        assert there.engine is not None, "it was asked"
         tally = there.engine.tally
         return Comparison(seen=found, requests_paid=tally.requests, cost_micro_usd=tally.paid_micro_usd)
 
 
+def paid(endpoint: Endpoint) -> list[Request]:
+    """Return the requests that are paid for where nothing refuses them."""
+    server = Server(endpoint=endpoint, scope=CallScope(run_id="0" * 8))
+    return [request for probe in PROBES for request in probe.requests(server)]
+
+
 def most_micro_usd(endpoint: Endpoint) -> int | None:
     """Return the highest price of all that is paid for; None for a model without a known price."""
-    server = Server(endpoint=endpoint, engine=None, scope=CallScope(run_id="0" * 8))
-    ceilings = [
-        ceiling_micro_usd(request, endpoint.prices) for probe in PROBES for request in probe.requests(server)
-    ]
+    ceilings = [ceiling_micro_usd(request, endpoint.prices) for request in paid(endpoint)]
     known = [ceiling for ceiling in ceilings if ceiling is not None]
     return sum(known) if len(known) == len(ceilings) else None
 
@@ -363,16 +354,21 @@ def endpoint_of(conn_id: str, base_url: str | None) -> Endpoint:
     """Return the endpoint of an Airflow connection, or of a base URL in its place; ends the program without a key."""
     from airflow_llm_provider.cli.connection import claude_hook
 
-    endpoint = claude_hook(conn_id).connection.endpoint
-    if base_url:
-        client = dataclasses.replace(endpoint.client, base_url=base_url.rstrip("/"))
-        endpoint = dataclasses.replace(endpoint, client=client, address=client.endpoint)
-    if not endpoint.client.api_key:
+    hook = claude_hook(conn_id)
+    if not hook.client.api_key:
         stop_here(f"The connection {conn_id!r} has no API key. Put it in its password field.")
-    return endpoint
+    endpoint = hook.connection.endpoint
+    return at(endpoint, base_url.rstrip("/")) if base_url else endpoint
 
 
-def stop_here(why: str) -> None:
+def at(endpoint: Endpoint, base_url: str, **fields: Any) -> Endpoint:
+    """Return the endpoint at another base URL, with other fields of its client."""
+    assert isinstance(endpoint.client, AnthropicClient), "a connection makes no other"
+    client = dataclasses.replace(endpoint.client, base_url=base_url, **fields)
+    return dataclasses.replace(endpoint, client=client, address=client.endpoint)
+
+
+def stop_here(why: str) -> NoReturn:
     """End the program before anything is sent."""
     print(f"{why} Nothing was sent.", file=sys.stderr)
     sys.exit(2)
@@ -383,11 +379,9 @@ def require_consent(endpoint: Endpoint, budget_micro_usd: int, *, is_given: bool
     most = most_micro_usd(endpoint)
     if most is None:
         stop_here(f"The price of {endpoint.model(TIER)} is not known, so no budget can hold it.")
-    calls = sum(len(probe.requests(Server(endpoint=endpoint, engine=None, scope=CallScope())))
-                for probe in PROBES)  # fmt: skip
     print(
-        f"{calls} calls to {endpoint.address} with {endpoint.model(TIER)}, and requests that are refused and free. "
-        f"They cost ${usd(most)} at the most, and a budget of ${usd(budget_micro_usd)} stops them.",
+        f"{len(paid(endpoint))} calls to {endpoint.address} with {endpoint.model(TIER)}, and requests that are "
+        f"refused and free. They cost ${usd(most)} at the most, and a budget of ${usd(budget_micro_usd)} stops them.",
         file=sys.stderr,
     )
     if is_given:
