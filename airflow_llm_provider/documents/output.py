@@ -121,12 +121,20 @@ class OutputFiles:
         """Return the names of all files that a run may write."""
         return self.output, self.schema, self.manifest, self.dead_letters
 
-    def published_rows(self) -> bool:
-        """Tell whether an earlier run has published rows."""
+    def published_manifest(self) -> Mapping[str, Any]:
+        """Return the manifest of an earlier run; empty where there is none that can be read."""
         if self.store is not None:
             self.store.fs.invalidate_cache()  # a retry must see what is there now
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            return bool(orjson.loads(self._read(self.manifest))["rows"])
+        with suppress(FileNotFoundError, ValueError):
+            manifest = orjson.loads(self._read(self.manifest))
+            return manifest if isinstance(manifest, dict) else {}
+        return {}
+
+    def published_rows(self) -> bool:
+        """Tell whether an earlier run has published rows."""
+        manifest = self.published_manifest()
+        if "rows" in manifest:
+            return bool(manifest["rows"])
         # Rows without a manifest that says how many: of another program, or of a run that was killed.
         with suppress(FileNotFoundError):
             if self.store is None:
@@ -380,6 +388,10 @@ class RowWriter:
     def rows(self) -> int:
         """Return how many rows were taken so far."""
         return self._rows
+
+    def published_manifest(self) -> Mapping[str, Any]:
+        """Return the manifest of an earlier run at the same place; empty where there is none that can be read."""
+        return self._target.published_manifest()
 
     def would_replace_rows(self) -> bool:
         """Tell whether an earlier run has published rows that `publish` would replace."""

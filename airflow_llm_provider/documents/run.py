@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import datetime as dt
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +38,8 @@ from airflow_llm_provider.errors import (
     Truncated,
     without_text,
 )
-from airflow_llm_provider.ledger.records import Saving
+from airflow_llm_provider.ledger.queries import missing_since_ms
+from airflow_llm_provider.ledger.records import Saving, is_id, ms_of
 from airflow_llm_provider.pricing import usd
 
 if TYPE_CHECKING:
@@ -91,6 +93,7 @@ class Run:
         self.reasons: collections.Counter[str] = collections.Counter()
         self.skipped: collections.Counter[str] = collections.Counter()  # files that were not taken, by suffix
         self.doubtful: collections.Counter[str] = collections.Counter()
+        self.last_call = ""  # the newest call whose answer is in a row
         self.saved_micro_usd = 0
         self.routed_micro_usd = 0
         self.retryable: Exception | None = None  # an error after which a retry may still answer a dead letter
@@ -126,6 +129,7 @@ class Run:
         An error that would be the same for every document is kept in `stopped`. Nothing is sent after it: the documents
         that the ledger answers without being read get their rows, and the others are pending.
         """
+        await self._warn_of_an_older_ledger(sink)
         progress = asyncio.create_task(self._log_progress())
         try:
             await for_each(self.taken(documents), partial(self._one, sink), limit=self.max_in_flight)
@@ -155,6 +159,28 @@ class Run:
                 self._cascaded(),
             )
         return self.counts()
+
+    async def _warn_of_an_older_ledger(self, sink: RowWriter) -> None:
+        """Log a warning where the rows of an earlier run have an answer that the ledger does not have."""
+        # In a thread: an object store may be asked.
+        last_call = (await asyncio.to_thread(sink.published_manifest)).get("last_call")
+        if not is_id(last_call):
+            return
+        since_ms = await self.engine.ledger.read(
+            lambda connection, _: missing_since_ms(connection, last_call)
+        )
+        if since_ms is not None:
+            self.log.warning(
+                "The rows of the last run have an answer of %s, and this ledger lacks it. %s Answers since then are "
+                "missing: it was put back from a backup, or it is another ledger. Each document whose answer is "
+                "missing is asked and paid for again now, and budgets do not count what was paid in between. If there "
+                "is a newer copy of the ledger (of SQLite with its -wal), stop this task, put the copy back or correct "
+                "[llm] ledger_url, and clear the task.",
+                _utc(ms_of(last_call)),
+                f"Its newest call before that is of {_utc(since_ms)}."
+                if since_ms
+                else "It has no earlier call.",
+            )
 
     def askable(self, document: Document | Rejected) -> Document:
         """Return a document that can be asked about; raises Unreadable for any other."""
@@ -199,6 +225,7 @@ class Run:
             "saved_usd": usd(self.saved_micro_usd),
             "unproven_calls": tally.unproven,
             "unproven_usd_at_most": usd(tally.unproven_micro_usd),
+            **({"last_call": self.last_call} if self.last_call else {}),
             "seconds": round(time.monotonic() - self._started, 3),
             "trace_id": self.scope.trace_id,
             **({"cascade": self._cascaded()} if self.cascade else {}),
@@ -320,6 +347,7 @@ class Run:
         # After the row was taken: a row that does not fit is counted as a dead letter instead.
         self.outcomes[outcome] += 1
         self.doubtful.update({warning.partition(":")[0] for warning in warnings})
+        self.last_call = max(self.last_call, reply.attempt_id)  # ids sort by time
         if reply.reused:
             self.saved_micro_usd += reply.cost_micro_usd or 0
         if reply.strong_alone_micro_usd is not None:
@@ -400,3 +428,7 @@ def _asked_wait_s(error: Exception) -> float:
 def reason_of(error: LLMError) -> str:
     """Return the `reason` of a dead letter."""
     return _REASONS.get(type(error), "error")
+
+
+def _utc(ms: int) -> str:
+    return f"{dt.datetime.fromtimestamp(ms / 1000, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -26,7 +26,7 @@ class OwnProcess:
         """
         if not self.is_this:
             raise LedgerUnusable(
-                f"The ledger was opened in process {self._pid}, and this is process {os.getpid()}, which was forked "
-                "since. Nothing was sent or written. Open a hook, an engine or a ledger in the process that uses it: "
-                "after the fork, or start the process by spawn."
+                "The ledger was opened in a process from which this one was forked since. Nothing was sent or "
+                "written. Open a hook, an engine or a ledger in the process that uses it: after the fork, or start the "
+                "process by spawn."
             )

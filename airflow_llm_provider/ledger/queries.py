@@ -8,9 +8,19 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from airflow_llm_provider.ledger.daily import DAY_MS
 from airflow_llm_provider.ledger.database import Database
-from airflow_llm_provider.ledger.records import CallScope, Reuse, SettledReply
-from airflow_llm_provider.ledger.schema import IS_ANSWERED, IS_LIVE, IS_PAID, LATE, call, document, payload
+from airflow_llm_provider.ledger.records import CallScope, Reuse, SettledReply, ms_of
+from airflow_llm_provider.ledger.schema import (
+    IS_ANSWERED,
+    IS_LIVE,
+    IS_PAID,
+    LATE,
+    call,
+    daily,
+    document,
+    payload,
+)
 from airflow_llm_provider.pricing import Usage
 
 _MAX_PAST_CALLS = 1_000
@@ -128,6 +138,25 @@ def _replies_to(
             parameters |= {"claims": [scope.claim(fingerprint, reuse) for fingerprint in chunk]}
         replies |= newest(connection.execute(_REPLIES[reuse], parameters).all())
     return replies
+
+
+def missing_since_ms(connection: sa.Connection, call_id: str) -> int | None:
+    """Return since when a ledger lacks calls, if it does not have a certain one; in milliseconds since 1970.
+
+    Args:
+        connection: Of the ledger.
+        call_id: The call.
+
+    Returns:
+        None if it has the call, or had it before a pruning; 0 if it has no call before it.
+    """
+    if connection.scalar(sa.select(call.c.id).where(call.c.id == call_id)) is not None:
+        return None
+    was_pruned = sa.select(daily.c.id).where(daily.c.is_pruned, daily.c.day == ms_of(call_id) // DAY_MS)
+    if connection.scalar(was_pruned.limit(1)) is not None:
+        return None
+    before = sa.select(call.c.opened_ms).where(call.c.id < call_id).order_by(call.c.id.desc()).limit(1)
+    return int(connection.scalar(before) or 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from airflow_llm_provider.pricing import Usage
 
@@ -75,6 +76,16 @@ def new_id(now_ms: int, number: int = 0) -> str:
     """
     # 14 digits hold microseconds for 2,000 years, so all ids have one length, and sort by time as text.
     return f"{now_ms * 1000 + number:014x}{os.urandom(9).hex()}"
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Return whether a value that comes from elsewhere has the form of an id."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32}", value) is not None
+
+
+def ms_of(call_id: str) -> int:
+    """Return the time that an id begins with, in milliseconds since 1970."""
+    return int(call_id[:14], 16) // 1000
 
 
 def first_id_of(ms: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 from airflow_llm_provider.cli import app
 from airflow_llm_provider.hooks.retention import prune_ledger, retention_ms
+from airflow_llm_provider.ledger.database import Database
+from airflow_llm_provider.ledger.maintenance import prune
 from airflow_llm_provider.ledger.schema import saving
 from airflow_llm_provider.operators.claude import ClaudeOperator
 from airflow_llm_provider.options import Budget
@@ -54,6 +57,35 @@ def test_what_was_paid_and_what_may_have_been_billed_stand_apart_everywhere(depl
     assert f"the run has cost ${paid} paid and at most ${usd(most)} unproven so far" in ran.log
     report = costs(deployment, "dag")["nightly"]
     assert (report["cost_usd"], report["unproven_usd_at_most"]) == (paid, usd(most))
+
+
+def test_a_ledger_from_a_backup_says_since_when_answers_are_missing(deployment: Any, tmp_path: Path) -> None:
+    deployment.ask(deployment.texts(2))
+    file, backup = Path(sa.make_url(deployment.ledger_url).database), tmp_path / "backup.db"
+    arguments = ["ledger", "backup", str(backup), "--ledger-url", deployment.ledger_url]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    later = deployment.ask(deployment.texts(5))
+    assert later.outcomes == {"answered": 3, "reused": 2}
+    assert "this ledger lacks it" not in later.log
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
+    backup.rename(file)
+    after = deployment.ask(deployment.texts(5))
+    assert after.outcomes == {"answered": 3, "reused": 2}
+    assert "and this ledger lacks it. Its newest call before that is of 20" in after.log
+    assert "this ledger lacks it" not in deployment.ask(deployment.texts(5)).log
+    deployment.server.invoice._lines.clear()  # what is no longer in the books can't balance
+    # What was pruned is not missing.
+    prune_ledger_before_now(deployment)
+    assert "this ledger lacks it" not in deployment.ask(deployment.texts(5)).log
+
+
+def prune_ledger_before_now(deployment: Any) -> None:
+    database = Database(deployment.ledger_url)
+    with database.read() as connection:
+        now_ms = database.now_ms(connection)
+    assert prune(database, rows_before_ms=now_ms + 1_000).rows == 5
+    database.close()
 
 
 def lost_micro_usd(deployment: Any) -> int:

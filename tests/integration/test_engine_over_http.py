@@ -519,7 +519,7 @@ async def test_a_forked_child_shares_neither_ledger_nor_sockets_with_its_parent(
         return f"{answered} {said}"
 
     told = await asyncio.to_thread(in_a_child, use_all)
-    assert told.startswith("True The ledger was opened in process ")
+    assert told.startswith("True The ledger was opened in a process ")
     # The parent's connections and its ledger are as they were.
     await engine.ask(about(4), make_terms(SCOPE))
     assert b"end_turn" in await send()

@@ -26,7 +26,8 @@ from airflow_llm_provider.ledger.daily import SUMS, differing_days
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.maintenance import check, prune
-from airflow_llm_provider.ledger.records import OpenedAttempt, Saving
+from airflow_llm_provider.ledger.queries import missing_since_ms
+from airflow_llm_provider.ledger.records import OpenedAttempt, Saving, is_id, new_id
 from airflow_llm_provider.ledger.reports import BY, Costs, Filter, costs
 from airflow_llm_provider.ledger.schema import account, call, daily, saving
 
@@ -282,3 +283,28 @@ async def test_whatever_is_pruned_when_a_month_never_costs_less_than_was_paid(le
         refusal = await ledger.open(entry(10_000, scope))
         assert isinstance(refusal, BudgetRefusal)
         assert refusal.settled_micro_usd == paid[scope.dag_id]
+
+
+# A ledger that lacks what its rows have.
+
+
+async def test_a_ledger_says_since_when_it_lacks_calls(ledger: Ledger) -> None:
+    async def missing_since(call_id: str) -> int | None:
+        return await ledger.read(lambda connection, _: missing_since_ms(connection, call_id))
+
+    later = new_id(2 * NOON)
+    assert await missing_since(later) == 0
+    known = await bought(ledger, scope=FREE)
+    with ledger.database.read() as connection:
+        opened_ms = connection.scalar(sa.select(call.c.opened_ms))
+    assert await missing_since(later) == opened_ms
+    assert await missing_since(known.attempt_id) is None
+    prune_all(ledger.database)
+    assert await missing_since(known.attempt_id) is None
+    assert await missing_since(later) == 0
+
+
+@pytest.mark.parametrize("value", [None, 7, "", "x" * 32, "0" * 31, "0" * 33, "0" * 31 + "\n", ["0" * 32]])
+def test_what_stands_in_a_manifest_is_an_id_or_is_not_used(value: Any) -> None:
+    assert not is_id(value)
+    assert is_id("0" * 32)

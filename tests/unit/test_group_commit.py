@@ -142,6 +142,6 @@ def test_a_forked_child_gets_an_error_instead_of_waiting(batch_of: Callable[...,
         try:
             batch.submit(1)
         except LedgerUnusable as error:
-            os._exit(7 if "which was forked since" in str(error) else 1)
+            os._exit(7 if "was forked since" in str(error) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -629,7 +629,7 @@ async def test_a_forked_child_can_not_use_the_ledger_and_leaves_its_parents_conn
         gc.collect()
 
     for work in (write, read, find):
-        assert "LedgerUnusable: The ledger was opened in process" in in_a_child(work)
+        assert "LedgerUnusable: The ledger was opened in a process" in in_a_child(work)
     assert in_a_child(run_out_of_use) == ""
     await ledger.record(settlement(opened))
     assert states(ledger) == ["settled"]
