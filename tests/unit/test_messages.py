@@ -309,8 +309,6 @@ LISTED: dict[str, set[str]] = {
         "transactions.py: said",
     },
     "a count, an id, a time or a state": {
-        "os.getpid()",
-        "self._pid",
         "listed",
         "self.skipped.total()",
         "', '.join(sorted(BY_KIND))",
@@ -319,6 +317,8 @@ LISTED: dict[str, set[str]] = {
         "_about(terms.item_id)",
         "_format_time(begun.began_ms)",
         "_format_time(found.began_ms)",
+        "_utc(ms_of(last_call))",
+        "_utc(since_ms)",
         "at",
         "chain[at].attempt_id or chain[at].purpose",
         "content[_COVERED]",
