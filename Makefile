@@ -20,7 +20,7 @@ PARALLEL ?= -n 2 --dist loadfile
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check house bench test-dags test-distributed chaos security package lower-bounds pythons stranger docs live stand-in clean
+.PHONY: help demo test test-slow check house bench test-dags test-distributed test-stores chaos security package lower-bounds pythons stranger docs live stand-in clean
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,20 @@ test-dags: $(READY) ## Run tests/system in real Airflows, the example DAGs witho
 
 test-distributed: $(READY) ## Run docker-compose.yaml's services as processes, kill a worker, compare ledger and invoice
 	@$(PYTEST) tests/distributed $(ARGS)
+
+test-stores: $(READY) ## Read and write Azure Blob and Google Cloud Storage, each in a venv of its own; minutes (needs npm)
+	@mkdir -p build/stores
+	@npm install --silent --no-fund --no-audit --prefix build/stores azurite@3.35.0
+	@failed=; for store in azure gcs; do \
+	  venv=build/stores/$$store; install="$(VENV)/bin/uv pip install --quiet --python $$venv/bin/python"; \
+	  echo "== $$store"; \
+	  { test -x $$venv/bin/python || $(VENV)/bin/uv venv --quiet --python $(VENV)/bin/python $$venv; } \
+	    && $$install -r $(LOCK) -r tests/stores/$$store.txt \
+	    && { test ! -f tests/stores/$$store.alone.txt || $$install --no-deps -r tests/stores/$$store.alone.txt; } \
+	    && $$install --no-deps -e . \
+	    && AZURITE=build/stores/node_modules/.bin/azurite-blob $$venv/bin/python -m pytest -q tests/stores/test_$$store.py $(ARGS) \
+	    || failed="$$failed $$store"; \
+	done; test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
 
 chaos: $(READY) ## Break a running Airflow by SEED, compare ledger and invoice; long (SEEDS=50)
 	@$(PYTEST) tests/chaos $(ARGS)

@@ -24,6 +24,7 @@ LLMError
     │   └── BudgetAsks        and a person is asked
     ├── UnknownPrice          a budget cannot count a call without a price
     ├── LedgerUnusable        wrong address, damaged, or a newer version
+    ├── DocumentUnread        the server answers without having read the document
     ├── TooLong               more text than the model can read at once
     ├── Rejected              a person rejected it
     ├── ChangedSinceShown     not what a person approved
@@ -191,6 +192,12 @@ class LedgerUnusable(TerminalError):
     """The ledger cannot be used: its address is wrong, its file is damaged, or its version is too new."""
 
     kind = "ledger"
+
+
+class DocumentUnread(TerminalError):
+    """The server left out the document that was sent, and the model has answered about nothing."""
+
+    kind = "unread"
 
 
 class TooLong(TerminalError):

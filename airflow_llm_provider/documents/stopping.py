@@ -9,6 +9,7 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
     BadRequest,
+    DocumentUnread,
     LedgerUnavailable,
     LedgerUnusable,
     LLMError,
@@ -27,8 +28,9 @@ SAME_FOR_ALL = (
     UnknownPrice,
     LedgerUnavailable,
     LedgerUnusable,
+    DocumentUnread,
 )
-"""Errors of key, account, model and ledger, which no document has caused."""
+"""Errors of key, account, model, ledger and server, which no document has caused."""
 
 # A document can cause these, too: an image that is broken, a text that the server fails at. Only a request without a
 # document shows whose fault they are.

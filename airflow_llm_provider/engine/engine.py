@@ -20,6 +20,7 @@ from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.engine.retry import Policies, policies
 from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.engine.tool_loop import Buy, Conversation
+from airflow_llm_provider.engine.unread import UnreadCheck
 from airflow_llm_provider.errors import AnswerError, BusinessError, InvalidOutput, LLMError, TerminalError
 from airflow_llm_provider.ledger.records import CallScope, Reopening, Sighting
 from airflow_llm_provider.options import Options, Route
@@ -40,6 +41,7 @@ class Engine(Calls):
     """Asks until there is a valid answer or a reason why there is none; its calls are made by Calls."""
 
     source_repairs: SourceRepairs = dataclasses.field(default_factory=SourceRepairs)
+    unread: UnreadCheck = dataclasses.field(default_factory=UnreadCheck, repr=False)
 
     async def ask(self, request: Request, terms: Terms) -> Reply:
         """Return a valid answer to `request`, paying for each of its calls at most once.
@@ -250,6 +252,8 @@ class Engine(Calls):
                 made = await obtain(request, purpose=purpose, parent=_parent(chain))
                 chain.append(made)
                 self.source_repairs.count(made, fix)
+                if purpose == "answer":
+                    self.unread.require_read(request, made.message.usage.input_tokens)
             try:
                 # The answer is the reply after the last tool call. A repair has to continue from there.
                 if tools:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -136,6 +137,8 @@ def _storage_path(url: str) -> Any:
         raise UnknownScheme(
             f"No provider that is installed reads or writes {scheme}:// URLs. {cure}, on workers and triggerers alike."
         )
+    # It logs URL and headers of each request and response at INFO: pages of them per document.
+    logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     return ObjectStoragePath(url)
 
 

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 from airflow_llm_provider.approvals.retries import add_retries, with_retries
 from airflow_llm_provider.argument_checks import InvalidArgument, comes_later, message_at_run_time, require
-from airflow_llm_provider.errors import BudgetAsks, TerminalError
+from airflow_llm_provider.errors import BudgetAsks, DocumentUnread, TerminalError
 from airflow_llm_provider.hooks.arguments import read_amount, read_count, read_flag, require_text, run_values
 from airflow_llm_provider.hooks.claude import BudgetNeedsPerson
 from airflow_llm_provider.hooks.connection import DEFAULT_CONNECTION
@@ -329,8 +329,9 @@ class ClaudeDocumentsOperator(ClaudeTask):
             # written. In a thread, as the listing: an object store is reached, and its provider may start a loop.
             with await asyncio.to_thread(self._sink, context["ti"].map_index) as sink:
                 manifest = await run.run(await asyncio.to_thread(self._found, run.skipped), sink)
-                if run.stopped is not None and not sink.rows:
-                    raise run.stopped  # rows of an earlier run are better than none
+                # Rows of an earlier run are better than none, or than answers about nothing.
+                if run.stopped is not None and (not sink.rows or isinstance(run.stopped, DocumentUnread)):
+                    raise run.stopped
                 if not run.found and not run.has_more:
                     await asyncio.to_thread(self._require_empty_allowed, sink)
                 # In a thread: it writes and uploads all rows, and the event loop must not stand still meanwhile.

@@ -254,6 +254,7 @@ LISTED: dict[str, set[str]] = {
         "run.py: error",
         "says",
         "files.py: cure",
+        "unread.py: what",
         "downstream.py: why",
         "ended",
         "engine.py: error",
