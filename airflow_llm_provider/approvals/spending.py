@@ -20,7 +20,7 @@ from airflow_llm_provider.approvals.review import (
     pass_without_asking,
     take_answer,
 )
-from airflow_llm_provider.errors import ChangedSinceShown, Rejected
+from airflow_llm_provider.errors import ChangedSinceShown, InvalidOutput, Rejected
 from airflow_llm_provider.ledger import reviews
 from airflow_llm_provider.options import Reviewers
 from airflow_llm_provider.pricing import micro_usd, usd
@@ -191,7 +191,7 @@ def keep_raise(event: Mapping[str, Any], *, reviewers: Reviewers, hook: Hook, co
     """Keep what a person decided about a budget; raises AirflowFailException when the amount is not one."""
     # The error that led to the question is gone with its attempt. `frozen` takes what the ledger says was shown.
     review = _raise_review(reviewers, subject="", body="", content={})
-    take_answer(review, event, hook=hook, context=context, validators=[_amount_complaint])
+    take_answer(review, event, hook=hook, context=context, validators=[_require_amount])
 
 
 def find_raises(connection: sa.Connection, scope: CallScope) -> dict[tuple[str, str], int]:
@@ -219,9 +219,8 @@ def _raise_review(reviewers: Reviewers, *, subject: str, body: str, content: Map
     )
 
 
-def _amount_complaint(content: Any) -> str | None:
+def _require_amount(content: Any) -> None:
     try:
         micro_usd(content[_RAISED_TO])
     except (ValueError, KeyError, TypeError):
-        return f"{_RAISED_TO!r} is not an amount in US dollars, such as 2.50."
-    return None
+        raise InvalidOutput(f"{_RAISED_TO!r} is not an amount in US dollars, such as 2.50.") from None

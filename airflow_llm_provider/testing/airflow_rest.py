@@ -204,7 +204,7 @@ class RunningAirflow:
         import httpx2
 
         # trust_env=False: requests to loopback must not go through a proxy.
-        return httpx2.Client(base_url=self.url, timeout=30.0, trust_env=False)
+        return httpx2.Client(base_url=self.url, timeout=120.0, trust_env=False)
 
 
 def quoted(part: str) -> str:
