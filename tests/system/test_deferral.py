@@ -257,9 +257,9 @@ def test_a_deferred_task_that_is_cleared_or_marked_failed_drops_its_call(stage: 
     rows = {
         task_id: [r for r in stage.rows(run) if r["task_id"] == task_id] for task_id in ("cleared", "failed")
     }
-    assert [(r["state"], r["error"]) for r in rows["failed"]] == [("unproven", "Cancelled in flight.")]
+    assert [(r["state"], r["error"]) for r in rows["failed"]] == [("unproven", "CancelledError in flight.")]
     assert [(r["state"], r["error"]) for r in rows["cleared"]] == [
-        ("unproven", "Cancelled in flight."),
+        ("unproven", "CancelledError in flight."),
         ("settled", None),
     ]
     assert {t: ti["state"] for (t, _), ti in stage.instances("stopped", run).items()} == {
