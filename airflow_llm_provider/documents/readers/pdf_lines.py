@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from airflow_llm_provider.documents.readers.pdf_pieces import TURNED, Piece, wide_gaps
+from airflow_llm_provider.documents.readers.pdf_pieces import Piece, faces, wide_gaps
 
 _PROSE = 20  # characters of a line in a column of prose, on average
 _FILLED = 0.7  # of the width of a column of prose, by its lines; the cells of a table are shorter
@@ -60,6 +60,8 @@ def lines_of(pieces: Sequence[Piece]) -> list[Line]:
 
 def joined(line: Sequence[Piece]) -> str:
     """Return the text of a line, with a tab at each wide gap."""
+    if len(line) == 1:
+        return line[0].text
     return "\t".join(" ".join(piece.text for piece in cell) for cell in cells(line))
 
 
@@ -69,22 +71,14 @@ def place(values: Sequence[Value], lines: list[Line]) -> None:
     (angle, _), *_ = Counter(line[0].angle for line in lines).most_common(1) or [(0.0, 0)]
     cos, sin = math.cos(angle), math.sin(angle)
 
-    def faces(line: Line) -> bool:
-        return abs(math.remainder(line[0].angle - angle, math.tau)) < TURNED
-
     for value in values:
         corners = [(x, y) for x in (value.left, value.right) for y in (value.bottom, value.top)]
         along = [x * cos + y * sin for x, y in corners]
         low, *_, high = sorted(y * cos - x * sin for x, y in corners)
-        piece = Piece(
-            text=value.text,
-            angle=angle,
-            start=min(along),
-            end=max(along),
-            baseline=low,
-            height=min(high - low, 12.0),
-        )
-        beside = [line for line in lines if faces(line) and low - 3 <= line[0].baseline < high]
+        piece = Piece(value.text, angle, min(along), max(along), low, min(high - low, 12.0))
+        beside = [
+            line for line in lines if faces(angle, line[0].angle) and low - 4 <= line[0].baseline < high
+        ]
         if beside:
             # The topmost: of a field with several lines, its label stands beside the first.
             line = max(beside, key=lambda line: line[0].baseline)
@@ -92,7 +86,7 @@ def place(values: Sequence[Value], lines: list[Line]) -> None:
             line.append(piece)
             line.sort(key=lambda piece: piece.start)
             continue
-        above = [line for line in lines if faces(line) and line[0].baseline >= high]
+        above = [line for line in lines if faces(angle, line[0].angle) and line[0].baseline >= high]
         nearest = min(above, key=lambda line: line[0].baseline, default=None)
         lines.insert(lines.index(nearest) + 1 if nearest is not None else 0, [piece])
 

@@ -26,7 +26,6 @@ _MAX_DEPTH = 6  # of form XObjects, which hold the objects of a page
 
 # Replacement characters, and those of the private use area: their shape is only in the font.
 _UNSURE = re.compile("[\ufffd\ue000-\uf8ff]")
-_UNSHOWN = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +62,8 @@ def read_page(pdf: Any, index: int) -> Page:
             page = pdf[index]  # else the text is that of before
         layer = page.get_textpage()
         text, is_cut = _text(page, layer, values)
-        characters = len(_UNSHOWN.sub("", text))
-        unsure = len(_UNSURE.findall(text))
+        characters = len(text) - sum(map(text.count, " \n\t"))
+        unsure = 0 if text.isascii() else len(_UNSURE.findall(text))
         doubts = [*(["text_outside_page"] if is_cut else ()), *(["unsure_characters"] if unsure else ())]
         seen = _Seen.of(page, layer)
         has_more = (
@@ -101,6 +100,10 @@ class _Box:
     def shows(self, piece: Piece) -> bool:
         """Tell whether any of a piece lies on the page."""
         across = piece.baseline + piece.height / 4
+        if not piece.angle:
+            return bool(
+                piece.end >= self.left and piece.start <= self.right and self.bottom <= across <= self.top
+            )
         cos, sin = math.cos(piece.angle), math.sin(piece.angle)
         x0, x1 = sorted(along * cos - across * sin for along in (piece.start, piece.end))
         y0, y1 = sorted(along * sin + across * cos for along in (piece.start, piece.end))
@@ -150,10 +153,12 @@ class _Seen:
 
     def _look(self, raw: Any, parent: Any, count: int, get: Any, matrices: tuple[Any, ...]) -> None:
         edges = [ctypes.c_float() for _ in range(4)]
+        kind_of, text = raw.FPDFPageObj_GetType, raw.FPDF_PAGEOBJ_TEXT
+        self.objects += count
         for number in range(count):
             item = get(parent, number)
-            kind = raw.FPDFPageObj_GetType(item)
-            self.objects += 1
+            if (kind := kind_of(item)) == text:  # most of them
+                continue
             if kind in (raw.FPDF_PAGEOBJ_PATH, raw.FPDF_PAGEOBJ_SHADING):
                 self.drawings += 1
             elif kind == raw.FPDF_PAGEOBJ_IMAGE and raw.FPDFPageObj_GetBounds(item, *edges):

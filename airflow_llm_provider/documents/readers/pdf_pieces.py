@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import math
 import re
@@ -22,12 +23,13 @@ _SAME_LINE = 0.4
 _SMALLER = 0.9
 """The size of a raised digit is less than so much of the size of the text."""
 _SHIFT = 0.1  # of the size of a raised digit
-_LEVEL, TURNED = 1e-4, 0.01  # radians
+_LEVEL, _TURNED = 1e-4, 0.01  # radians
+_DESCENT = 0.22  # of a line's height, below its baseline
 _SAMPLES, _SAMPLE_LENGTH = 2, 30
 _CELL, _UNLIKE, _FEW_GAPS = 1.5, 2.5, 3
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """A run of text on one line.
 
@@ -50,9 +52,14 @@ class Piece:
 
     def is_on_line_of(self, other: Piece) -> bool:
         """Tell whether two pieces stand on one line."""
-        return abs(math.remainder(self.angle - other.angle, math.tau)) < TURNED and abs(
-            self.baseline - other.baseline
-        ) < _SAME_LINE * min(self.height, other.height)
+        if self.angle != other.angle and not faces(self.angle, other.angle):
+            return False
+        return abs(self.baseline - other.baseline) < _SAME_LINE * min(self.height, other.height)
+
+
+def faces(angle: float, other: float) -> bool:
+    """Tell whether two directions are the same."""
+    return abs(math.remainder(angle - other, math.tau)) < _TURNED
 
 
 def wide_gaps(gaps: Sequence[float], height: float) -> list[bool]:
@@ -86,9 +93,13 @@ class Characters:
         # PDFium has U+FFFE for such a hyphen, and NUL for what it cannot tell.
         self.text = data.decode("utf-16-le", "replace").replace("\ufffe", HYPHEN).replace("\0", "\ufffd")
         self._is_aligned = len(self.text) == self.count
+        # The text is counted in 16-bit units, of which a rare character takes two.
+        self._rare = (
+            [] if self._is_aligned else [n for n, letter in enumerate(self.text) if letter > "\uffff"]
+        )
         self._x, self._y, self._rectangle = ctypes.c_double(), ctypes.c_double(), raw.FS_RECTF()
         self._to_x, self._to_y = ctypes.byref(self._x), ctypes.byref(self._y)
-        self._to_rectangle = ctypes.byref(self._rectangle)
+        self._to_rectangle, self._to_box = ctypes.byref(self._rectangle), raw.FPDFText_GetLooseCharBox
         self._raise_digits()
 
     def pieces(self, *, by_word: bool) -> Iterator[Piece]:
@@ -132,7 +143,7 @@ class Characters:
 
     def _box(self, index: int) -> tuple[float, float, float, float]:
         box = self._rectangle
-        self._raw.FPDFText_GetLooseCharBox(self._layer, self._index(index), self._to_rectangle)
+        self._to_box(self._layer, index if self._is_aligned else self._index(index), self._to_rectangle)
         return box.left, box.bottom, box.right, box.top
 
     def _raise_digits(self) -> None:
@@ -191,30 +202,33 @@ class Characters:
 
     def _piece(self, first: int, last: int) -> tuple[Piece, bool]:
         """Return what stands from `first` to before `last`, and whether its last character is level with its first."""
+        text = self.text[first:last]
+        left, bottom, _, top = self._box(first)
+        height = (top - bottom) or 1.0
+        if last - first > 1:
+            left_of_last, bottom_of_last, right, _ = self._box(last - 1)
+            # Most text runs to the right. Its angle need not be asked for.
+            if left_of_last > left and abs(bottom_of_last - bottom) < _SAME_LINE * height:
+                return Piece(text, 0.0, left, right, bottom + _DESCENT * height, height), True
         angle = self._angle(first)
         start, baseline, _, height = self._at(first, angle)
         begin_of_last, last_baseline, width, _ = self._at(last - 1, angle)
         is_level = abs(last_baseline - baseline) < _SAME_LINE * height and begin_of_last >= start
-        end = begin_of_last + width
-        text = self.text[first:last]
-        return Piece(text=text, angle=angle, start=start, end=end, baseline=baseline, height=height), is_level
+        return Piece(text, angle, start, begin_of_last + width, baseline, height), is_level
 
     def _angle(self, index: int) -> float:
-        angle = -self._raw.FPDFText_GetCharAngle(
-            self._layer, self._index(index)
-        )  # PDFium's angles are clockwise
+        # PDFium's angles are clockwise.
+        angle = -self._raw.FPDFText_GetCharAngle(self._layer, self._index(index))
         return angle if abs(angle) > _LEVEL else 0.0
 
     def _at(self, index: int, angle: float) -> tuple[float, float, float, float]:
         """Return where a character begins along and across a direction, and its width and height."""
-        raw, layer = self._raw, self._layer
-        index = self._index(index)
-        raw.FPDFText_GetCharOrigin(layer, index, self._to_x, self._to_y)
-        raw.FPDFText_GetLooseCharBox(layer, index, self._to_rectangle)
-        x, y, box = self._x.value, self._y.value, self._rectangle
-        width, height = box.right - box.left, box.top - box.bottom
+        left, bottom, right, top = self._box(index)
+        width, height = right - left, (top - bottom) or 1.0
         if angle == 0:
-            return x, y, width, height or 1.0
+            return left, bottom + _DESCENT * height, width, height
+        self._raw.FPDFText_GetCharOrigin(self._layer, self._index(index), self._to_x, self._to_y)
+        x, y = self._x.value, self._y.value
         cos, sin = math.cos(angle), math.sin(angle)
         if abs(sin) > abs(cos):
             width, height = height, width
@@ -224,8 +238,7 @@ class Characters:
         """Return PDFium's index of a character of the text: PDFium leaves some characters out of the text."""
         if self._is_aligned:
             return index
-        # The text is also counted in 16-bit units, of which a rare character takes two.
-        units = index + sum(character > "\uffff" for character in self.text[:index])
+        units = index + bisect.bisect_left(self._rare, index)
         return int(self._raw.FPDFText_GetCharIndexFromTextIndex(self._layer, units))
 
 
