@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextvars
 import dataclasses
 import datetime as dt
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from airflow_llm_provider.documents.document import Document, Rejected
 from airflow_llm_provider.documents.formats import RowDoesNotFit
 from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.reader import read
+from airflow_llm_provider.documents.sandbox import cores
 from airflow_llm_provider.documents.stopping import StopRule
 from airflow_llm_provider.engine.calls import NotSettled
 from airflow_llm_provider.engine.chunking import ask_about, ask_about_pieces, surely_fits
@@ -92,6 +95,8 @@ class Run:
         self.outcomes = collections.Counter(dict.fromkeys(OUTCOMES, 0))
         self.reasons: collections.Counter[str] = collections.Counter()
         self.skipped: collections.Counter[str] = collections.Counter()  # files that were not taken, by suffix
+        # Threads of their own: those of the loop look into the ledger, and must not wait for a large PDF.
+        self._readers = ThreadPoolExecutor(cores() + 4, thread_name_prefix="read")
         self.doubtful: collections.Counter[str] = collections.Counter()
         self.last_call = ""  # the newest call whose answer is in a row
         self.saved_micro_usd = 0
@@ -198,8 +203,9 @@ class Run:
 
     async def read(self, document: Document) -> Content:
         """Read a document in a thread; raises Unreadable or OSError."""
+        call = partial(contextvars.copy_context().run, read, document, self.prompt.reading)
         try:
-            return await asyncio.to_thread(read, document, self.prompt.reading)
+            return await asyncio.get_running_loop().run_in_executor(self._readers, call)
         except (Unreadable, OSError):
             raise
         except Exception as error:  # noqa: BLE001  # a parser's own failure is this document's, not the run's

@@ -6,6 +6,7 @@ import base64
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,10 @@ def start_and_crash(raw: bytes) -> str:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path(raw.decode()).write_text(str(child.pid))
     os.abort()
+
+
+def hold(raw: bytes) -> str:
+    """Read nothing until the file that the document names is there."""
+    while not Path(raw.decode()).exists():
+        time.sleep(0.01)
+    return "held"
