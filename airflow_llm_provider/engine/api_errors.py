@@ -148,6 +148,13 @@ class ErrorResponse:
             return self._out_of_money()
         if self._says(*_OUT_OF_MONEY):
             return self._out_of_money()
+        # A page without a reason: a firewall may have refused this one document, which says nothing about the key.
+        is_page = not self.kind and not self.message
+        if status < 400 or status == 407 or (is_page and status in (403, 404, 405)):
+            return BadRequest(
+                f"{self.said}. Something between Airflow and the API answered in its place, and redirects are not "
+                "followed. Check the host and proxy of the Airflow connection."
+            )
         if status in (401, 403) or self.code == "organization_on_hold" or self._says(*_DISABLED):
             return AuthenticationFailed(
                 f"{self.said}. Check the API key in the Airflow connection, and its organization in the Claude Console."
@@ -167,11 +174,6 @@ class ErrorResponse:
             )
         if status in (408, 409, _CLIENT_CLOSED) or status >= 500:
             return ServerError(self.said, retry_after_s=wait_s)
-        if status < 400 or status == 407:
-            return BadRequest(
-                f"{self.said}. Something between Airflow and the API answered in its place, and redirects are not "
-                "followed. Check the host and proxy of the Airflow connection."
-            )
         if self._says(*_SCHEMA_REFUSED):
             return BadRequest(
                 f"{self.said}. The output type is over a limit of the API. Simplify it, or ask without the API's "

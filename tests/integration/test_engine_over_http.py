@@ -26,6 +26,7 @@ from airflow_llm_provider.engine.tool_loop import Toolbox
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
     BadRequest,
+    BudgetExceeded,
     LLMError,
     NetworkError,
     Overloaded,
@@ -323,6 +324,39 @@ async def test_what_a_gateway_hides_is_booked_and_stays_below_the_ceilings(
     books = balance(ledger_url, claude_server.invoice)
     assert (books.unproven, books.lost) == (3, 3)
     assert books.lost_micro_usd <= books.ceiling_micro_usd
+
+
+async def test_a_gateway_that_bills_what_it_fails_cannot_spend_more_than_the_budget(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    cap_micro_usd = 12_000
+    claude_server.fail(503, kind="gateway", billed=True)
+    scope = replace(SCOPE, budget_micro_usd=cap_micro_usd)
+    outcomes: list[object] = []
+    await engine.map(
+        (about(n) for n in range(40)),
+        lambda _, outcome: outcomes.append(outcome),
+        make_terms(scope, output=OutputType(Fact)),
+        max_in_flight=4,
+    )
+    assert {type(outcome) for outcome in outcomes} == {ServerError, BudgetExceeded}
+    assert 0 < sum(line.cost_micro_usd for line in claude_server.invoice.lines) <= cap_micro_usd
+
+
+async def test_growth_that_is_too_fast_slows_down_and_fails_nothing(
+    engine: Engine, claude_server: StandIn
+) -> None:
+    claude_server.fail(429, error_code="ramp_limit_exceeded", retry_after=0.05, times=6)
+    engine.policies = QUICK | {"rate_limit": replace(QUICK["rate_limit"], attempts=50)}
+    outcomes: list[object] = []
+    await engine.map(
+        (about(n) for n in range(20)),
+        lambda _, outcome: outcomes.append(outcome),
+        make_terms(SCOPE, output=OutputType(Fact)),
+        max_in_flight=10,
+    )
+    assert not [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    assert (claude_server.seen, claude_server.invoice.paid) == (26, 20)
 
 
 async def test_a_blank_text_between_tool_calls_is_not_sent_back(

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.engine.api_errors import ErrorResponse
-from airflow_llm_provider.errors import LLMError, RetryableError, UnknownModel
+from airflow_llm_provider.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    LLMError,
+    RetryableError,
+    UnknownModel,
+)
 
 TYPES = [
     "error",
@@ -73,6 +79,20 @@ def test_what_is_not_found_is_a_model_only_if_the_api_says_so(
     error = ErrorResponse.read(status, {}, api_error("not_found_error", message)).error()
     assert isinstance(error, UnknownModel) is is_model
     assert not isinstance(error, RetryableError)
+
+
+@pytest.mark.parametrize("status", [301, 307, 403, 404, 405, 407])
+@pytest.mark.parametrize("body", ["<html>blocked by rule 941100</html>", None, {}, b""])
+def test_a_page_without_a_reason_is_no_word_about_key_or_model(status: int, body: Any) -> None:
+    error = ErrorResponse.read(status, {}, body).error()
+    assert type(error) is BadRequest
+    assert "host and proxy" in str(error)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("body", [{"error": {"message": "no such key"}}, {"message": "no such key"}])
+def test_a_gateway_that_gives_a_reason_may_refuse_the_key(status: int, body: Any) -> None:
+    assert isinstance(ErrorResponse.read(status, {}, body).error(), AuthenticationFailed)
 
 
 @pytest.mark.parametrize(
