@@ -84,8 +84,8 @@ code fence between sentences. Ours reads the last as it is, and sends the others
 requests. The threads keep the valid answers and have none for the others. The mapped side does 60 documents.""",
     "transient": """
 The first request for about every thirty-third document gets, in turn, a 529, a 500, a connection that breaks within the
-body, or a 429. The answer on the broken connection was charged, so a retry pays twice. After a 429 our side halves its
-rate for a while, for all tasks; the others delay that one request. The mapped side does 132 documents.""",
+body, or a 429. The answer on the broken connection was charged, so a retry pays twice. A scattered
+429 delays that one request. The mapped side does 132 documents.""",
     "parse": """
 What running the DAG file adds to a Python that has loaded `airflow.sdk` and pydantic, the median of seven. Every task
 process pays it. The DAG processor pays it at every parse, except for official providers, which stay loaded.""",

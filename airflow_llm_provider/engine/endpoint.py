@@ -10,6 +10,7 @@ from airflow_llm_provider.ledger.rate_limits import Limits
 from airflow_llm_provider.pricing import LIST_PRICES, Prices
 
 _NO_LIMIT = 10**12  # per minute; a server that states so much has no limit
+_USED_UP = 0.02  # of a limit; a call's tokens are known only roughly
 _HEADERS = [
     (f"anthropic-ratelimit-{kind}-limit", f"anthropic-ratelimit-{kind}-remaining")
     for kind in ("requests", "input-tokens", "output-tokens")
@@ -52,10 +53,33 @@ class Endpoint:
         return self.tiers.get(name, name)
 
 
-def limits_in_headers(headers: Mapping[str, str]) -> tuple[Limits, bool]:
-    """Return the limits that headers state, and whether more than half of one of them is used."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stated:
+    """What a response's headers state of rate limits.
+
+    Attributes:
+        limits: the limits; none where the headers state none.
+        left: the least share of one of them that is left, 0 to 1; None where the headers state none.
+    """
+
+    limits: Limits
+    left: float | None
+
+    @property
+    def is_half_used(self) -> bool:
+        """Whether more than half of a limit is used."""
+        return self.left is not None and self.left < 0.5
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether as good as nothing is left of a limit."""
+        return self.left is not None and self.left < _USED_UP
+
+
+def stated_in_headers(headers: Mapping[str, str]) -> Stated:
+    """Return what a response's headers state of rate limits."""
     found: list[int | None] = []
-    is_half_used = False
+    left: list[float] = []
     for of_limit, of_remaining in _HEADERS:
         try:
             limit, remaining = int(headers[of_limit]), int(headers[of_remaining])
@@ -65,5 +89,5 @@ def limits_in_headers(headers: Mapping[str, str]) -> tuple[Limits, bool]:
             found.append(None)
             continue
         found.append(limit)
-        is_half_used = is_half_used or remaining < limit / 2
-    return Limits(rpm=found[0], itpm=found[1], otpm=found[2]), is_half_used
+        left.append(remaining / limit)
+    return Stated(limits=Limits(rpm=found[0], itpm=found[1], otpm=found[2]), left=min(left, default=None))

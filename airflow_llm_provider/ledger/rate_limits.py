@@ -7,6 +7,7 @@ for the call's share. A permit is a place on the timelines. This is the generic 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +24,24 @@ _ROUND_MS = (
     1_000.0  # how much of the timeline all waiting processes may hold together, if that is a permit each
 )
 _WAITING_MS = 2_000.0  # a process counts as waiting for so long after its last permit
-# How long the rate takes to double after a 429: a known limit bounds it anyway, so it may grow faster.
-_RECOVERY_MS = {True: 10_000.0, False: 30_000.0}
+# After a cut the rate is a little below what went through. It stays there, comes back, and then grows faster and
+# faster. In seconds, or in times between two calls where those are longer.
+_MARGIN, _HOLD = 0.97, 4.0
+# When it is back, and how fast it grows then; where a limit is known, that bounds it anyway.
+_BACK, _SPEED = {True: 10.0, False: 20.0}, {True: 0.003, False: 0.0008}
 _FORGOTTEN_MS = 600_000.0  # how long a header or a 429 counts
-_OBSERVED_S = 10.0  # over which the rate is measured where no limit is known
-_LEAST_RPM = 60.0  # a 429 cuts an unknown limit no further
+_OBSERVED_S = 10.0  # over which the rate is measured
+_OBSERVED_CALLS, _MAX_OBSERVED_S = 10, 120.0  # or up to so many seconds, until it has so many calls
+_LEAST_RPM = 1.0  # the rate is cut no further
+_PROVEN = 0.85  # of what was accepted lately, a burst among it: at once, the rate is not cut below that
+# A cut to nearly the same rate as the last one shows a limit that stays: the next growth comes twice as late.
+_SAME, _MAX_SAME = 0.2, 3
 
 Amounts = tuple[float, float, float]  # requests, input tokens, output tokens
 NO_AMOUNTS: Amounts = (0.0, 0.0, 0.0)
 _FREE = ("requests_free_ms", "input_free_ms", "output_free_ms")
+_TIMES = (*_FREE, "quiet_until_ms", "learnt_ms", "cut_ms")
+_CLOCK_MS = 1_000.0  # two reads of a clock may differ by less
 _NAMED = sa.select(rate_limit).where(rate_limit.c.name == sa.bindparam("bucket"))
 _LOCKED = _NAMED.with_for_update()
 _UPDATE = rate_limit.update().where(rate_limit.c.name == sa.bindparam("bucket"))
@@ -92,12 +102,33 @@ class LimiterState:
         quiet_until_ms: Nothing may be sent until then.
         paced_until_ms: The limits, learnt or cut by a 429, count until then.
         learnt: The limits that the API's headers stated.
+        cut_ms: When the rate was cut after a 429.
+        cut_rpm: To what, in requests per minute; 0 for never.
     """
 
     now_ms: float
     quiet_until_ms: float = 0.0
     paced_until_ms: float = 0.0
     learnt: Limits = Limits()
+    cut_ms: float = 0.0
+    cut_rpm: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """Why the rate is cut.
+
+    Attributes:
+        share: The part of the rate that is refused.
+        sent_rpm: Calls per minute that this process has sent lately.
+        accepted: The part of them that was not refused.
+        sent_ago_s: How long ago the call was sent that got a 429.
+    """
+
+    share: float
+    sent_rpm: float
+    accepted: float
+    sent_ago_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +169,7 @@ class PermitBlock:
 
 def take_permits(connection: sa.Connection, now_ms: float, request: PermitRequest) -> PermitBlock:
     """Take the next places on the timelines: at most the process's share of a round."""
-    row = _locked_row(connection, request.bucket)
+    row = _locked_row(connection, now_ms, request.bucket)
     rates, burst_ms = _rates(row, request.bucket.stated, now_ms)
     free = _corrected(row, rates, request.correction)
     mean = tuple(sum(part) / len(request.costs) for part in zip(*request.costs, strict=True))
@@ -162,7 +193,7 @@ def take_permits(connection: sa.Connection, now_ms: float, request: PermitReques
     # There is at least one time: `_share` returns at least 1, and the first call always gets a place.
     waiting[request.dag_id][request.holder] = times[-1] + _WAITING_MS
     text = json.dumps({d: held for d, held in waiting.items() if held}, separators=(",", ":"))
-    _update(connection, request.bucket, waiting=text, **dict(zip(_FREE, free, strict=True)))
+    _update(connection, now_ms, request.bucket, waiting=text, **dict(zip(_FREE, free, strict=True)))
     waits_s = [(at - now_ms) / 1000 for at in times]
     return PermitBlock(state=_state_of(row, now_ms), waits_s=waits_s, interval_s=interval_ms / 1000)
 
@@ -175,55 +206,51 @@ def read_state(connection: sa.Connection, now_ms: float, bucket: Bucket) -> Limi
 
 def correct(connection: sa.Connection, now_ms: float, bucket: Bucket, correction: Amounts) -> None:
     """Book what calls used beyond their permits, or give back what they did not use."""
-    row = _locked_row(connection, bucket)
+    row = _locked_row(connection, now_ms, bucket)
     free = _corrected(row, _rates(row, bucket.stated, now_ms)[0], correction)
-    _update(connection, bucket, **dict(zip(_FREE, free, strict=True)))
+    _update(connection, now_ms, bucket, **dict(zip(_FREE, free, strict=True)))
 
 
-def slow_down(
-    connection: sa.Connection,
-    now_ms: float,
-    bucket: Bucket,
-    *,
-    quiet_s: float,
-    limited_ago_s: float | None,
-    is_ramp: bool = False,
-) -> LimiterState:
-    """Write down a pause that the server asked for, or cut the rate after a 429.
+def pause(connection: sa.Connection, now_ms: float, bucket: Bucket, *, quiet_s: float) -> LimiterState:
+    """Write down that nothing may be sent for `quiet_s` seconds; a longer pause stays."""
+    row = _locked_row(connection, now_ms, bucket)
+    quiet_until_ms = now_ms + quiet_s * 1000
+    if quiet_until_ms > row.quiet_until_ms:
+        rates, burst_ms = _rates(row, bucket.stated, now_ms)
+        # The limit is used up: when the pause ends there is room for one call, and no burst.
+        ends = [quiet_until_ms + burst_ms - min(burst_ms, 1 / rates[0] if rates[0] else 0.0)]
+        ends += [quiet_until_ms + burst_ms] * 2
+        values = {name: max(getattr(row, name), end) for name, end in zip(_FREE, ends, strict=True)}
+        _update(connection, now_ms, bucket, quiet_until_ms=quiet_until_ms, **values)
+    return read_state(connection, now_ms, bucket)
+
+
+def slow_down(connection: sa.Connection, now_ms: float, bucket: Bucket, cut: Cut) -> LimiterState:
+    """Cut the rate after 429s, to a little below what goes through, and never far below what just went through.
 
     Calls that were sent before the last cut do not cut the rate again.
-
-    Args:
-        connection: In a write transaction.
-        now_ms: The database's clock.
-        bucket: Which limits.
-        quiet_s: How long the server wants no calls; 0 for no pause.
-        limited_ago_s: How long ago the call was sent that got a 429; None for another error.
-        is_ramp: Whether usage grew too fast: the rate stays what all processes have sent lately, and grows from there.
-            After any other 429 it is halved.
     """
-    row = _locked_row(connection, bucket)
-    values: dict[str, Any] = {}
-    quiet_until_ms = max(row.quiet_until_ms, now_ms + quiet_s * 1000 if quiet_s else 0.0)
-    if limited_ago_s is not None and row.cut_ms < now_ms - limited_ago_s * 1000:
-        limit = bucket.stated.rpm or row.rpm
-        pace = 60_000 * (_rates(row, bucket.stated, now_ms)[0][0] or 0.0)
-        if is_ramp or not pace:
-            pace = _observed_rpm(connection, now_ms, bucket)
-        values = {"cut_rpm": max(pace if is_ramp else pace / 2, limit / 16 if limit else _LEAST_RPM)}
-        # The rate grows back from the end of the pause on, since nothing is sent during it.
-        values["cut_ms"] = max(now_ms, quiet_until_ms)
-    if quiet_until_ms > row.quiet_until_ms or values:
-        # The limit is used up, so there is no burst until it is free again.
-        full = max(now_ms, quiet_until_ms) + _rates(row, bucket.stated, now_ms)[1]
-        values |= {name: max(getattr(row, name), full) for name in _FREE}
-        _update(connection, bucket, quiet_until_ms=quiet_until_ms, **values)
+    row = _locked_row(connection, now_ms, bucket)
+    if row.cut_ms < now_ms - cut.sent_ago_s * 1000:
+        sent_rpm = max(cut.sent_rpm, _observed_rpm(connection, now_ms, bucket))
+        rate = 60_000 * (_rates(row, bucket.stated, now_ms)[0][0] or 0.0) or sent_rpm
+        accepted_rpm = max(rate * (1 - cut.share), _PROVEN * min(rate, sent_rpm * cut.accepted))
+        cut_rpm = max(_LEAST_RPM, _MARGIN * accepted_rpm)
+        is_same = abs(cut_rpm - row.cut_rpm) < _SAME * cut_rpm
+        _update(
+            connection,
+            now_ms,
+            bucket,
+            cut_rpm=cut_rpm,
+            cut_ms=now_ms,
+            same_cuts=min(row.same_cuts + 1, _MAX_SAME) if is_same else 0,
+        )
     return read_state(connection, now_ms, bucket)
 
 
 def store_limits(connection: sa.Connection, now_ms: float, bucket: Bucket, limits: Limits) -> LimiterState:
     """Store the limits that the API's headers state; from then on calls are spread evenly."""
-    row = _locked_row(connection, bucket)
+    row = _locked_row(connection, now_ms, bucket)
     values: dict[str, Any] = dict(zip(("rpm", "itpm", "otpm"), limits.per_minute, strict=True))
     before = _learnt(row).per_minute
     # Limits are stored once half of one is used, so there is no full burst to begin with.
@@ -232,16 +259,16 @@ def store_limits(connection: sa.Connection, now_ms: float, bucket: Bucket, limit
     elif any(old and (not new or new > old) for old, new in zip(before, limits.per_minute, strict=True)):
         # What is reserved ahead, on all timelines, follows from the lower limit. Processes lease anew.
         values |= {name: min(getattr(row, name), now_ms + limits.burst_s * 1000) for name in _FREE}
-    _update(connection, bucket, learnt_ms=now_ms, **values)
+    _update(connection, now_ms, bucket, learnt_ms=now_ms, **values)
     return read_state(connection, now_ms, bucket)
 
 
 def forget_limits(connection: sa.Connection, now_ms: float, bucket: Bucket) -> LimiterState:
     """Forget the limits that the API's headers stated, and what is reserved because of them."""
-    row = _locked_row(connection, bucket)
+    row = _locked_row(connection, now_ms, bucket)
     values: dict[str, Any] = dict.fromkeys(("rpm", "itpm", "otpm"))
     values |= {name: min(getattr(row, name), now_ms) for name in _FREE}
-    _update(connection, bucket, learnt_ms=0, **values)
+    _update(connection, now_ms, bucket, learnt_ms=0, **values)
     return read_state(connection, now_ms, bucket)
 
 
@@ -261,7 +288,7 @@ def _rates(row: sa.Row[Any], stated: Limits, now_ms: float) -> tuple[Sequence[fl
     known = stated or (_learnt(row) if row.learnt_ms > now_ms - _FORGOTTEN_MS else Limits())
     requests, *tokens = [limit / 60_000 if limit else None for limit in known.per_minute]
     if row.cut_ms > now_ms - _FORGOTTEN_MS:
-        cut = row.cut_rpm / 60_000 * (1 + max(0.0, now_ms - row.cut_ms) / _RECOVERY_MS[bool(requests)])
+        cut = row.cut_rpm / 60_000 * _growth(row, now_ms, is_bounded=bool(requests))
         requests = min(requests or cut, cut)
     return (requests, *tokens), 1000 * (known.burst_s if known else 1.0)
 
@@ -273,21 +300,46 @@ def _corrected(row: sa.Row[Any], rates: Sequence[float | None], correction: Amou
     ]
 
 
+def _growth(row: sa.Row[Any], now_ms: float, *, is_bounded: bool) -> float:
+    """Return by what factor the rate has grown since it was cut."""
+    unit_s: float = max(1.0, 240.0 / row.cut_rpm) * (1 if is_bounded else 2**row.same_cuts)
+    passed: float = (now_ms - row.cut_ms) / 1000 / unit_s
+    back = _BACK[is_bounded]
+    if passed < _HOLD:
+        return 1.0
+    if passed < back:
+        return 1 + (1 / _MARGIN - 1) * (passed - _HOLD) / (back - _HOLD)
+    return math.exp(min(_SPEED[is_bounded] * (passed - back) ** 2, 10.0)) / _MARGIN
+
+
 def _observed_rpm(connection: sa.Connection, now_ms: float, bucket: Bucket) -> float:
     """Return the rate of the calls that all processes have sent lately; ids begin with the time."""
-    since = first_id_of(int(now_ms - _OBSERVED_S * 1000))
-    sent = sa.select(sa.func.count()).where(call.c.id >= since, call.c.connection_id == bucket.connection_id)
-    if bucket.model is not None:
-        sent = sent.where(call.c.model == bucket.model)
-    return float(connection.execute(sent).scalar_one()) * 60 / _OBSERVED_S
+    observed_s = _OBSERVED_S
+    while True:
+        since = first_id_of(int(now_ms - observed_s * 1000))
+        sent = sa.select(sa.func.count(), sa.func.min(call.c.opened_ms)).where(
+            call.c.id >= since, call.c.connection_id == bucket.connection_id
+        )
+        if bucket.model is not None:
+            sent = sent.where(call.c.model == bucket.model)
+        calls, first_ms = connection.execute(sent).one()
+        if calls >= _OBSERVED_CALLS or observed_s >= _MAX_OBSERVED_S:
+            break
+        observed_s = min(observed_s * 2, _MAX_OBSERVED_S)
+    # A run that has just begun has not sent for so long.
+    passed_s = max(1.0, (now_ms - first_ms) / 1000) if first_ms is not None else observed_s
+    return float(calls) * 60 / min(observed_s, passed_s)
 
 
 def _state_of(row: sa.Row[Any], now_ms: float) -> LimiterState:
+    ahead_ms = _ahead_ms(row, now_ms)
     return LimiterState(
         now_ms=now_ms,
-        quiet_until_ms=row.quiet_until_ms,
-        paced_until_ms=max(row.learnt_ms, row.cut_ms) + _FORGOTTEN_MS,
+        quiet_until_ms=row.quiet_until_ms - ahead_ms,
+        paced_until_ms=max(row.learnt_ms, row.cut_ms) - ahead_ms + _FORGOTTEN_MS,
         learnt=_learnt(row),
+        cut_ms=row.cut_ms - ahead_ms,
+        cut_rpm=row.cut_rpm,
     )
 
 
@@ -295,16 +347,30 @@ def _learnt(row: sa.Row[Any]) -> Limits:
     return Limits(rpm=row.rpm, itpm=row.itpm, otpm=row.otpm)
 
 
-def _locked_row(connection: sa.Connection, bucket: Bucket) -> sa.Row[Any]:
-    """Return the bucket's row, locked until the transaction ends; make it at its first use."""
+def _ahead_ms(row: sa.Row[Any], now_ms: float) -> float:
+    """Return by how much the database's clock was set back since the row was written; 0 for less than a second."""
+    ahead_ms: float = row.written_ms - now_ms
+    return ahead_ms if ahead_ms > _CLOCK_MS else 0.0
+
+
+def _locked_row(connection: sa.Connection, now_ms: float, bucket: Bucket) -> sa.Row[Any]:
+    """Return the bucket's row, locked until the transaction ends; make it at its first use.
+
+    Its times are put back together with the database's clock: otherwise a clock that was an hour ahead for a moment
+    would stop all calls for an hour.
+    """
     row = connection.execute(_LOCKED, {"bucket": bucket.name}).one_or_none()
     if row is None:
         new = insert(connection.dialect.name, rate_limit).values(name=bucket.name, waiting="{}")
         # Two processes may make the row at the same time. Both then lock the one that was kept.
         connection.execute(new.on_conflict_do_nothing())
         row = connection.execute(_LOCKED, {"bucket": bucket.name}).one()
+    if ahead_ms := _ahead_ms(row, now_ms):
+        times = {name: getattr(row, name) - ahead_ms for name in _TIMES}
+        _update(connection, now_ms, bucket, waiting="{}", **times)
+        row = connection.execute(_LOCKED, {"bucket": bucket.name}).one()
     return row
 
 
-def _update(connection: sa.Connection, bucket: Bucket, **values: Any) -> None:
-    connection.execute(_UPDATE, {"bucket": bucket.name, **values})
+def _update(connection: sa.Connection, now_ms: float, bucket: Bucket, **values: Any) -> None:
+    connection.execute(_UPDATE, {"bucket": bucket.name, "written_ms": now_ms, **values})

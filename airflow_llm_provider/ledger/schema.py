@@ -241,6 +241,8 @@ rate_limit = sa.Table(
     sa.Column("learnt_ms", sa.Double, nullable=False, default=0.0),  # when they did
     sa.Column("cut_rpm", sa.Double, nullable=False, default=0.0),  # requests per minute after the last 429
     sa.Column("cut_ms", sa.Double, nullable=False, default=0.0),  # when that was
+    sa.Column("same_cuts", sa.Integer, nullable=False, default=0),  # in a row to nearly the same rate
+    sa.Column("written_ms", sa.Double, nullable=False, default=0.0),  # when the row was last written
     sa.Column("waiting", sa.Text, nullable=False),  # JSON: DAG -> process -> until when it counts as waiting
 )
 

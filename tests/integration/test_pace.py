@@ -104,7 +104,7 @@ def test_one_who_is_told_to_wait_makes_all_processes_wait(ledger_url: str, serve
     process = start(ledger_url, server, ["invoices", "letters", "invoices"], seconds=16, in_flight=4)
     while server.invoice.paid < 50:
         time.sleep(0.01)
-    server.fail(status=429, retry_after=6, times=1)
+    server.limit({"rpm": 10, "burst": 1})  # one goes, and the others are told to wait six seconds
     while server.seen == server.invoice.paid + server.in_flight:
         time.sleep(0.01)
     refused_s = time.monotonic()

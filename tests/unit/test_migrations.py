@@ -312,7 +312,9 @@ async def test_what_an_upgraded_ledger_does_all_the_time_uses_its_indexes(
     request = rate_limits.PermitRequest(bucket=bucket, holder="h", dag_id="d", costs=[(1.0, 10.0, 10.0)])
     await ledger.write(partial(rate_limits.take_permits, request=request))
     await ledger.write(partial(rate_limits.correct, bucket=bucket, correction=(0.0, 5.0, 5.0)))
-    await ledger.write(partial(rate_limits.slow_down, bucket=bucket, quiet_s=0, limited_ago_s=0.0))
+    await ledger.write(partial(rate_limits.pause, bucket=bucket, quiet_s=0.1))
+    cut = rate_limits.Cut(share=0.5, sent_rpm=60.0, accepted=0.5, sent_ago_s=0.0)
+    await ledger.write(partial(rate_limits.slow_down, bucket=bucket, cut=cut))
     await ledger.read(partial(rate_limits.read_state, bucket=bucket))
 
     question = reviews.AskedQuestion(asked_hash="a" * 64, shown=b'"form"', content=b'"letter"', why="")

@@ -154,15 +154,15 @@ def test_what_a_reply_took_beyond_its_permit_is_waited_for_by_the_next(connectio
 
 
 def test_after_a_pause_calls_are_spread_evenly(connection: sa.Connection) -> None:
-    notice = rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
+    notice = rate_limits.pause(connection, NOW, TEN_A_SECOND, quiet_s=20)
     assert notice.quiet_until_ms == NOW + 20_000
-    assert times(take(connection, 3)) == [20.1, 20.2, 20.3]
+    assert times(take(connection, 3)) == [20.0, 20.1, 20.2]
     assert rate_limits.read_state(connection, NOW, TEN_A_SECOND).quiet_until_ms == NOW + 20_000
 
 
 def test_a_shorter_pause_does_not_end_a_longer_one(connection: sa.Connection) -> None:
-    rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=20, limited_ago_s=None)
-    notice = rate_limits.slow_down(connection, NOW + 1000, TEN_A_SECOND, quiet_s=1, limited_ago_s=None)
+    rate_limits.pause(connection, NOW, TEN_A_SECOND, quiet_s=20)
+    notice = rate_limits.pause(connection, NOW + 1000, TEN_A_SECOND, quiet_s=1)
     assert notice.quiet_until_ms == NOW + 20_000
 
 
@@ -170,29 +170,66 @@ def interval_s(connection: sa.Connection, at_s: float, bucket: Bucket = TEN_A_SE
     return round(take(connection, 1, at_s=at_s, bucket=bucket).interval_s, 3)
 
 
-def test_a_429_halves_the_rate_once_for_all_calls_sent_before_it_and_it_recovers(
+def cut(connection: sa.Connection, at_s: float, bucket: Bucket, share: float, ago_s: float = 0.1) -> None:
+    """Cut the rate by `share`, as if this process sent nothing that was accepted."""
+    why = rate_limits.Cut(share=share, sent_rpm=0.0, accepted=0.0, sent_ago_s=ago_s)
+    rate_limits.slow_down(connection, NOW + 1000 * at_s, bucket, why)
+
+
+def test_a_cut_holds_once_for_all_calls_sent_before_it_and_the_rate_is_back_within_seconds(
     connection: sa.Connection,
 ) -> None:
     for ago_s in (0.1, 0.4, 2.0):
-        rate_limits.slow_down(connection, NOW, TEN_A_SECOND, quiet_s=0, limited_ago_s=ago_s)
-    assert interval_s(connection, 0) == 0.2
-    rate_limits.slow_down(
-        connection, NOW + 1000, TEN_A_SECOND, quiet_s=0, limited_ago_s=0.5
-    )  # sent after the cut
-    assert interval_s(connection, 1) == pytest.approx(0.2 / 1.1 * 2, rel=0.01)
-    assert interval_s(connection, 11) == pytest.approx(0.2 / 1.1, rel=0.01)
-    assert interval_s(connection, 200) == 0.1
+        cut(connection, 0, TEN_A_SECOND, 0.5, ago_s)
+    assert interval_s(connection, 0) == pytest.approx(0.2, rel=0.05)
+    cut(connection, 1, TEN_A_SECOND, 0.5, 0.5)  # sent after the cut
+    assert interval_s(connection, 1) == pytest.approx(0.4, rel=0.1)
+    assert interval_s(connection, 60) == 0.1
 
 
-def test_an_unknown_limit_is_cut_to_half_of_what_was_sent_and_forgotten_in_the_end(
+def test_what_has_just_been_accepted_is_not_cut_away(connection: sa.Connection) -> None:
+    why = rate_limits.Cut(share=0.9, sent_rpm=600.0, accepted=0.9, sent_ago_s=0.1)
+    rate_limits.slow_down(connection, NOW, TEN_A_SECOND, why)
+    assert interval_s(connection, 0) < 0.15
+
+
+def test_an_unknown_limit_is_cut_to_what_was_sent_and_forgotten_in_the_end(
     connection: sa.Connection,
 ) -> None:
     assert interval_s(connection, 0, UNKNOWN) == 0
-    rate_limits.slow_down(connection, NOW, UNKNOWN, quiet_s=0, limited_ago_s=0.1)
-    assert interval_s(connection, 0, UNKNOWN) == 1.0  # nothing was sent: the least there is
+    why = rate_limits.Cut(share=0.5, sent_rpm=120.0, accepted=0.5, sent_ago_s=0.1)
+    rate_limits.slow_down(connection, NOW, UNKNOWN, why)
+    assert interval_s(connection, 0, UNKNOWN) == pytest.approx(1.0, rel=0.05)
     notice = rate_limits.read_state(connection, NOW, UNKNOWN)
     assert notice.paced_until_ms == NOW + 600_000
     assert interval_s(connection, 601, UNKNOWN) == 0
+
+
+def test_a_limit_that_stays_is_tried_again_later_each_time(connection: sa.Connection) -> None:
+    rates = [600.0]
+    for start_s in (0, 40, 80):
+        share = 1 - 600 / rates[-1]  # the limit is 600 a minute
+        why = rate_limits.Cut(share=share, sent_rpm=600.0, accepted=1.0, sent_ago_s=0.1)
+        rate_limits.slow_down(connection, NOW + 1000 * start_s, UNKNOWN, why)
+        rates.append(60 / take(connection, 1, at_s=start_s + 40, bucket=UNKNOWN).interval_s)
+    assert rates[1] > rates[2] > rates[3] >= 550
+
+
+@pytest.mark.parametrize("ahead_s", [3_600, 86_400])
+def test_a_clock_that_was_ahead_for_a_moment_stops_nobody(connection: sa.Connection, ahead_s: int) -> None:
+    take(connection, 100, at_s=ahead_s)
+    rate_limits.pause(connection, NOW + 1000 * ahead_s, TEN_A_SECOND, quiet_s=5)
+    state = rate_limits.read_state(connection, NOW + 1000, TEN_A_SECOND)
+    assert state.quiet_until_ms <= NOW + 1000 + 5_000
+    waits = take(connection, 1, at_s=1.0).waits_s
+    assert max(waits) <= 60
+
+
+def test_a_clock_that_was_behind_for_a_moment_gives_one_burst_and_no_more(connection: sa.Connection) -> None:
+    at_once = sum(wait == 0 for wait in take(connection, 32, at_s=0).waits_s)
+    take(connection, 1, at_s=-3_600)
+    again = sum(wait == 0 for wait in take(connection, 32, at_s=1.0).waits_s)
+    assert again <= at_once + 11
 
 
 def test_learnt_limits_count_for_ten_minutes_after_they_were_last_stated(connection: sa.Connection) -> None:

@@ -196,6 +196,8 @@ CREATE TABLE rate_limit (
     learnt_ms DOUBLE PRECISION NOT NULL,
     cut_rpm DOUBLE PRECISION NOT NULL,
     cut_ms DOUBLE PRECISION NOT NULL,
+    same_cuts INTEGER NOT NULL,
+    written_ms DOUBLE PRECISION NOT NULL,
     waiting TEXT NOT NULL,
     PRIMARY KEY (name)
 );

@@ -196,6 +196,8 @@ CREATE TABLE rate_limit (
     learnt_ms DOUBLE NOT NULL,
     cut_rpm DOUBLE NOT NULL,
     cut_ms DOUBLE NOT NULL,
+    same_cuts INTEGER NOT NULL,
+    written_ms DOUBLE NOT NULL,
     waiting TEXT NOT NULL,
     PRIMARY KEY (name)
 );

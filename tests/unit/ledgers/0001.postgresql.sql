@@ -197,6 +197,8 @@ CREATE TABLE public.rate_limit (
     learnt_ms double precision NOT NULL,
     cut_rpm double precision NOT NULL,
     cut_ms double precision NOT NULL,
+    same_cuts integer NOT NULL,
+    written_ms double precision NOT NULL,
     waiting text NOT NULL
 );
 
@@ -256,8 +258,8 @@ CREATE TABLE public.saving (
 -- Data for Name: account; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.account VALUES ('615f60f50fbda80c', 'dag invoices, 2026-12-01', 'dag day UTC', 'invoices', 1500, 900, 900, 1500, 1796124705070);
-INSERT INTO public.account VALUES ('93c06fcdd51837e9', 'run invoices/scheduled__2026-01-01', 'run', 'invoices', 1500, 900, 900, 1500, 1796124705088);
+INSERT INTO public.account VALUES ('615f60f50fbda80c', 'dag invoices, 2026-12-01', 'dag day UTC', 'invoices', 1500, 900, 900, 1500, 1796127995360);
+INSERT INTO public.account VALUES ('93c06fcdd51837e9', 'run invoices/scheduled__2026-01-01', 'run', 'invoices', 1500, 900, 900, 1500, 1796127995424);
 
 
 --
@@ -271,14 +273,14 @@ INSERT INTO public.budget VALUES ('nightly', 9000000, 'dag', '', 'day', 'UTC', '
 -- Data for Name: call; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.call VALUES ('066190df0520802a84a258e061a435bd', '0000000000000000000000000000000000000000000000000000000000000000', '919c7cd54cd2988959541a422fc1c49ca55f1ba12a1dcf0b487b5acbc91900d5', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750104, 'answer', NULL, 'invoice-0.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705104, 1796124705126, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('066190df05ef883e61a71344a4912575', '0000000000000000000000000000000000000000000000000000000000000001', '0000000000000000000000000000000000000000000000000000000000000001', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750157, 'answer', NULL, 'invoice-1.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705157, 1796124705175, 700, 'end_turn', 100, 20, 50, 0, 0, 120, 'InvalidOutput', 'The total is not a number.', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('066190df06b6c03fa59780fbf8ccb257', '0000000000000000000000000000000000000000000000000000000000000002', 'c4fc548db2d65923f2cf546d53f22f5974203b7ceda308ceb72be221967519e8', 'reopened', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750208, 'answer', NULL, 'invoice-2.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705208, 1796124705239, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('066190df07eb584ae773d965110a9b69', '0000000000000000000000000000000000000000000000000000000000000003', '0000000000000000000000000000000000000000000000000000000000000003', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750287, 'answer', NULL, 'invoice-3.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705287, 1796124705311, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('066190df088f6824f248aee475ef52b2', '0000000000000000000000000000000000000000000000000000000000000004', '2746e5d46b8f13f7ac2876e72bde4fc118dd74a37cffaafb6b916bc6b89e9c19', 'settled', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750329, 'answer', NULL, 'invoice-4.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705329, 1796124705351, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('066190df09431832104fd609fd00f1be', '0000000000000000000000000000000000000000000000000000000000000005', '0000000000000000000000000000000000000000000000000000000000000005', 'failed', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750375, 'answer', NULL, 'invoice-5.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705375, 1796124705396, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'Overloaded', '529', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('066190df09df5889b58a14e4e3761e94', '0000000000000000000000000000000000000000000000000000000000000006', '65156c1fd4141e6da68f7082c770e6b422370f3f154c60fde6568b8127769cb2', 'unproven', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750415, 'answer', NULL, 'invoice-6.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705415, 1796124705424, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 900, 'Overloaded', '529', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
-INSERT INTO public.call VALUES ('066190df0a6040b16720200c5207b55c', '0000000000000000000000000000000000000000000000000000000000000007', '0000000000000000000000000000000000000000000000000000000000000007', 'open', 'b6cf7170746d439c93a1c4d4635c8379', 1796124750448, 'answer', NULL, 'invoice-7.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796124705448, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a32418e007017b43ac761b79df', '0000000000000000000000000000000000000000000000000000000000000000', '919c7cd54cd2988959541a422fc1c49ca55f1ba12a1dcf0b487b5acbc91900d5', 'settled', '6a4076e32f4f4620b370b674fdb66dfc', 1796128040468, 'answer', NULL, 'invoice-0.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127995468, 1796127995540, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a3264b60bb0909d72dd8e3e7e7', '0000000000000000000000000000000000000000000000000000000000000001', '0000000000000000000000000000000000000000000000000000000000000001', 'settled', '6a4076e32f4f4620b370b674fdb66dfc', 1796128040612, 'answer', NULL, 'invoice-1.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127995612, 1796127995644, 700, 'end_turn', 100, 20, 50, 0, 0, 120, 'InvalidOutput', 'The total is not a number.', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a32783e03fb2dfa4ed529253b5', '0000000000000000000000000000000000000000000000000000000000000002', 'c4fc548db2d65923f2cf546d53f22f5974203b7ceda308ceb72be221967519e8', 'reopened', '6a4076e32f4f4620b370b674fdb66dfc', 1796128040692, 'answer', NULL, 'invoice-2.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127995692, 1796127995722, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a328eb404dfcf1330b34dc0aea', '0000000000000000000000000000000000000000000000000000000000000003', '0000000000000000000000000000000000000000000000000000000000000003', 'settled', '6a4076e32f4f4620b370b674fdb66dfc', 1796128040784, 'answer', NULL, 'invoice-3.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127995784, 1796127995813, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a32a04806e417788673dc4144a', '0000000000000000000000000000000000000000000000000000000000000004', '2746e5d46b8f13f7ac2876e72bde4fc118dd74a37cffaafb6b916bc6b89e9c19', 'settled', '6a4076e32f4f4620b370b674fdb66dfc', 1796128040856, 'answer', NULL, 'invoice-4.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127995856, 1796127995883, 700, 'end_turn', 100, 20, 50, 0, 0, 120, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a32b0e2031dc1c1586bccd124a', '0000000000000000000000000000000000000000000000000000000000000005', '0000000000000000000000000000000000000000000000000000000000000005', 'failed', '6a4076e32f4f4620b370b674fdb66dfc', 1796128040924, 'answer', NULL, 'invoice-5.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127995924, 1796127995944, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 'Overloaded', '529', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a32baa6068948d350733b66f99', '0000000000000000000000000000000000000000000000000000000000000006', '65156c1fd4141e6da68f7082c770e6b422370f3f154c60fde6568b8127769cb2', 'unproven', '6a4076e32f4f4620b370b674fdb66dfc', 1796128040964, 'answer', NULL, 'invoice-6.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127995964, 1796127995995, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 900, 'Overloaded', '529', '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
+INSERT INTO public.call VALUES ('066191a32cb4007ba40b9275a380f3c1', '0000000000000000000000000000000000000000000000000000000000000007', '0000000000000000000000000000000000000000000000000000000000000007', 'open', '6a4076e32f4f4620b370b674fdb66dfc', 1796128041032, 'answer', NULL, 'invoice-7.pdf', 'claude_default', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'finance', '["nightly"]', '00000000000000000000000000000000', 'claude-haiku-5-5', 900, 1796127996032, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '615f60f50fbda80c 93c06fcdd51837e9', 'v1', 'ffffffffffffffff', 500);
 
 
 --
@@ -303,7 +305,7 @@ INSERT INTO public.document VALUES ('0000000000000000000000000000000000000000000
 -- Data for Name: effect; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.effect VALUES ('95f8f458bd9791e612dce1bc46cc79eb58c1466726e122bec4c22b962350efaf', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'cccccccccccccccccccccccccccccccc', 'send_mail', true, 'begun', 'a17aedb4316a46669fe2af9125acb435', 1796124715519, '\x789cab562ac957b2524acbcc4bcc4b4e55aa05002ceb0572', NULL, 1796124705519, NULL);
+INSERT INTO public.effect VALUES ('95f8f458bd9791e612dce1bc46cc79eb58c1466726e122bec4c22b962350efaf', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'cccccccccccccccccccccccccccccccc', 'send_mail', true, 'begun', 'dfe9b975d0f94a9eb6a0167b2dbe0388', 1796128006104, '\x789cab562ac957b2524acbcc4bcc4b4e55aa05002ceb0572', NULL, 1796127996104, NULL);
 
 
 --
@@ -317,34 +319,34 @@ INSERT INTO public.ledger_schema_version VALUES (1);
 -- Data for Name: payload; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.payload VALUES ('066190df0520802a84a258e061a435bd', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('066190df05ef883e61a71344a4912575', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('066190df06b6c03fa59780fbf8ccb257', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('066190df07eb584ae773d965110a9b69', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('066190df088f6824f248aee475ef52b2', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
-INSERT INTO public.payload VALUES ('066190df09431832104fd609fd00f1be', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
-INSERT INTO public.payload VALUES ('066190df09df5889b58a14e4e3761e94', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
+INSERT INTO public.payload VALUES ('066191a32418e007017b43ac761b79df', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066191a3264b60bb0909d72dd8e3e7e7', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066191a32783e03fb2dfa4ed529253b5', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066191a328eb404dfcf1330b34dc0aea', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066191a32a04806e417788673dc4144a', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', '\x7b22636f6e74656e74223a5b7b2274797065223a2274657874222c2274657874223a2246696e652e227d5d7d');
+INSERT INTO public.payload VALUES ('066191a32b0e2031dc1c1586bccd124a', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
+INSERT INTO public.payload VALUES ('066191a32baa6068948d350733b66f99', '\x7801ab56cacd4f49cd51b2524ace492c4d49d5cd48cccc2ed535d53555aa05008b0d093d', NULL);
 
 
 --
 -- Data for Name: rate_limit; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.rate_limit VALUES ('claude_default/claude-haiku-5-5', 1796124713529, 1796124713529, 1796124713529, 0, 600, 60000, NULL, 1796124705529, 0, 0, '{}');
+INSERT INTO public.rate_limit VALUES ('claude_default/claude-haiku-5-5', 1796128004120, 1796128004120, 1796128004120, 0, 600, 60000, NULL, 1796127996120, 0, 0, 0, 1796127996120, '{}');
 
 
 --
 -- Data for Name: review; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.review VALUES ('b753d4361531add09f3c5c6fd60802a04fd34fe046f20bb0f08dc15e38f13f7c', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'pending', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', '\x789c534acb2fca55020006de01f9', 'e4ea2137b49a629f678153fe614ae313c6dd1761a757afc764cf1cd74a986de6', '\x789c53ca492d29492d5202000cb302d5', '4540c1847af8c9e12561652f15394bc7f91f549a92586ff8a6eddcebaf76d1ac', NULL, NULL, NULL, NULL, NULL, 'doubtful', 1796124705517, NULL);
+INSERT INTO public.review VALUES ('b753d4361531add09f3c5c6fd60802a04fd34fe046f20bb0f08dc15e38f13f7c', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'pending', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', '\x789c534acb2fca55020006de01f9', 'e4ea2137b49a629f678153fe614ae313c6dd1761a757afc764cf1cd74a986de6', '\x789c53ca492d29492d5202000cb302d5', '4540c1847af8c9e12561652f15394bc7f91f549a92586ff8a6eddcebaf76d1ac', NULL, NULL, NULL, NULL, NULL, 'doubtful', 1796127996100, NULL);
 
 
 --
 -- Data for Name: saving; Type: TABLE DATA; Schema: public; Owner: -
 --
 
-INSERT INTO public.saving VALUES ('066190df0add407341ab5c93ac3fb200', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'claude_default', 'finance', '["nightly"]', 'claude-haiku-5-5', 'v1', 1796124705480, 3, 360, 0);
+INSERT INTO public.saving VALUES ('066191a32d02201319c073601c4477c8', 'invoices', 'scheduled__2026-01-01', 'read', -1, 1, 'claude_default', 'finance', '["nightly"]', 'claude-haiku-5-5', 'v1', 1796127996052, 3, 360, 0);
 
 
 --
