@@ -165,9 +165,10 @@ def _is_letter(line: object) -> bool:
 
 def _object_storage(url: str) -> UPath:
     read_airflow()
-    from airflow.sdk import ObjectStoragePath
+    from airflow_llm_provider.hooks.files import object_storage
 
-    return ObjectStoragePath(url)  # type: ignore[return-value]  # a UPath by the class it derives from
+    path: UPath = object_storage(url)
+    return path
 
 
 async def _reopen(url: str, fingerprints: Collection[str]) -> set[str]:

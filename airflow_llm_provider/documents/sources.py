@@ -199,7 +199,7 @@ class _Lister:
         shown = _shown(path, where)
         if isinstance(where, str):
             return self._local(where, shown, prefix)
-        return self._remote(where, shown, prefix)
+        return self._remote(where, shown, prefix, may_be_empty=as_written(path).endswith("/"))
 
     def _local(self, path: str, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
         # A file may have `*` or `[` in its name; what exists under the exact name is that file.
@@ -227,24 +227,30 @@ class _Lister:
         found = walk_files(real, folder, roots=roots, is_wanted=is_wanted, depth=depth, prefix=below)
         return self._opened(found)
 
-    def _remote(self, path: UPath, shown: str, prefix: str | None) -> Iterator[Document | Rejected]:
+    def _remote(
+        self, path: UPath, shown: str, prefix: str | None, *, may_be_empty: bool
+    ) -> Iterator[Document | Rejected]:
         key = path.path.rstrip("/") or path.path
         glob = split_glob(key)
+        # Before the store is reached, which a Param may have named.
+        self.roots.require(glob[0] if glob else key, shown, store=path)
         fs = path.fs
+        # fsspec caches listings for the life of a process, and a retry must see what is there now.
+        fs.invalidate_cache()
         # As for a local file: an object may have `*` or `[` in its name.
         if glob and fs.exists(key):
             glob = None
+            self.roots.require(key, shown, store=path)
         folder = glob[0] if glob else key
-        self.roots.require(folder, shown, store=path)
-        # fsspec caches listings for the life of a process, and a retry must see what is there now.
-        fs.invalidate_cache()
         if glob is None:
             try:
                 info = fs.info(key)
             except FileNotFoundError:
+                if may_be_empty and _has_bucket(fs, key):
+                    return iter(())
                 raise NoSuchDocuments(
-                    f"no such object or folder: {shown!r}. In object storage an empty folder does not exist. "
-                    "If there may be no documents, give a glob such as `…/*`."
+                    f"no such object, folder or bucket: {shown!r}. In object storage an empty folder does not exist. "
+                    "If there may be no documents, give a URL with a `/` at its end, or a glob such as `…/*`."
                 ) from None
             if info["type"] != "directory":
                 document = object_document(path, info, name=prefix or key.rpartition("/")[2])
@@ -256,9 +262,9 @@ class _Lister:
                 path, folder, roots=self.roots, is_wanted=is_wanted, depth=depth, prefix=below
             )
         except FileNotFoundError:
-            if glob:
+            if glob and _has_bucket(fs, key):
                 return iter(())  # in object storage an empty folder does not exist
-            raise
+            raise NoSuchDocuments(f"no such folder or bucket: {shown!r}") from None
         return self._opened(found)
 
     def _wanted(self) -> IsWanted:
@@ -328,6 +334,17 @@ class _Lister:
 def _shown(path: PathLike, where: str | UPath) -> str:
     """Return the path as its author wrote it; URLs without connection ids, which are not part of a document's id."""
     return as_written(path) if isinstance(where, str) else uri_of(where, where.path)
+
+
+def _has_bucket(fs: Any, key: str) -> bool:
+    """Tell whether the bucket of a key exists, as far as one may know."""
+    try:
+        fs.info(key.strip("/").partition("/")[0])
+    except FileNotFoundError:
+        return False
+    except OSError:  # the connection may only list below a prefix
+        return True
+    return True
 
 
 def _below(prefix: str | None, glob: tuple[str, str] | None) -> str:

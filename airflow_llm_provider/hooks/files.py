@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowFailException
@@ -107,26 +104,11 @@ class UnknownScheme(ValueError):
 def object_storage(url: str) -> Any:
     """Return the path of a URL such as `s3://conn@bucket/key`.
 
+    Call it where no event loop runs: Amazon's provider starts one to find its credentials.
+
     Raises:
         UnknownScheme: no provider that is installed knows this kind of storage.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return _storage_path(url)
-
-    # The file system is made at its first use, and Amazon's provider starts an event loop for that, which is an error
-    # in a thread that runs one. Once made, it serves all paths of the connection.
-    def connected() -> Any:
-        path = _storage_path(url)
-        assert path.fs is not None
-        return path
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(contextvars.copy_context().run, connected).result()
-
-
-def _storage_path(url: str) -> Any:
     from airflow.sdk import ObjectStoragePath
     from airflow.sdk.io import has_fs
 
@@ -137,7 +119,7 @@ def _storage_path(url: str) -> Any:
         raise UnknownScheme(
             f"No provider that is installed reads or writes {scheme}:// URLs. {cure}, on workers and triggerers alike."
         )
-    # It logs URL and headers of each request and response at INFO: pages of them per document.
+    # The library of Azure logs URL and headers of each exchange at INFO: pages of them per document.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     return ObjectStoragePath(url)
 

@@ -172,19 +172,37 @@ def test_other_formats_go_to_the_store_too(deployment, s3, form):
     assert s3.get("results", f"rows.{form}")
 
 
-def test_a_folder_that_holds_nothing_keeps_the_rows_in_the_store(deployment, s3):
+@pytest.mark.parametrize("documents", ["elsewhere/", "elsewhere/*", "elsewhere/**/*.txt"])
+def test_a_folder_that_holds_nothing_keeps_the_rows_in_the_store(deployment, s3, documents):
     s3.put("letters", letters(2))
     deployment.ask(IN, output=OUT)
-    ran = deployment.ask("s3://store@letters/elsewhere/", output=OUT)
+    ran = deployment.ask(f"s3://store@letters/{documents}", output=OUT)
     assert ran.state == "failed"
+    assert "has rows of an earlier run" in ran.log
     assert len(rows(s3)) == 2
-    assert deployment.ask("s3://store@letters/elsewhere/*", output=OUT, on_empty="ok").state == "success"
+    assert deployment.ask(f"s3://store@letters/{documents}", output=OUT, on_empty="ok").state == "success"
     assert rows(s3) == []
 
 
-@pytest.mark.parametrize("url", ["s3://store@no-such-bucket/", "s3://store@letters/no-such.txt"])
-def test_what_does_not_exist_in_the_store_is_named(deployment, s3, url):
-    ran = deployment.ask(url, output=OUT)
+def test_an_empty_bucket_holds_nothing(deployment, s3):
+    ran = deployment.ask("s3://store@letters/", output=OUT)
+    assert (ran.state, ran.manifest["documents"]) == ("success", 0)
+    assert "no documents were found" in ran.log
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "no-such-bucket/",
+        "no-such-bucket/inbox/",
+        "no-such-bucket/*",
+        "letters/no-such.txt",
+        "letters/no-such-folder",
+    ],
+)
+def test_what_does_not_exist_in_the_store_is_named(deployment, s3, path):
+    s3.put("letters", letters(1))
+    ran = deployment.ask(f"s3://store@{path}", output=OUT)
     assert ran.state == "failed"
     assert "no such" in ran.log
 

@@ -313,8 +313,13 @@ def test_object_storage_is_listed_like_a_folder(bucket):
 
 
 def test_what_is_missing_in_object_storage_is_an_error_but_an_empty_glob_is_not(bucket):
+    (bucket / "a.txt").write_text("a")
     with pytest.raises(NoSuchDocuments, match="nowhere"):
         list_documents(bucket / "nowhere")
+    assert list(list_documents(f"{bucket}/nowhere/")) == []
+    for missing in ("memory://no-such-bucket/", "memory://no-such-bucket/in/", "memory://no-such-bucket/*"):
+        with pytest.raises(NoSuchDocuments, match="no-such-bucket"):
+            list_documents(missing)
     assert list(list_documents(f"{bucket}/nowhere/*")) == []
 
 
