@@ -402,7 +402,7 @@ class Writes:
     def _open(
         self, connection: sa.Connection, now: int, attempts: Sequence[NewAttempt], bookings: Bookings
     ) -> list[OpenedAttempt | SettledReply | ClaimHeld]:
-        """Claim the keys of attempts and ask for their reservations; `_move_accounts` may still refuse them."""
+        """Claim the keys of attempts and ask for their reservations; `_book` may still refuse them."""
         if not attempts:
             return []
         if self._accounts.is_short:

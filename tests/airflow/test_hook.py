@@ -22,6 +22,8 @@ from airflow_llm_provider import Budget, ClaudeHook, LLMError, OnInvalid, Route
 from airflow_llm_provider.errors import AuthenticationFailed, InvalidOutput
 from airflow_llm_provider.hooks.scope import NO_DAG
 from airflow_llm_provider.testing.processes import wait_until
+from airflow_llm_provider.triggers.engines import shared_engine
+from tests.support.forks import in_a_child
 
 FAST = "claude-haiku-5-5"
 LETTER = "We owe you $7.00. Signed March 4, 2026."
@@ -42,6 +44,40 @@ def amounts(deployment: Any) -> None:
 
 def map_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "claude-map"]
+
+
+# In a child that was forked.
+
+
+async def test_a_forked_child_gets_an_error_for_its_parents_session_and_engines_of_its_own(
+    deployment: Any,
+) -> None:
+    connection = ClaudeHook().connection
+
+    async def with_shared_engine() -> str:
+        async with shared_engine(connection) as engine:
+            return engine.ledger.holder
+
+    async def ask(claude: Any) -> str:
+        return str((await claude.ask("Of the child?", model="fast")).stop_reason)
+
+    def in_it(claude: Any, parents: str) -> list[Any]:
+        try:
+            asyncio.run(ask(claude))
+        except LLMError as error:
+            said = str(error)
+        own = asyncio.run(with_shared_engine())
+        return [
+            "was forked since" in said,
+            own != parents,
+            ClaudeHook().ask("By itself?", model="fast").stop_reason,
+        ]
+
+    async with ClaudeHook().session() as claude, shared_engine(connection) as engine:
+        assert await ask(claude) == "end_turn"
+        told = await asyncio.to_thread(in_a_child, lambda: in_it(claude, engine.ledger.holder))
+        assert told == "[True, True, 'end_turn']"
+        assert (await claude.ask("Of the parent?", model="fast")).stop_reason == "end_turn"
 
 
 # In a plain task.

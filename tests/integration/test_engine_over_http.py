@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import datetime as dt
 import email.utils
-import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +44,7 @@ from airflow_llm_provider.testing import wire
 from airflow_llm_provider.testing.standin import StandIn
 from airflow_llm_provider.tools import by_name
 from tests.support.books import balance
+from tests.support.forks import in_a_child
 from tests.support.terms import make_terms
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
@@ -552,26 +552,9 @@ async def test_a_forked_child_shares_neither_ledger_nor_sockets_with_its_parent(
         await client.close()
         return f"{answered} {said}"
 
-    told = await asyncio.to_thread(in_a_child, use_all)
+    told = await asyncio.to_thread(in_a_child, lambda: asyncio.run(use_all()))
     assert told.startswith("True The ledger was opened in a process ")
     # The parent's connections and its ledger are as they were.
     await engine.ask(about(4), make_terms(SCOPE))
     assert b"end_turn" in await send()
     await engine.close()
-
-
-def in_a_child(work: Callable[[], Coroutine[object, object, str]]) -> str:
-    """Run `work` in a forked child, in an event loop of its own; return what it returns."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            said = asyncio.run(work())
-        except BaseException as error:
-            said = repr(error)
-        os.write(writing, said.encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with os.fdopen(reading) as told:
-        return told.read()

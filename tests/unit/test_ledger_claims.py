@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import hashlib
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -44,6 +43,7 @@ from airflow_llm_provider.ledger.records import (
 )
 from airflow_llm_provider.ledger.schema import call, payload, rate_limit, saving
 from airflow_llm_provider.pricing import Usage
+from tests.support.forks import in_a_child
 
 NIGHTLY = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
 KEY = hashlib.sha256(b"How are you?").hexdigest()
@@ -591,24 +591,6 @@ async def test_an_effect_and_a_review_are_dated_by_the_databases_clock(moved_clo
 # A child that was forked.
 
 
-def in_a_child(work: Callable[[], None]) -> str:
-    """Run `work` in a forked child; return the name and text of its error, empty if there was none."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        said = ""
-        try:
-            work()
-        except BaseException as error:  # it is told to the parent
-            said = f"{type(error).__name__}: {error}"
-        os.write(writing, said.encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with os.fdopen(reading) as told:
-        return told.read()
-
-
 async def test_a_forked_child_can_not_use_the_ledger_and_leaves_its_parents_connections_alone(
     ledger: Ledger, ledger_of: Callable[..., Ledger], ledger_url: str
 ) -> None:
@@ -631,7 +613,7 @@ async def test_a_forked_child_can_not_use_the_ledger_and_leaves_its_parents_conn
 
     for work in (write, read, find):
         assert "LedgerUnusable: The ledger was opened in a process" in in_a_child(work)
-    assert in_a_child(run_out_of_use) == ""
+    assert in_a_child(run_out_of_use) == "None"
     await ledger.record(settlement(opened))
     assert states(ledger) == ["settled"]
 
@@ -640,4 +622,4 @@ async def test_a_forked_child_can_not_use_the_ledger_and_leaves_its_parents_conn
         assert states(another) == ["settled"]
         another.close()
 
-    assert in_a_child(open_another) == ""
+    assert in_a_child(open_another) == "None"
