@@ -40,7 +40,7 @@ from tests.support.terms import make_terms
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 pytest.register_assert_rewrite("test_budget_claims")
 from test_budget_claims import *  # noqa: E402, F403
-from test_budget_claims import NIGHTLY, accounts, entry, failure, settlement, summed  # noqa: E402
+from test_budget_claims import NIGHTLY, accounts, entry, failure, opened, settlement, summed  # noqa: E402
 
 PROCESSES = int(os.environ.get("BUDGET_PROCESSES", "4"))
 LEASE_S = float(os.environ.get("BUDGET_LEASE_S", "4.5"))
@@ -167,10 +167,10 @@ def _stop_while_all_ask(processes: list[psutil.Process], ledger_url: str) -> Non
 async def test_writers_on_many_budgets_never_wait_in_a_circle(
     postgres_url: str, postgres: LocalPostgres
 ) -> None:
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as closing:
         ledgers = [Ledger(postgres_url, lease_s=0.3, beat_s=0.1) for _ in range(16)]
         for ledger in ledgers:
-            opened.callback(ledger.close)
+            closing.callback(ledger.close)
         await _work_on_many_budgets(ledgers)
         with ledgers[0].database.read() as connection:
             counted = sa.text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
@@ -186,8 +186,8 @@ async def _work_on_many_budgets(ledgers: list[Ledger]) -> None:
 
     async def work(ledger: Ledger) -> None:
         async def one() -> None:
-            attempt = entry(300, dataclasses.replace(dice.choice(scopes), run_budget_micro_usd=100_000))
-            await ledger.open(attempt)
+            scope = dataclasses.replace(dice.choice(scopes), run_budget_micro_usd=100_000)
+            attempt = await opened(ledger, 300, scope=scope)
             if dice.random() < 0.1:
                 await asyncio.sleep(dice.random())  # some past the end of their lease
             ending = failure if dice.random() < 0.3 else settlement
@@ -268,8 +268,8 @@ async def test_a_mixed_workload_balances_to_the_micro_usd(shared_url: str) -> No
 
 
 async def test_a_call_that_ends_while_its_account_is_made_anew_is_counted(ledger_of: Any) -> None:
-    one, other, attempt, ended = ledger_of(), ledger_of(), entry(), threading.Event()
-    await one.open(attempt)
+    one, other, ended = ledger_of(), ledger_of(), threading.Event()
+    attempt = await opened(one)
     with one.database.write() as connection:
         connection.execute(account.delete())  # as setting the first budget of a kind does
 
