@@ -125,6 +125,30 @@ def test_no_number_loses_a_digit(value, code):
     assert float(found) == pytest.approx(value, rel=1e-14)
 
 
+STRICT = {
+    b"http://schemas.openxmlformats.org/%b/2006/main" % name: b"http://purl.oclc.org/ooxml/%b/main" % name
+    for name in (b"spreadsheetml", b"wordprocessingml", b"presentationml", b"drawingml")
+} | {
+    b"http://schemas.openxmlformats.org/officeDocument/2006/": b"http://purl.oclc.org/ooxml/officeDocument/",
+    b"http://schemas.openxmlformats.org/drawingml/2006/": b"http://purl.oclc.org/ooxml/drawingml/",
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(office.xlsx, "a.xlsx"), (lambda: office.docx(office.p("text")), "a.docx"), (office.pptx, "a.pptx")],
+    ids=["xlsx", "docx", "pptx"],
+)
+def test_a_strict_open_xml_file_is_read_like_any_other(make, name):
+    with zipfile.ZipFile(io.BytesIO(make())) as opened:
+        files = {each: opened.read(each) for each in opened.namelist()}
+    for usual, strict in STRICT.items():
+        files = {
+            each: raw if each.startswith("[") else raw.replace(usual, strict) for each, raw in files.items()
+        }
+    assert text(office.zipped(files), name) == text(make(), name)
+
+
 # presentations, OpenDocument, RTF, books
 
 

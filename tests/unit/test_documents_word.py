@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import pytest
 
 from airflow_llm_provider.documents.content import Unreadable
 from airflow_llm_provider.documents.readers.docx import read_docx
 from airflow_llm_provider.documents.readers.numbering import number
 from airflow_llm_provider.options import Reading
-from tests.support.office import docx, p, r
+from tests.support.office import docx, p, r, replaced, zipped
 
 
 def lines(body: str, **parts: str) -> list[str]:
@@ -215,12 +218,26 @@ def test_content_controls_and_boxes_and_tables_are_read_in_order():
     assert lines(control + box + table) == ["control", "before the box", "in the box", "A more\tB more"]
 
 
+def test_a_web_page_within_a_document_is_a_part_of_its_text():
+    raw = docx(p("before") + '<w:altChunk r:id="chunk"/>' + p("after"))
+    with zipfile.ZipFile(io.BytesIO(raw)) as opened:
+        files = {name: opened.read(name) for name in opened.namelist()}
+    relation = b'<Relationship Id="chunk" Type="http://x/relationships/aFChunk" Target="afchunk.htm"/></Relationships>'
+    rels = "word/_rels/document.xml.rels"
+    files[rels] = files[rels].replace(b"</Relationships>", relation)
+    (part,) = read_docx(zipped(files | {"word/afchunk.htm": "<p>within</p>"}), Reading())
+    assert part.data.split("\n") == ["before", "within", "after"]
+
+
 @pytest.mark.parametrize(
     "dtd", ['<!DOCTYPE w [<!ENTITY x "expanded">]>', '<!DOCTYPE w SYSTEM "http://127.0.0.1/x.dtd">']
 )
-def test_a_document_that_defines_entities_is_not_read(dtd):
-    from tests.support.office import zipped
+def test_a_document_with_entities_is_not_read(dtd):
+    with pytest.raises(Unreadable, match="entities"):
+        read_docx(zipped({"word/document.xml": f"{dtd}<w>&x;</w>"}), Reading())
 
-    raw = zipped({"word/document.xml": f"{dtd}<w>&x;</w>"})
-    with pytest.raises(Unreadable, match=r"DTD|broken"):
-        read_docx(raw, Reading())
+
+def test_a_document_type_that_is_elsewhere_is_not_loaded():
+    raw = docx(p("text"))
+    typed = replaced(raw, b"<w:document ", b'<!DOCTYPE x SYSTEM "http://127.0.0.1/x.dtd"><w:document ')
+    assert read_docx(typed, Reading()) == read_docx(raw, Reading())

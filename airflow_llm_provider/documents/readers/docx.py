@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from airflow_llm_provider.documents.content import Part
+from airflow_llm_provider.documents.readers import kinds
 from airflow_llm_provider.documents.readers.chart import chart_lines, diagram_lines
 from airflow_llm_provider.documents.readers.numbering import number
 from airflow_llm_provider.documents.readers.package import Package
@@ -112,10 +113,10 @@ class _Document:
 
     def _story(self, root: Any, lines: list[str]) -> None:
         """Add the lines of a body, a header or a note, each of which has fields of its own."""
-        kinds = [mark.get(f"{W}fldCharType") for mark in root.iter(f"{W}fldChar") if not _is_removed(mark)]
+        marks = [mark.get(f"{W}fldCharType") for mark in root.iter(f"{W}fldChar") if not _is_removed(mark)]
         outer = self._fields, self._has_fields
         # A field that is never closed would hide the rest of the document.
-        self._fields, self._has_fields = [], kinds.count("begin") == kinds.count("end")
+        self._fields, self._has_fields = [], marks.count("begin") == marks.count("end")
         self._blocks(root, lines)
         self._fields, self._has_fields = outer
 
@@ -148,6 +149,8 @@ class _Document:
                     self._headings("header", lines)
             elif element.tag == f"{W}tbl":
                 self._table(element, lines)
+            elif element.tag == f"{W}altChunk":
+                lines.extend(self._chunk(element))
             elif element.tag not in _GONE:
                 self._blocks(element, lines)
         if pieces:
@@ -218,6 +221,14 @@ class _Document:
             return []
         root = self._package.xml(relation[1])
         return chart_lines(root) if is_chart else diagram_lines(root)
+
+    def _chunk(self, element: Any) -> list[str]:
+        """Return the text of another file within this one, such as HTML, which Word shows as a part of the text."""
+        relation = self._relations.get(element.get(f"{_R}id") or "")
+        if relation is None or relation[1] not in self._package:
+            return []
+        parts = kinds.read_here(self._package.read(relation[1]), relation[1], Reading())
+        return [part.data for part in parts if part.kind == "text"]
 
     def _table(self, table: Any, lines: list[str]) -> None:
         for row in _children(table, f"{W}tr"):

@@ -15,12 +15,25 @@ from airflow_llm_provider.documents.readers.image import MAX_IMAGES, image_part,
 
 _PICTURE_BYTES = 20_000
 """A smaller picture is a logo or an icon."""
+_STRICT = b"http://purl.oclc.org/ooxml/"
+_OPENXML = b"http://schemas.openxmlformats.org/"
+_USUAL = {
+    **{
+        name + b"/main": _OPENXML + name + b"/2006/main"
+        for name in (b"wordprocessingml", b"spreadsheetml", b"presentationml")
+    },
+    b"officeDocument/": _OPENXML + b"officeDocument/2006/",
+    b"drawingml/": _OPENXML + b"drawingml/2006/",
+}
 _TEXT_PER_PICTURE = 200
 """With fewer characters per picture, the pictures are what the document is about."""
 
 
 class Package:
     """The parts of one office file, by their names.
+
+    Attributes:
+        raw: the bytes of the file, for libraries that open it themselves.
 
     Args:
         raw: the file's bytes.
@@ -37,12 +50,29 @@ class Package:
             raise Unreadable(
                 "unreadable", f"{what} that is encrypted, or of the old format. Save it without a password."
             )
+        self._open(raw)
+        if any(entry.flag_bits & 1 for entry in self._archive.infolist()):
+            raise Unreadable("unreadable", f"{what} that is encrypted. Save it without a password.")
+        if "_rels/.rels" in self and _STRICT in self.read("_rels/.rels"):
+            self._open(self._transitional())
+
+    def _open(self, raw: bytes) -> None:
+        self.raw = raw
         try:
             self._archive = zipfile.ZipFile(io.BytesIO(raw))
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise self.broken(error) from None
-        if any(entry.flag_bits & 1 for entry in self._archive.infolist()):
-            raise Unreadable("unreadable", f"{what} that is encrypted. Save it without a password.")
+
+    def _transitional(self) -> bytes:
+        """Return a "Strict Open XML" file with the usual namespaces, which are the only ones that libraries know."""
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            for name in self._archive.namelist():
+                part = self.read(name)
+                for strict, usual in _USUAL.items():
+                    part = part.replace(_STRICT + strict, usual)
+                archive.writestr(name, part)
+        return out.getvalue()
 
     def __contains__(self, name: str) -> bool:
         return name in self._archive.NameToInfo
@@ -116,10 +146,10 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def parse_xml(raw: bytes, what: str) -> Any:
-    """Return the root element of XML that may not define entities.
+    """Return the root element of XML that may have no entities.
 
     Raises:
-        Unreadable: it is broken, or it has a DTD, which no office program writes and which could name other files.
+        Unreadable: it is broken, or it has entities, which no office program writes.
     """
     from lxml import etree  # type: ignore[import-untyped]
 
@@ -130,6 +160,8 @@ def parse_xml(raw: bytes, what: str) -> Any:
         root = etree.fromstring(raw, parser)
     except (etree.XMLSyntaxError, ValueError) as error:
         raise Unreadable("unreadable", f"{what} that is broken ({type(error).__name__})") from None
-    if root.getroottree().docinfo.internalDTD is not None:
-        raise Unreadable("unreadable", f"{what} with a DTD, which no office program writes")
+    # An entity is not expanded, so its text would be missing. A DTD that is elsewhere is not loaded.
+    dtd = root.getroottree().docinfo.internalDTD
+    if next(root.iter(etree.Entity), None) is not None or (dtd is not None and list(dtd.iterentities())):
+        raise Unreadable("unreadable", f"{what} with entities, which no office program writes")
     return root

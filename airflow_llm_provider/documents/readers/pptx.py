@@ -32,7 +32,7 @@ def read_pptx(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001
     package = Package(raw, _WHAT)
     lines: list[str] = []
     try:
-        for index, slide in enumerate(Presentation(io.BytesIO(raw)).slides, 1):
+        for index, slide in enumerate(Presentation(io.BytesIO(package.raw)).slides, 1):
             found = [line for line in _lines(slide.shapes) if line.strip()]
             notes = slide.notes_slide.notes_text_frame if slide.has_notes_slide else None
             said = [] if notes is None else [line for line in notes.text.splitlines() if line.strip()]

@@ -66,12 +66,16 @@ def read_xlsx(raw: bytes, reading: Reading) -> tuple[Part, ...]:  # noqa: ARG001
 
     package = Package(raw, "an Excel workbook")
     try:
-        values = openpyxl.load_workbook(io.BytesIO(raw), read_only=True, data_only=True, keep_links=False)
+        values = openpyxl.load_workbook(
+            io.BytesIO(package.raw), read_only=True, data_only=True, keep_links=False
+        )
         formulas: list[Any] = []  # opened where a formula has no stored value
 
         def formula_rows(name: str) -> Iterator[Any]:
             if not formulas:
-                formulas.append(openpyxl.load_workbook(io.BytesIO(raw), read_only=True, keep_links=False))
+                formulas.append(
+                    openpyxl.load_workbook(io.BytesIO(package.raw), read_only=True, keep_links=False)
+                )
             return _open_rows(formulas[0][name])
 
         tables = Tables()
