@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from airflow_llm_provider.engine.engine import Engine
 from airflow_llm_provider.engine.reply import Reply
-from airflow_llm_provider.engine.request import FRAME_TOKENS, Request
+from airflow_llm_provider.engine.request import FRAME_TOKENS, Request, to_json
 from airflow_llm_provider.engine.terms import Terms
 from airflow_llm_provider.errors import AnswerError, InvalidOutput, TerminalError, TooLong
 from airflow_llm_provider.options import LongInput, OnInvalid
@@ -160,13 +159,13 @@ async def _map_reduce(
     replies = [each for each in asked if isinstance(each, Reply)]
     answers = [terms.output.dump(reply.value) for reply in replies]
     if (joined := _joined(answers)) is not None:
-        whole = orjson.dumps(terms.output.wrap(joined)).decode()
+        whole = to_json(terms.output.wrap(joined)).decode()
         # Each part is valid, but together they may not be: merging them then takes the model's judgement.
         with contextlib.suppress(InvalidOutput):
             # The joined answer is given, so nothing is sent here; only the checks run.
             checked = await engine.ask(request(""), _checking(terms, whole))
             return Reply.of_parts(replies, checked.value)
-    summary = orjson.dumps(answers, option=orjson.OPT_INDENT_2).decode()
+    summary = json.dumps(answers, indent=2, ensure_ascii=False)
 
     def merging(text: str) -> Request:
         return request(text).with_block({"type": "text", "text": _REDUCE})
@@ -210,7 +209,7 @@ def _joined(answers: Sequence[Any]) -> Any:
 
 
 def _without_repeats(items: Any) -> list[Any]:
-    return [orjson.loads(item) for item in dict.fromkeys(orjson.dumps(item) for item in items)]
+    return [json.loads(item) for item in dict.fromkeys(map(to_json, items))]
 
 
 def _room(empty: Request, long_input: LongInput, prices: Prices) -> int:

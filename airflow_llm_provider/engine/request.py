@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -263,7 +264,16 @@ def to_json(value: object, *, sort_keys: bool = False) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if sort_keys else 0)
     except TypeError as error:  # orjson's JSONEncodeError is a TypeError
-        raise BadRequest(f"The request can't be written as JSON: {error}. Nothing was sent.") from error
+        reason: Exception = error
+    # JSON has no limit of 64 bits. Answers, tools and inputs may have longer numbers.
+    if "64-bit" in str(reason):
+        try:
+            return json.dumps(
+                value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+            ).encode()
+        except (TypeError, ValueError) as error:
+            reason = error
+    raise BadRequest(f"The request can't be written as JSON: {reason}. Nothing was sent.") from reason
 
 
 def _canonical(value: Any) -> Any:

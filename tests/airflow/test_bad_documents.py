@@ -170,15 +170,16 @@ class Owed(pydantic.BaseModel):
 
 
 @pytest.mark.parametrize("output", ["rows.jsonl", "rows.csv", "rows.parquet"])
-def test_an_answer_that_no_file_can_hold_is_one_dead_letter_in_every_run(deployment, output):
-    broken = '{"amount": "$2 \\ud800"}'
-    for text in ("Letter 1:", "ud800"):  # a small repair shows the answer without the document
+@pytest.mark.parametrize("half", ["\\ud800", "\ud800"], ids=["escaped", "in the reply itself"])
+def test_an_answer_that_no_file_can_hold_is_one_dead_letter_in_every_run(deployment, output, half):
+    broken = f'{{"amount": "$2 {half}"}}'
+    for text in ("Letter 1:", "ud800", "\ufffd"):  # a small repair shows the answer without the document
         deployment.server.reply(text=broken, matching=text)
     asked = {"output": str(deployment.folder / output), "output_type": Owed, "max_failed": 1}
     first = deployment.ask(deployment.texts(3), **asked)
     assert (first.state, first.outcomes) == ("success", {"answered": 2, "dead_letter": 1})
     [letter] = first.dead_letters
-    assert (letter["reason"], letter["reply"]) == ("invalid_output", broken)
+    assert (letter["reason"], letter["reply"]) == ("invalid_output", broken.replace("\ud800", "\ufffd"))
     assert "half of a surrogate pair" in letter["message"]
     assert letter["complaints"] == [letter["message"]] * 4
     paid = deployment.server.seen

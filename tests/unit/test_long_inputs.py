@@ -214,3 +214,13 @@ async def test_more_pages_than_one_request_takes_are_asked_about_in_pieces_and_k
         reply = await ask_about_pieces(engine, pieces, about, terms)
         assert reply.value == [f"FACT-{n:03}" for n in range(found)]
     assert len(wire.sent) == 2
+
+
+async def test_parts_whose_numbers_are_longer_than_64_bits_are_joined(engine: Engine, wire: Wire) -> None:
+    long = 2**64 + 1
+    wire.usually = message(f'{{"items": [{long}, 1]}}')
+    output = OutputType(list[int])
+    limit = LongInput(too_long="map_reduce", max_input_tokens=10_000)
+    make = functools.partial(about, schema=output.schema)
+    reply = await ask_about(engine, book(100), make, make_terms(output=output, long_input=limit))
+    assert (len(wire.sent) > 1, reply.value) == (True, [long, 1])

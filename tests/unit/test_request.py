@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_llm_provider.engine.ceiling import ceiling_micro_usd
-from airflow_llm_provider.engine.request import Request
+from airflow_llm_provider.engine.request import Request, to_json
 from airflow_llm_provider.errors import BadRequest
 
 JSON = st.recursive(
@@ -244,3 +244,13 @@ def test_a_document_without_text_is_an_error_before_it_is_sent(blank: str) -> No
     content = [block("What is owed?"), {"type": "document", "source": source}]
     with pytest.raises(BadRequest, match="a document without text"):
         question(messages=[{"role": "user", "content": content}]).body(None)
+
+
+def test_a_number_longer_than_64_bits_is_written_to_the_digit() -> None:
+    long = 2**64 + 1
+    data = {"b": [long, "é"], "a": 0.5}
+    assert to_json(data) == f'{{"b":[{long},"é"],"a":0.5}}'.encode()
+    assert to_json(data, sort_keys=True) == f'{{"a":0.5,"b":[{long},"é"]}}'.encode()
+    for other in (float("nan"), {1}, "\ud800"):
+        with pytest.raises(BadRequest, match="Nothing was sent"):
+            to_json([long, other])
