@@ -264,16 +264,19 @@ def to_json(value: object, *, sort_keys: bool = False) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if sort_keys else 0)
     except TypeError as error:  # orjson's JSONEncodeError is a TypeError
-        reason: Exception = error
-    # JSON has no limit of 64 bits. Answers, tools and inputs may have longer numbers.
-    if "64-bit" in str(reason):
-        try:
-            return json.dumps(
-                value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-            ).encode()
-        except (TypeError, ValueError) as error:
-            reason = error
-    raise BadRequest(f"The request can't be written as JSON: {reason}. Nothing was sent.") from reason
+        if "64-bit" in str(error) and (written := _with_long_numbers(value, sort_keys=sort_keys)):
+            return written
+        raise BadRequest(f"The request can't be written as JSON: {error}. Nothing was sent.") from error
+
+
+def _with_long_numbers(value: object, *, sort_keys: bool) -> bytes | None:
+    """Return JSON with integers of any length, which orjson refuses; None if something else is no JSON."""
+    try:
+        return json.dumps(
+            value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        ).encode()
+    except (TypeError, ValueError):
+        return None
 
 
 def _canonical(value: Any) -> Any:
