@@ -69,11 +69,18 @@ class Billed:
         """Read a message of the Messages API; raises TypeError, KeyError or AttributeError for another shape."""
         usage = message["usage"]
         iterations = usage.get("iterations") or ()
-        kinds = {iteration["type"] for iteration in iterations}
         samplings = [Sampling.from_api(iteration, _model(iteration)) for iteration in iterations]
-        # Without an entry of the answer itself, its tokens are at the top alone.
-        if not kinds & _ANSWERING:
-            samplings.append(Sampling.from_api(usage))
+        whole = Sampling.from_api(usage)
+        # The top has the tokens of the answer alone. More of them than its entries have are billed as well.
+        of_answer = Usage.total(
+            sampling.usage
+            for iteration, sampling in zip(iterations, samplings, strict=True)
+            if iteration["type"] in _ANSWERING
+        )
+        if not iterations:
+            samplings = [whole]
+        elif rest := whole.usage.beyond(of_answer):
+            samplings.append(replace(whole, usage=rest))
         uses = (usage.get("server_tool_use") or {}).items()
         return cls(
             samplings=tuple(samplings),
@@ -83,7 +90,7 @@ class Billed:
                 if (word := usage.get(field)) not in (None, "")
             },
             tool_uses={name: count for name, count in uses if count},
-            fell_back="fallback_message" in kinds
+            fell_back=any(iteration["type"] == "fallback_message" for iteration in iterations)
             or any(block["type"] == "fallback" for block in message["content"]),
             has_container=bool(message.get("container")),
         )

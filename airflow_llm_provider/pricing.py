@@ -76,6 +76,12 @@ class Usage:
         kept = list(usages)
         return cls(**{name: sum(getattr(usage, name) for usage in kept) for name in cls.__dataclass_fields__})
 
+    def beyond(self, other: Self) -> Self | None:
+        """Return the tokens of each kind that `other` has fewer of; None if there are none."""
+        kinds = self.__dataclass_fields__
+        more = {kind: max(0, getattr(self, kind) - getattr(other, kind)) for kind in kinds}
+        return type(self)(**more) if any(more.values()) else None
+
     @classmethod
     def from_api(cls, usage: Mapping[str, Any]) -> Self:
         """Read the `usage` object of the Messages API, whose `input_tokens` excludes cached tokens."""

@@ -219,15 +219,16 @@ class WorstCase:
         sends: how often it, its repairs, escalations, fallbacks and verdicts are sent.
         output_tokens: of the longest answer.
         more_input_tokens: of a repair or a verdict, besides those of the request.
-        models: all models that may be asked, each with the prices of its connection.
-        fields: the further fields of the requests, some of which decide about the price.
+        models: all models that may be asked, each with the prices of its connection and the further fields of its
+            requests, some of which decide about the price.
+        fields: those of the requests about documents.
         judges: who gives a verdict on each answer, with the request that asks for it and the judge's rates.
     """
 
     sends: int
     output_tokens: int
     more_input_tokens: int
-    models: Sequence[tuple[str, Prices]]
+    models: Sequence[tuple[str, Prices, Mapping[str, Any]]]
     fields: Mapping[str, Any]
     judges: Sequence[tuple[Judge, Request, RateCard | None]]
 
@@ -235,6 +236,7 @@ class WorstCase:
     def of(cls, run: Run) -> Self:
         """Return the worst case of a run's requests."""
         options, endpoint = run.prompt.options, run.engine.endpoint
+        fields = options.request.extra
         attempts = policies(options.route.retry)
         # A truncated answer is asked for again with twice the tokens.
         doublings = attempts["truncation"].attempts - 1
@@ -259,11 +261,11 @@ class WorstCase:
             more_input_tokens=times * (longest + _COMPLAINT_TOKENS)
             + sum(verdict.input_ceiling_tokens for verdict in verdicts),
             models=[
-                *((endpoint.model(name), endpoint.prices) for name in options.models),
-                *(run.engine.fallback(name, options) for name in fallbacks),
-                *((judge.model, endpoint.prices) for judge, _, _ in judges),
+                *((endpoint.model(name), endpoint.prices, fields) for name in options.models),
+                *((*run.engine.fallback(name, options), fields) for name in fallbacks),
+                *((judge.model, endpoint.prices, verdict.extra) for judge, verdict, _ in judges),
             ],
-            fields=options.request.extra,
+            fields=fields,
             judges=judges,
         )
 
@@ -277,9 +279,9 @@ class WorstCase:
         tokens = -(-self.input_tokens(item) // self.sends)
         each = [
             highest_micro_usd(
-                model, prices, input_tokens=tokens, output_tokens=self.output_tokens, fields=self.fields
+                model, prices, input_tokens=tokens, output_tokens=self.output_tokens, fields=fields
             )
-            for model, prices in self.models
+            for model, prices, fields in self.models
         ]
         known = [most for most in each if most is not None]
         return self.sends * max(known) if len(known) == len(each) else None

@@ -569,3 +569,41 @@ def test_a_surcharge_is_on_fees_too() -> None:
     searched = {"usage": {"input_tokens": 0, "server_tool_use": {"web_search_requests": 3}}}
     found = [priced("claude-sonnet-5-5", searched, prices) for prices in (LIST_PRICES, Prices.of(None, 10))]
     assert found == [30_000, 33_000]
+
+
+@pytest.mark.parametrize(
+    ("iterations", "cost"),
+    [
+        (None, 2_000_000),
+        ([], 2_000_000),
+        ([{"type": "message", "input_tokens": 1_000_000, "output_tokens": 0}], 2_000_000),
+        ([{"type": "message", "input_tokens": 400_000, "output_tokens": 0}], 2_000_000),  # the top has more
+        (
+            [{"type": "message", "input_tokens": 1_500_000, "output_tokens": 0}],
+            3_000_000,
+        ),  # the entries have more
+        (
+            [{"type": "compaction", "input_tokens": 100_000, "output_tokens": 10}],
+            2_200_100,
+        ),  # on top of the answer
+        (
+            [
+                {
+                    "type": "advisor_message",
+                    "model": "claude-opus-5-5",
+                    "input_tokens": 1_000,
+                    "output_tokens": 0,
+                }
+            ],
+            2_004_000,
+        ),
+        ([{"type": "advisor_message", "input_tokens": 1_000, "output_tokens": 0}], None),  # whose rates?
+        ([{"type": "musing", "input_tokens": 1_000, "output_tokens": 0}], None),
+        (
+            [{"type": "musing", "model": "claude-opus-5-5", "input_tokens": 1_000, "output_tokens": 0}],
+            2_004_000,
+        ),
+    ],
+)
+def test_nothing_that_a_usage_states_goes_unpriced(iterations: Any, cost: int | None) -> None:
+    assert priced("claude-sonnet-5-5", {"usage": {"iterations": iterations}}) == cost
