@@ -13,8 +13,8 @@ RESOLVE = $(VENV)/bin/uv pip compile --quiet --no-emit-index-url --python-versio
 # What CI runs, the quick ones first. Each has processes of its own: tests/unit must not find Airflow loaded.
 # Those joined by a comma share them: the demo works while tests/integration waits for leases and limits.
 TESTS = tests/unit tests/airflow tests/system/test_demo.py,tests/integration
-# One file at a time per process: files share fixtures that are slow to make, such as a PostgreSQL.
-PARALLEL ?= -n 2 --dist loadfile
+# Three on two cores, since many tests wait. One file at a time per process: files share fixtures that are slow to make, such as a PostgreSQL.
+PARALLEL ?= -n 3 --dist loadfile
 
 # pytest rewrites its modules once, and not at every start.
 unexport PYTHONDONTWRITEBYTECODE

@@ -274,7 +274,7 @@ LISTED: dict[str, set[str]] = {
         "output_type.py: str(error)",
         "price.unknown",
         "question.py: error",
-        "rate_limiter.py: error",
+        "bucket.py: error",
         "review.py: error",
         "review.py: what",
         "self._cascaded()",
