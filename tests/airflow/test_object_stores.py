@@ -21,7 +21,7 @@ def s3(server: S3, deployment) -> S3:
     """The server with empty buckets `letters` and `results`, and the connection `store` that leads to it."""
     from airflow.sdk.io import store
 
-    deployment.monkeypatch.setenv("AIRFLOW_CONN_STORE", server.connection())
+    deployment.monkeypatch.setenv("AIRFLOW_CONN_STORE", json.dumps(server.connection()))
     store._STORE_CACHE.clear()  # as in a process of its own
     server.reset()
     for bucket in ("letters", "results"):

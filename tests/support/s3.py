@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -31,10 +30,10 @@ class S3:
     before: Callable[[Environ], tuple[str, bytes] | None] | None = None
     client: Any = None
 
-    def connection(self) -> str:
-        """Return the Airflow connection that leads here, as JSON."""
+    def connection(self) -> dict[str, Any]:
+        """Return the Airflow connection that leads here."""
         extra = {"endpoint_url": self.url, "region_name": "us-east-1"}
-        return json.dumps({"conn_type": "aws", "login": KEY_ID, "password": SECRET, "extra": extra})
+        return {"conn_type": "aws", "login": KEY_ID, "password": SECRET, "extra": extra}
 
     def put(self, bucket: str, objects: dict[str, bytes | str]) -> None:
         """Write objects by key."""
