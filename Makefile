@@ -34,7 +34,7 @@ test: $(READY) ## Run the tests that CI runs
 	  echo "== $$tests"; $(PYTEST) $$(echo $$tests | tr , ' ') $$parallel -m "not slow" -o faulthandler_timeout=300 $(ARGS) || failed="$$failed $$tests"; \
 	done; test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
 
-test-slow: $(READY) ## Run what takes too long for CI: shares of a rate limit, all 200 messages, 32 processes with one budget
+test-slow: $(READY) ## Run what takes too long for CI: shares of a rate limit, all 200 messages, 32 processes with one budget, 20,000 prices
 	@EXAMPLES=200 $(PYTEST) tests/unit $(PARALLEL) $(ARGS)
 	@MONEY_REPLIES=20000 $(PYTEST) tests/unit/test_money.py -k every_price $(ARGS)
 	@$(PYTEST) tests/integration -m slow $(ARGS)

@@ -115,7 +115,7 @@ _CONNECTION_FIELDS = {
         "Prices",
         "string",
         'JSON: {"model-id": {"input": 3, "output": 15}} in USD per million tokens, where the list prices are '
-        "not what you pay or don't know the model",
+        'not what you pay or don\'t know the model; with "factors" for a geography, speed or service tier',
     ),
     "price_change_percent": _field(
         "Price change (%)",
