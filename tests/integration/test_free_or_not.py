@@ -6,6 +6,7 @@ Each way is tried over real sockets. What the server has counted is the truth.
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -55,10 +56,18 @@ def asked(**fields: object) -> Request:
     )
 
 
+@pytest.fixture(scope="module")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated ledger without rows, to be copied: making the tables takes longer than a test."""
+    path = tmp_path_factory.mktemp("empty") / "ledger.db"
+    Ledger(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
-async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+async def engine(tmp_path: Path, empty_ledger: Path) -> AsyncIterator[Engine]:
     """An engine without an address; `reach` gives it one."""
-    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    ledger = Ledger(f"sqlite:///{shutil.copy(empty_ledger, tmp_path / 'ledger.db')}")
     client = AnthropicClient(api_key="sk-test", base_url="http://127.0.0.1:9")
     engine = Engine(endpoint=Endpoint(client=client, timeout_s=TIMEOUT_S), ledger=ledger, policies=ONCE)
     yield engine
@@ -618,8 +627,19 @@ def plain(text: str) -> bytes:
 
 
 @pytest.mark.parametrize("max_tokens", [100, 64_000], ids=["asked for JSON", "asked for a stream"])
-@pytest.mark.parametrize("kind", ["application/json", "text/event-stream; charset=utf-8", "text/plain"])
-@pytest.mark.parametrize("body", [streamed("Forty."), plain("Forty.")], ids=["streams", "answers JSON"])
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (streamed("Forty."), "text/event-stream; charset=utf-8"),
+        (streamed("Forty."), "application/json"),
+        (streamed("Forty."), "text/plain"),
+        (plain("Forty."), "application/json"),
+        (plain("Forty."), "text/plain"),
+    ],
+    ids=lambda value: (
+        "streams" if value == streamed("Forty.") else "JSON" if value == plain("Forty.") else value
+    ),
+)
 async def test_a_reply_is_taken_whether_it_is_streamed_or_not(
     engine: Engine, max_tokens: int, kind: str, body: bytes
 ) -> None:
@@ -627,8 +647,6 @@ async def test_a_reply_is_taken_whether_it_is_streamed_or_not(
         await connection.request()
         await connection.say(200, body, {"content-type": kind})
 
-    if body == plain("Forty.") and "event-stream" in kind:
-        pytest.skip("a lie about the type")
     async with serving(answer) as peer:
         reach(engine, peer.url)
         reply = await engine.ask(asked(max_tokens=max_tokens), make_terms(SCOPE))
