@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin
 
+from airflow_llm_provider.engine.answer_data import with_exact_decimals, with_listed_spelling
 from airflow_llm_provider.engine.json_repair import (
     UnsoundJson,
     is_json,
@@ -132,6 +133,8 @@ class OutputType:
                 read.append((self._validated(candidate), how))
             except InvalidOutput as error:
                 faults.append(error)
+        if not read and (respelled := self._respelled(text)) is not None:
+            read.append((respelled, "repaired in its capitals"))
         # Both are compared: 1 == True, and repr() may leave out a field.
         if read and all((repr(value), value) == (repr(read[0][0]), read[0][0]) for value, _ in read):
             return read[0]
@@ -143,6 +146,17 @@ class OutputType:
             )
         fault.reply_text = text
         raise fault
+
+    def _respelled(self, text: str) -> Any:
+        """Return the value of an answer whose listed values have other capitals; None if that is not its only fault."""
+        structure = self.structure(text)
+        if structure is None:
+            return None
+        try:
+            require_sound(structure)
+            return self._validated(with_listed_spelling(structure, self.schema or {}))
+        except (InvalidOutput, ValueError):
+            return None
 
     def structure(self, text: str) -> str | None:
         """Return the text of the one JSON object in an answer; None if there is none, or several."""
@@ -297,8 +311,6 @@ class OutputType:
         if self._adapter is None:
             return self._validate_by_schema(json.loads(text))
         from pydantic import ValidationError
-
-        from airflow_llm_provider.engine.pydantic_schema import with_exact_decimals
 
         try:
             exact = with_exact_decimals(text, self.schema or {}) if self._has_decimals else text

@@ -80,7 +80,7 @@ def test_a_call_is_handed_to_the_triggerer_as_plain_data():
 
 
 @pytest.mark.parametrize(
-    "output_type", [None, str, int, Debt, list[str], Literal["a", "b"], {"type": "object"}]
+    "output_type", [None, str, int, Debt, list[str], Literal["a", "b"], {"enum": ["a", "b"]}]
 )
 def test_a_type_that_has_a_name_goes_to_the_triggerer(output_type):
     assert asked(output_type=output_type).start_from_trigger is True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_llm_provider.options import Budget, Reading
+from airflow_llm_provider.options import Reading
 
 
 def test_bad_paths_in_a_list_are_dead_letters_and_the_others_are_asked(deployment, monkeypatch):
@@ -43,10 +43,3 @@ def test_rows_that_can_not_be_put_anywhere_fail_the_task_before_anything_is_paid
     assert ran.ti().try_number == 1
     assert says in ran.log
     assert deployment.server.seen == 0
-
-
-@pytest.mark.parametrize("more", [{}, {"budget": Budget(confirm_above_usd=0.01)}])
-def test_an_output_type_that_is_none_fails_the_task_for_good_before_anything_is_paid(deployment, more):
-    ran = deployment.ask(deployment.texts(2), output_type={"type": "letter"}, retries=1, **more)
-    assert (ran.state, ran.ti().try_number, deployment.server.seen) == ("failed", 1, 0)
-    assert "output_type= is not a JSON schema" in ran.log

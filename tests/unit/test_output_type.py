@@ -247,6 +247,41 @@ def test_a_decimal_is_asked_for_as_a_number_and_not_as_a_union() -> None:
     assert schema["properties"]["total"] == {"type": "number", "format": "decimal", "title": "Total"}
 
 
+class Place(pydantic.BaseModel):
+    city: Literal["New York", "Bern", "bern"]
+    kinds: list[Literal["Sea Port"]] = []
+    fixed: Literal["Yes"] = "Yes"
+    free: Literal["Any Text"] | str = ""
+    total: Decimal = Decimal(0)
+
+
+PLACE = {"type": "object", "properties": {"city": {"enum": ["New York", "Bern", "bern"]}}}
+
+
+@pytest.mark.parametrize("around", ["{}", "Here it is: {}."])
+def test_capitals_that_the_api_does_not_hold_to_are_put_right_for_nothing(around: str) -> None:
+    text = '{"city": "New york", "kinds": ["sea port"], "fixed": "YES", "total": 1.10}'
+    value, how = OutputType(Place).read(around.format(text))
+    assert value == Place(city="New York", kinds=["Sea Port"], fixed="Yes", total=Decimal("1.10"))
+    assert str(value.total) == "1.10"
+    assert how == "repaired in its capitals"
+    assert OutputType(PLACE).parse('{"city": "new York"}') == {"city": "New York"}
+    assert OutputType(list[Literal["A b"]]).parse('{"items": ["a B"]}') == ["A b"]
+    assert OutputType(Kind).parse('{"value": "Invoice"}') == Kind.INVOICE
+
+
+@pytest.mark.parametrize("city", ["BERN", "New  york", "York", ""])
+@pytest.mark.parametrize("output_type", [Place, PLACE])
+def test_a_value_that_could_be_another_one_is_not_respelled(output_type: Any, city: str) -> None:
+    with pytest.raises(InvalidOutput, match="city: "):
+        OutputType(output_type).parse(json.dumps({"city": city}))
+
+
+def test_a_text_that_may_be_anything_keeps_its_capitals() -> None:
+    assert OutputType(Place).parse('{"city": "bern", "free": "any text"}').free == "any text"
+    assert OutputType(Place).parse('{"city": "new york", "free": "any text"}').free == "any text"
+
+
 class Dumped(pydantic.BaseModel):
     name: str = pydantic.Field(validation_alias="nameIn", serialization_alias="nameOut")
     secret: str = pydantic.Field(default="", exclude=True)
