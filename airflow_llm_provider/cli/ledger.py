@@ -54,15 +54,23 @@ def show_ledger(
 ) -> None:
     """Show where the ledger is, its size, its calls by state, their cost, and the latest invalid answers."""
     from airflow_llm_provider.ledger.maintenance import size, wal_bytes
-    from airflow_llm_provider.ledger.reports import invalid_answers, totals_by_state
+    from airflow_llm_provider.ledger.reports import (
+        Costs,
+        Filter,
+        invalid_answers,
+        pruned_costs,
+        totals_by_state,
+    )
     from airflow_llm_provider.ledger.schema import UNPROVEN
-    from airflow_llm_provider.pricing import usd
+    from airflow_llm_provider.pricing import paid_and_unproven, usd
 
+    named = {"dag_id": dag, "run_id": run}
     with reading(find_ledger(ledger_url, conn_id)) as database:
         where = database.shown_url
         found, measured = totals_by_state(database, dag_id=dag, run_id=run), size(database)
         complained = invalid_answers(database, dag_id=dag, run_id=run)
         in_wal = wal_bytes(database)
+        pruned = pruned_costs(database, Filter(names={name: one for name, one in named.items() if one}))
     told = {
         "ledger": where,
         "size_bytes": measured.bytes_total,
@@ -74,6 +82,11 @@ def show_ledger(
         "paid_usd": usd(sum(sums.cost_micro_usd for state, sums in found.items() if sums.is_paid)),
         "unpriced_calls": sum(sums.unpriced for sums in found.values() if sums.is_paid),
         "unproven_usd_at_most": usd(found[UNPROVEN].cost_micro_usd if UNPROVEN in found else 0),
+        "pruned": {
+            "calls": pruned.calls,
+            "paid_usd": usd(pruned.cost_micro_usd),
+            "unproven_usd_at_most": usd(pruned.unproven_micro_usd),
+        },
         "complaints": complained,
     }
     if as_json:
@@ -104,6 +117,9 @@ def show_ledger(
     console.print(
         f"paid ${told['paid_usd']}; unproven, at most ${told['unproven_usd_at_most']}", markup=False
     )
+    if pruned != Costs():
+        amounts = paid_and_unproven(pruned.cost_micro_usd, pruned.unproven_micro_usd)
+        console.print(f"and of {pruned.calls:,} calls that were pruned: {amounts}", markup=False)
     if told["unpriced_calls"]:
         console.print(f"{told['unpriced_calls']} paid calls have no known price.", markup=False)
     for each in complained:

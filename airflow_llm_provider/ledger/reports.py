@@ -202,6 +202,12 @@ def costs(database: Database, by: By, wanted: Filter | None = None) -> Report:
     )
 
 
+def pruned_costs(database: Database, wanted: Filter | None = None) -> Costs:
+    """Return what calls have cost that were removed since; see Report.pruned."""
+    with database.read() as connection:
+        return sum(_pruned(connection, (), wanted or Filter()).values(), Costs())
+
+
 def cost_of_run(connection: sa.Connection, dag_id: str, run_id: str) -> tuple[int, int]:
     """Return what a DAG run has paid so far, and the most that its unproven attempts cost, in micro-USD."""
     cost = call.c.cost_micro_usd

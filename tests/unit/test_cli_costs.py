@@ -124,6 +124,23 @@ def test_the_size_and_the_calls_are_shown(database: Database) -> None:
     assert "call" in shown.stdout
 
 
+def test_what_was_pruned_is_in_every_total(database: Database) -> None:
+    before = told(database, "costs", "--json")["total"]
+    assert told(database, "ledger", "show", "--json")["pruned"]["calls"] == 0
+    told(database, "ledger", "prune", "--older-than", "1d", "--json")
+    after = told(database, "costs", "--json")
+    assert after["total"] == after["pruned"] == before
+    assert f"{before['calls']} of the paid calls were pruned since" in run(database, "costs").stdout
+    shown = told(database, "ledger", "show", "--json")
+    assert (shown["calls"], shown["paid_usd"]) == ({}, "0.000000")
+    assert shown["pruned"] == {
+        "calls": before["calls"],
+        "paid_usd": before["cost_usd"],
+        "unproven_usd_at_most": before["unproven_usd_at_most"],
+    }
+    assert f"and of {before['calls']} calls that were pruned: $" in run(database, "ledger", "show").stdout
+
+
 def test_a_backup_has_the_calls_that_stand_in_the_wal_and_a_copy_of_the_file_lacks_them(
     database: Database, tmp_path: Path
 ) -> None:
