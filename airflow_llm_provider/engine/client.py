@@ -193,7 +193,7 @@ class AnthropicClient:
             # What the server does counts, not what it was asked for: some gateways ignore `stream`.
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raw = bytes(await response.aread())
-                if not raw.startswith((b"event:", b"data:")):
+                if not raw.startswith((b"event:", b"data:", b":")):
                     return raw
             return await _put_together(stream)
 

@@ -244,7 +244,7 @@ def _require_content(messages: Sequence[MessageParam]) -> None:
         if all(map(_is_blank, content)):
             raise BadRequest(f"messages[{number}] has no text and nothing else. Nothing was sent.")
         for block in content:
-            source = block.get("source") if block.get("type") == "document" else None
+            source = block.get("source") if isinstance(block, Mapping) else None
             if isinstance(source, Mapping) and _is_blank(
                 {"type": source.get("type"), "text": source.get("data")}
             ):
