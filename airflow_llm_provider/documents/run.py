@@ -21,7 +21,7 @@ from airflow_llm_provider.documents.formats import RowDoesNotFit
 from airflow_llm_provider.documents.prompt import DocumentPrompt
 from airflow_llm_provider.documents.reader import read
 from airflow_llm_provider.documents.sandbox import cores
-from airflow_llm_provider.documents.stopping import StopRule
+from airflow_llm_provider.documents.stopping import LEDGER_GONE, StopRule
 from airflow_llm_provider.engine.calls import NotSettled
 from airflow_llm_provider.engine.chunking import ask_about, ask_about_pieces, surely_fits
 from airflow_llm_provider.engine.concurrency import calm_collector, for_each
@@ -32,8 +32,6 @@ from airflow_llm_provider.errors import (
     BudgetWaits,
     BusinessError,
     InvalidOutput,
-    LedgerUnavailable,
-    LedgerUnusable,
     LLMError,
     Refused,
     RetryableError,
@@ -296,7 +294,7 @@ class Run:
 
     async def _answer(self, document: Document) -> tuple[Reply, Sequence[str]]:
         """Return the answer about a document, and why what was read of it cannot be trusted."""
-        if isinstance(self.stopped, (LedgerUnavailable, LedgerUnusable)):
+        if isinstance(self.stopped, LEDGER_GONE):
             raise _NotAsked
         sighting = self.prompt.sighting(document, document.stamp)
         if sighting is not None:

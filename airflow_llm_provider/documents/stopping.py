@@ -21,14 +21,15 @@ from airflow_llm_provider.errors import (
     UnknownPrice,
 )
 
+LEDGER_GONE = (LedgerUnavailable, LedgerUnusable)
+"""Errors after which nothing can be looked up."""
 SAME_FOR_ALL = (
     AuthenticationFailed,
     SpendLimitReached,
     UnknownModel,
     UnknownPrice,
-    LedgerUnavailable,
-    LedgerUnusable,
     DocumentUnread,
+    *LEDGER_GONE,
 )
 """Errors of key, account, model, ledger and server, which no document has caused."""
 

@@ -321,6 +321,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
 
     async def _run_all(self, context: Context) -> tuple[dict[str, Any], Run]:
         """Ask about all documents; return the manifest, and the run that it is about."""
+        from airflow_llm_provider.documents.stopping import LEDGER_GONE
         from airflow_llm_provider.hooks.answers import cost_line
 
         async with self.hook.open_engine(self.options, context, own_loop=True) as engine:
@@ -336,7 +337,8 @@ class ClaudeDocumentsOperator(ClaudeTask):
                     await asyncio.to_thread(self._require_empty_allowed, sink)
                 # In a thread: it writes and uploads all rows, and the event loop must not stand still meanwhile.
                 landed = await asyncio.to_thread(sink.publish, manifest)
-            self.log.info("%s", await cost_line(engine, run.scope))
+            if not isinstance(run.stopped, LEDGER_GONE):  # the line is read from the ledger
+                self.log.info("%s", await cost_line(engine, run.scope))
             return {**manifest, **landed.paths(), "rows": landed.rows}, run
 
     def _require_empty_allowed(self, sink: RowWriter) -> None:

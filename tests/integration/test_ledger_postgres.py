@@ -5,20 +5,27 @@ import hashlib
 import random
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from airflow_llm_provider.documents.document import Document
+from airflow_llm_provider.documents.output import RowWriter
+from airflow_llm_provider.documents.prompt import DocumentPrompt
+from airflow_llm_provider.documents.run import Run
 from airflow_llm_provider.engine.client import AnthropicClient
 from airflow_llm_provider.engine.endpoint import Endpoint
 from airflow_llm_provider.engine.engine import Engine
+from airflow_llm_provider.engine.output_type import OutputType
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import LedgerUnavailable
 from airflow_llm_provider.ledger.database import Database
 from airflow_llm_provider.ledger.ledger import Ledger
 from airflow_llm_provider.ledger.records import OpenedAttempt, Sighting
+from airflow_llm_provider.options import Options
 from airflow_llm_provider.testing.standin import StandIn
 from tests.support.books import balance
 from tests.support.postgres import LocalPostgres
@@ -139,6 +146,44 @@ async def test_a_server_restarted_in_the_middle_of_work_is_not_noticed(
     assert len(outcomes) == claude_server.invoice.paid == 300
     books = balance(own_server.url, claude_server.invoice)
     assert (books.paid, books.unproven) == (300, 0)
+
+
+async def test_a_run_whose_ledger_goes_down_writes_what_was_answered_and_asks_no_more(
+    own_server: LocalPostgres, claude_server: StandIn, tmp_path: Path
+) -> None:
+    client = AnthropicClient(api_key="sk-ant-any", base_url=claude_server.url)
+    ledger = await asyncio.to_thread(lambda: Ledger(own_server.url, deadline_s=1))
+    engine = Engine(endpoint=Endpoint(client=client), ledger=ledger)
+    prompt = DocumentPrompt(
+        prompt="What is owed?",
+        output=OutputType(None),
+        endpoint=engine.endpoint,
+        options=Options(model="claude-haiku-5-5"),
+    )
+    is_listed, is_down = threading.Event(), threading.Event()
+
+    def found() -> Iterator[Document]:
+        for n in range(200):
+            if n == 130:
+                is_listed.set()
+                is_down.wait(60)
+            yield Document(id=str(n), text=f"Letter {n}.")
+
+    run = Run(engine=engine, scope=NIGHTLY, prompt=prompt, max_in_flight=2)
+    with RowWriter(tmp_path / "rows.jsonl") as sink:
+        running = asyncio.create_task(run.run(found(), sink))
+        await asyncio.to_thread(is_listed.wait, 60)
+        own_server.close()  # in this thread, as it handles signals
+        is_down.set()
+        manifest = await running
+        written = await asyncio.to_thread(sink.publish, manifest)
+    assert isinstance(run.stopped, LedgerUnavailable)
+    assert sum(manifest["outcomes"].values()) == manifest["documents"] == 200
+    assert written.rows == manifest["outcomes"]["answered"] >= 125
+    assert claude_server.invoice.paid <= written.rows + run.max_in_flight
+    await asyncio.to_thread(own_server.__enter__)
+    await engine.close()
+    balance(own_server.url, claude_server.invoice)
 
 
 async def test_nothing_is_sent_while_the_server_is_down_and_all_goes_on_when_it_is_back(
