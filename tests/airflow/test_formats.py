@@ -71,9 +71,7 @@ NAMED = {
 SKIPPED = ("a.py", "b.py", "a.mp4")
 
 
-def test_every_file_of_a_folder_is_a_row_or_a_named_dead_letter_or_counted(
-    deployment: Any, caplog: Any
-) -> None:
+def test_every_file_of_a_folder_is_a_row_or_a_named_dead_letter_or_counted(deployment: Any) -> None:
     for name, raw in {**READ, **{name: raw for name, (raw, _) in (SPREAD | NAMED).items()}}.items():
         (deployment.inbox / name).write_bytes(raw)
     for name in SKIPPED:
@@ -89,6 +87,8 @@ def test_every_file_of_a_folder_is_a_row_or_a_named_dead_letter_or_counted(
     assert all(says in letters[name] for name, (_, says) in NAMED.items())
     assert ran.manifest["documents"] == len(ran.rows) + len(letters) == sum(ran.manifest["outcomes"].values())
     assert ran.manifest["skipped"] == {"py": 2, "mp4": 1}
+    assert ran.log.count("3 files were skipped, whose endings are of no known format: 2 .py, 1 .mp4.") == 1
+    assert "a.csv is separated by ';'." in ran.log
 
 
 def test_an_unchanged_folder_of_all_formats_is_asked_about_once(deployment: Any) -> None:

@@ -303,6 +303,11 @@ def test_xml_is_read_in_the_encoding_that_it_declares(encoding):
     assert text(said.encode(encoding), "no ending") == said
 
 
+def test_a_web_page_is_read_in_the_encoding_of_its_xml_declaration():
+    page = '<?xml version="1.0" encoding="iso-8859-1"?><html xmlns="http://www.w3.org/1999/xhtml"><p>Größe</p></html>'
+    assert text(page.encode("iso-8859-1"), "a.xhtml") == "Größe"
+
+
 def test_entities_are_never_expanded():
     said = '<!DOCTYPE a [<!ENTITY x "expanded"><!ENTITY y SYSTEM "file:///etc/passwd">]><a>&x;&y;</a>'
     assert text(said.encode(), "a.xml") == said

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from airflow_llm_provider.documents.content import Part, Unreadable, decode
+from airflow_llm_provider.documents.readers.text import declared_encoding
 from airflow_llm_provider.options import Reading
 
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_.:-]+)", re.IGNORECASE)
@@ -22,7 +23,8 @@ def read_html(raw: bytes, reading: Reading) -> tuple[Part, ...]:
 
     Args:
         raw: the file's bytes.
-        reading: its `encoding` is tried first; where it does not fit, the page's own `<meta charset>` is used.
+        reading: its `encoding` is tried first; where it does not fit, what the page declares (`<?xml …>`, `<meta charset>`)
+            is used.
 
     Raises:
         Unreadable: the page cannot be decoded or parsed, or it has no text.
@@ -59,11 +61,12 @@ def _decode(raw: bytes, encoding: str) -> str:
         return decode(raw, encoding)
     except Unreadable as error:
         # HTML wants the declaration within the first 1,024 bytes.
-        declared = _CHARSET.search(raw[:4096])
-        if error.reason != "unreadable" or declared is None:
+        meta = _CHARSET.search(raw[:4096])
+        declared = declared_encoding(raw) or (meta and meta.group(1).decode("ascii"))
+        if error.reason != "unreadable" or not declared:
             raise
         try:
-            return decode(raw, declared.group(1).decode("ascii"))
+            return decode(raw, declared)
         except Unreadable:
             raise error from None
 
