@@ -23,8 +23,7 @@ def read_html(raw: bytes, reading: Reading) -> tuple[Part, ...]:
 
     Args:
         raw: the file's bytes.
-        reading: its `encoding` is tried first; where it does not fit, what the page declares (`<?xml …>`, `<meta charset>`)
-            is used.
+        reading: its `encoding` is tried first; where it does not fit, the one that the page declares is used.
 
     Raises:
         Unreadable: the page cannot be decoded or parsed, or it has no text.
