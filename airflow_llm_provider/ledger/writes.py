@@ -322,7 +322,8 @@ class Writes:
     def _fail(
         self, connection: sa.Connection, now: int, failed: Sequence[Failure], bookings: Bookings
     ) -> None:
-        if not failed:
+        # Not an attempt that was never inserted, because its opening could not be committed, or that was pruned.
+        if not (failed := [f for f in failed if f.attempt_id in bookings.booked_calls]):
             return
         for f in failed:
             bookings.end(f.attempt_id, UNPROVEN if f.billed else FAILED)

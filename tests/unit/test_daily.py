@@ -124,6 +124,7 @@ async def test_a_reply_that_comes_after_its_call_was_pruned_changes_nothing(ledg
     prune_all(ledger.database)
     before = kept(ledger.database)
     await ledger.record(settlement(attempt, 50))
+    await ledger.record(failure(attempt))
     assert (
         kept(ledger.database)
         == before
