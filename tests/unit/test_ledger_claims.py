@@ -41,7 +41,7 @@ from airflow_llm_provider.ledger.records import (
     Sighting,
     first_id_of,
 )
-from airflow_llm_provider.ledger.schema import call, payload, rate_limit, saving
+from airflow_llm_provider.ledger.schema import call, daily, payload, rate_limit, saving
 from airflow_llm_provider.pricing import Usage
 from tests.support.forks import in_a_child
 
@@ -235,8 +235,8 @@ async def test_an_attempt_of_a_dead_process_is_booked_even_if_it_is_never_asked_
 # Committed before the caller hears of it.
 
 
-async def test_a_write_whose_commit_was_not_confirmed_is_not_booked_twice(ledger: Ledger) -> None:
-    opened = await ledger.open(entry())
+def lose_a_commit(ledger: Ledger) -> list[bool]:
+    """Let the next transaction be committed and its connection break before it says so; return what is left to lose."""
     lost = [True]
 
     def commit_and_lose_the_connection(connection: sa.Connection) -> None:
@@ -245,9 +245,34 @@ async def test_a_write_whose_commit_was_not_confirmed_is_not_booked_twice(ledger
             raise sa.exc.OperationalError("COMMIT", {}, OSError("the connection broke"))
 
     sa.event.listen(ledger.database._writer, "commit", commit_and_lose_the_connection)
+    return lost
+
+
+async def test_a_write_whose_commit_was_not_confirmed_is_not_booked_twice(ledger: Ledger) -> None:
+    opened = await ledger.open(entry())
+    lost = lose_a_commit(ledger)
     await ledger.record(settlement(opened))
     assert lost == []
     assert [(row.state, row.cost_micro_usd) for row in rows(ledger)] == [("settled", 4)]
+
+
+async def test_an_opening_whose_commit_was_not_confirmed_is_the_callers_own(ledger: Ledger) -> None:
+    lost = lose_a_commit(ledger)
+    opened = await ledger.open(entry())
+    assert lost == []
+    assert isinstance(opened, OpenedAttempt)
+    assert [row.id for row in rows(ledger)] == [opened.attempt_id]
+    await ledger.record(settlement(opened))
+    assert states(ledger) == ["settled"]
+
+
+async def test_a_saving_whose_commit_was_not_confirmed_counts_once(ledger: Ledger) -> None:
+    lost = lose_a_commit(ledger)
+    await ledger.record(Saving(scope=NIGHTLY, model="m", reused=3))
+    assert lost == []
+    with ledger.database.read() as connection:
+        assert connection.scalars(sa.select(saving.c.reused)).all() == [3]
+        assert connection.scalars(sa.select(daily.c.reused)).all() == [3]
 
 
 async def test_a_write_outlives_the_cancellation_of_its_waiter(ledger: Ledger) -> None:
