@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime as dt
 import email.message
 import email.policy
 import io
@@ -19,6 +20,7 @@ from PIL import Image
 from airflow_llm_provider.documents.content import Part, Unreadable
 from airflow_llm_provider.documents.readers import image, kinds
 from airflow_llm_provider.documents.readers.number_format import shown
+from airflow_llm_provider.documents.readers.spreadsheet import text_of
 from airflow_llm_provider.options import Reading
 from tests.support import office
 
@@ -114,6 +116,21 @@ def test_the_size_that_a_sheet_states_of_itself_is_not_believed():
 )
 def test_a_number_keeps_its_digits_and_gets_what_its_format_adds(value, code, text):
     assert shown(value, code) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (dt.timedelta(hours=30, minutes=5), "30:05:00"),
+        (dt.time(13, 5), "13:05:00"),
+        (dt.date(2026, 3, 4), "2026-03-04"),
+        (False, "FALSE"),
+        (None, ""),
+        ("#DIV/0!", "#DIV/0!"),
+    ],
+)
+def test_a_value_that_is_no_number_is_written_as_a_spreadsheet_shows_it(value, text):
+    assert text_of(value) == text
 
 
 @given(
@@ -269,6 +286,16 @@ def test_small_pictures_in_the_text_are_named_and_not_sent():
 def test_a_mail_in_a_wrong_charset_and_with_a_broken_header_is_read():
     raw = b"From: x@example.org\nSubject: =?utf-8?B?w?= \xe4\nContent-Type: text/plain; charset=klingon\n\nK\xe4se\n"
     assert text(raw, "a.eml").endswith("Käse")
+
+
+def test_a_mail_that_came_back_says_why_and_what_was_sent():
+    raw = (
+        b"Subject: back\nContent-Type: multipart/report; boundary=b\n\n--b\n\nfailed\n"
+        b"--b\nContent-Type: message/delivery-status\n\nStatus: 5.1.1\n\n"
+        b"--b\nContent-Type: message/rfc822\n\nSubject: sent\n\nbody\n--b--\n"
+    )
+    said = "Subject: back\n\nfailed\nStatus: 5.1.1\n\nAttachment: attachment 1.eml\nSubject: sent\n\nbody"
+    assert text(raw, "a.eml") == said
 
 
 def test_an_encrypted_mail_is_named():

@@ -153,6 +153,9 @@ def _collect(part: EmailMessage, texts: list[str], attachments: list[Attachment]
         raise Unreadable("unreadable", _ENCRYPTED)
     if kind == "multipart/alternative":
         _collect_alternative(list(_children(part)), texts, attachments)
+    elif kind == "message/delivery-status":
+        # The reason why a mail came back is in headers of its own.
+        texts += [child.as_string().strip() for child in _children(part)]
     elif part.is_multipart() and kind != "message/rfc822":
         for child in _children(part):
             _collect(child, texts, attachments, in_text=in_text or kind == "multipart/related")

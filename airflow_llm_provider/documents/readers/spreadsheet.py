@@ -134,6 +134,9 @@ def text_of(value: object) -> str:
             )
         case dt.date() | dt.time():
             return value.isoformat()
+        case dt.timedelta():
+            minutes, seconds = divmod(round(value.total_seconds()), 60)
+            return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     return str(value)
 
 
