@@ -254,7 +254,10 @@ class ClaudeDocumentsOperator(ClaudeTask):
             tolerated(self.max_failed, 100)
         if read_flag(self.task_id, "dry_run", self.is_dry_run):
             # Not `self.estimate`: that of a decorator would call the function a second time.
-            return ClaudeDocumentsOperator.estimate(self, context).as_dict()
+            told = ClaudeDocumentsOperator.estimate(self, context)
+            if not told.documents:
+                self._warn_of_nothing()
+            return told.as_dict()
         self._require_confirmed_price(context)
         try:
             manifest, run = self.hook.run(self._run_all(context), context)
@@ -341,11 +344,16 @@ class ClaudeDocumentsOperator(ClaudeTask):
                 self.log.info("%s", await cost_line(engine, run.scope))
             return {**manifest, **landed.paths(), "rows": landed.rows}, run
 
-    def _require_empty_allowed(self, sink: RowWriter) -> None:
-        """Log that there are no documents; raise unless the task goes on and writes no rows."""
+    def _warn_of_nothing(self) -> str:
+        """Log that there are no documents; return the sentence."""
         what = f"{len(self.documents)} items" if isinstance(self.documents, Rows) else repr(self.documents)
         says = f"{self.task_id}: no documents were found in {what}, so nothing was asked."
         self.log.warning("%s", says)
+        return says
+
+    def _require_empty_allowed(self, sink: RowWriter) -> None:
+        """Log that there are no documents; raise unless the task goes on and writes no rows."""
+        says = self._warn_of_nothing()
         if self.on_empty == "skip":
             raise AirflowSkipException(says)
         if self.on_empty == "fail":

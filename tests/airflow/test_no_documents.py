@@ -88,6 +88,12 @@ def test_on_empty_says_nothing_where_there_is_a_document(deployment):
     assert "no documents were" not in ran.log
 
 
+def test_a_dry_run_says_too_that_there_is_nothing(deployment):
+    ran = deployment.ask(str(deployment.inbox), dry_run=True)
+    assert (ran.state, ran.xcom()["documents"]) == ("success", 0)
+    assert "no documents were found" in ran.log
+
+
 def test_a_limit_of_none_is_not_an_empty_folder(deployment):
     ran = deployment.ask(str(deployment.files(2)), limit=0, on_empty="fail")
     assert (ran.state, ran.manifest["documents"]) == ("success", 0)
