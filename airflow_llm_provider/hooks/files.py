@@ -113,7 +113,8 @@ def object_storage(url: str) -> Any:
     from airflow.sdk.io import has_fs
 
     scheme = url.partition("://")[0]
-    if not has_fs(scheme):
+    # fsspec's own, such as memory://, need no provider, and have no connection.
+    if not has_fs(scheme) and (scheme in _PROVIDERS or not _is_of_fsspec(scheme)):
         package = _PROVIDERS.get(scheme)
         cure = f"Install {package}" if package else "Install a provider that knows it"
         raise UnknownScheme(
@@ -122,6 +123,16 @@ def object_storage(url: str) -> Any:
     # The library of Azure logs URL and headers of each exchange at INFO: pages of them per document.
     logging.getLogger("azure.core.pipeline.policies.http_logging_policy").setLevel(logging.WARNING)
     return ObjectStoragePath(url)
+
+
+def _is_of_fsspec(scheme: str) -> bool:
+    import fsspec  # type: ignore[import-untyped]
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ValueError, ImportError):
+        return False
+    return True
 
 
 def write(location: str, value: Any) -> str:

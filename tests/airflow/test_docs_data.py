@@ -6,6 +6,7 @@ import configparser
 import dataclasses
 import json
 import re
+import tomllib
 from typing import Any, get_args
 
 import pytest
@@ -17,6 +18,7 @@ from airflow_llm_provider.approvals.review import Decision
 from airflow_llm_provider.documents.document import Reason
 from airflow_llm_provider.documents.estimate import Estimate
 from airflow_llm_provider.documents.formats import AFTER_DATA, columns
+from airflow_llm_provider.documents.readers.custom import GROUP as ENTRY_POINTS
 from airflow_llm_provider.documents.run import reason_of
 from airflow_llm_provider.documents.sources import SUFFIXES
 from airflow_llm_provider.errors import BY_KIND, AnswerError, LLMError
@@ -36,7 +38,7 @@ def one(language: str, page: str) -> str:
 
 
 def test_there_is_no_language_that_no_test_reads() -> None:
-    assert languages() == {"python", "console", "json", "ini", "sql", "yaml", "text"}
+    assert languages() == {"python", "console", "json", "ini", "sql", "yaml", "text", "toml"}
 
 
 def test_the_prices_are_taken_as_a_connection_takes_them() -> None:
@@ -52,7 +54,13 @@ def test_the_record_of_a_branch_has_these_fields() -> None:
     proposal = Proposal(
         branches=("a",), reason="", confidence=1.0, confidence_is="", stated_confidence=1.0, usage={}
     )
-    assert said.keys() == proposal.record().keys() | fields | {"cost_usd"}
+    written = fields - {"feedback"}  # only where a person has written one
+    assert said.keys() == proposal.record().keys() | written | {"cost_usd"}
+
+
+def test_the_entry_points_are_those_that_are_read() -> None:
+    said = tomllib.loads(one("toml", "formats.md"))
+    assert said["project"]["entry-points"].keys() == {ENTRY_POINTS}
 
 
 def test_the_options_of_the_configuration_exist() -> None:
@@ -85,11 +93,10 @@ def test_the_line_about_the_cost_is_the_one_in_the_log(deployment: Any) -> None:
 
 
 def test_a_row_has_these_columns() -> None:
-    assert named(section("reference/rows.md", "A row")) | {"cache_read_tokens", "cache_write_tokens"} == set(
-        columns(list_type=True)
-    )
-    first, *_, last = AFTER_DATA
-    assert (first, last) == ("model", "trace_id")  # as the XCom llm_usage is told of
+    told = named(section("reference/rows.md", "A row").partition("\n### ")[0])
+    assert told | {"cache_read_tokens", "cache_write_tokens"} == set(columns(list_type=True))
+    # As the XCom llm_usage is told of: the fields from `model` to `trace_id`.
+    assert AFTER_DATA.index("model") < AFTER_DATA.index("trace_id") == len(AFTER_DATA) - 1
 
 
 def test_a_manifest_and_a_dead_letter_have_these_fields(deployment: Any) -> None:
@@ -97,8 +104,8 @@ def test_a_manifest_and_a_dead_letter_have_these_fields(deployment: Any) -> None
     ran = deployment.ask(deployment.texts(3), model=None, route=["fast", "strong"], max_failed=1)
     assert named(section("reference/rows.md", "The manifest")) == {
         *ran.manifest,
-        "skipped",
-    }  # only of a folder
+        *("skipped", "limited", "reading"),  # only where there is something to say
+    }
     said = named(section("reference/rows.md", "A dead letter"))
     reasons = {reason_of(kind("")) for kind in BY_KIND.values()} | set(get_args(Reason))
     assert said == set(ran.dead_letters[0]) | reasons

@@ -34,7 +34,7 @@ PACKAGE = "airflow_llm_provider"
 PUBLIC = [conditions, validators, personal_data, tools, errors, testing, fixtures]
 INTERNAL = {  # public by name, and called by our own code alone
     *("judge", "require_conditions", "Condition", "Content", "Facts", "Judged", "When"),  # sensors.conditions
-    *("by_name", "record_of", "error_of", "require_kinds"),
+    *("by_name", "record_of", "error_of", "require_kinds", "without_text"),
 }
 KINDS = (BaseOperator, BaseHook, BaseTrigger)  # what Airflow finds in the modules that provider_info names
 
