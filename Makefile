@@ -12,7 +12,7 @@ find = PYENV_VERSION=$(1) python$(1) -c 'import sys; print(sys.executable)' 2>/d
 RESOLVE = $(VENV)/bin/uv pip compile --quiet --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml
 # What CI runs, the quick ones first. Each has processes of its own: tests/unit must not find Airflow loaded.
 # Those joined by a comma share them: the demo works while tests/integration waits for leases and limits.
-TESTS = tests/unit tests/airflow tests/system/test_demo.py,tests/integration
+TESTS = tests/unit tests/airflow tests/system/test_demo.py,tests/integration,tests/readers
 # Three on two cores, since many tests wait. One file at a time per process: files share fixtures that are slow to make, such as a PostgreSQL.
 PARALLEL ?= -n 3 --dist loadfile
 
@@ -36,6 +36,7 @@ test: $(READY) ## Run the tests that CI runs
 
 test-slow: $(READY) ## Run what takes too long for CI: shares of a rate limit, all 200 messages, 32 processes with one budget, 20,000 prices
 	@EXAMPLES=200 $(PYTEST) tests/unit $(PARALLEL) $(ARGS)
+	@EXAMPLES=200 $(PYTEST) tests/readers $(PARALLEL) $(ARGS)
 	@MONEY_REPLIES=20000 $(PYTEST) tests/unit/test_money.py -k every_price $(ARGS)
 	@$(PYTEST) tests/integration -m slow $(ARGS)
 	@$(PYTEST) tests/airflow -m slow $(PARALLEL) $(ARGS)

@@ -32,7 +32,7 @@ from tests.support.terms import make_terms as make_terms_in
 # Typer reads the signatures of all our commands anew at every invocation; a test does not need that.
 typer.testing._get_command = functools.cache(typer.testing._get_command)
 # Hypothesis tries this many examples for each claim, or as many as EXAMPLES says: `make test-slow` looks longer.
-settings.register_profile("unit", max_examples=int(os.environ.get("EXAMPLES", "20")), deadline=None)
+settings.register_profile("unit", max_examples=int(os.environ.get("EXAMPLES", "10")), deadline=None)
 settings.load_profile("unit")
 
 SCOPE = CallScope(dag_id="nightly", run_id="run-1", task_id="ask", trace_id="0" * 32)
