@@ -158,11 +158,11 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running(
 
 def test_a_failing_demo_shows_why_and_leaves_nothing_running(home: Path, first: dict[str, Any]) -> None:
     with StandIn() as broken:
-        broken.fail(400)
+        broken.fail(401)
         done = airflow_llm(home, "demo", "--home", str(home), "--base-url", broken.url, timeout_s=120)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: Task read_licenses failed.")
-    assert "HTTP 400" in done.stderr
+    assert "HTTP 401" in done.stderr
     assert "Traceback" not in done.stderr
     assert processes_of(home) == []
 
