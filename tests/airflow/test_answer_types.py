@@ -52,6 +52,14 @@ MAKERS: list[Callable[..., Any]] = [
 ]
 
 
+class Contract(pydantic.BaseModel):
+    clauses: list[Clause]  # noqa: F821  # it may be defined further down the file
+
+
+def test_a_type_that_names_a_class_further_down_the_file_is_not_refused() -> None:
+    assert ClaudeOperator(**CALL, output_type=Contract).output_type is Contract
+
+
 def refused(said: str, make: Callable[..., Any], **given: Any) -> None:
     with DAG("wrong", schedule=None), pytest.raises((TypeError, ValueError), match=re.escape(said)):
         make(**given)

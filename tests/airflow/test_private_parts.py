@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import inspect
 import uuid
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,7 @@ WATCHED = {
     "expand_input",
     "DeferrablePartial",
     "CheckedPartial",
+    "drop",
     "when_complete",
     "needs_expansion",
     "is_mapped_over",
@@ -126,6 +129,20 @@ def test_checked_partial_and_when_complete() -> None:
     assert checked == []
     dag.resolve_template_files()  # as Airflow does with every DAG of a file that it has parsed
     assert checked == [over]
+
+
+def test_drop() -> None:
+    with warnings.catch_warnings(record=True) as said, DAG("parts", schedule=None):
+        _airflow.drop(Plain.partial(task_id="left"))
+        gc.collect()
+    assert [str(warning.message) for warning in said if "never mapped" in str(warning.message)] == []
+    with DAG("parts", schedule=None), pytest.warns(UserWarning, match="never mapped"):
+        _leave(Plain.partial(task_id="left"))
+
+
+def _leave(partial: OperatorPartial) -> None:
+    del partial
+    gc.collect()
 
 
 def test_airflow_calls_resolve_template_files_of_every_task_when_a_file_is_parsed() -> None:
