@@ -101,7 +101,7 @@ def test_tokens_are_a_limit_like_requests(ledger_url: str, server: StandIn) -> N
 
 @on_both_databases
 def test_one_who_is_told_to_wait_makes_all_processes_wait(ledger_url: str, server: StandIn) -> None:
-    process = start(ledger_url, server, ["invoices", "letters", "invoices"], seconds=16, in_flight=4)
+    process = start(ledger_url, server, ["invoices", "letters", "invoices"], seconds=20, in_flight=4)
     while server.invoice.paid < 50:
         time.sleep(0.01)
     server.limit({"rpm": 10, "burst": 1})  # one goes, and the others are told to wait six seconds
