@@ -65,7 +65,7 @@ def _delimiter(buffered: io.BufferedReader[Any], document: Document, encoding: s
     """Return what separates the cells of a CSV file, found in its first rows; the log says so if it is no comma.
 
     It is what gives all rows the same number of cells, more than one. Where several do, it is the one that finds the id
-    or the text in the header, else the one that gives the most cells.
+    or the text in the header, else not the comma, which is common in amounts and texts, else what gives the most cells.
     """
     if document.name.lower().endswith(".tsv"):
         return "\t"
@@ -85,9 +85,16 @@ def _delimiter(buffered: io.BufferedReader[Any], document: Document, encoding: s
             continue
         # A quoted cell of the last row may be cut off, too.
         if rows and len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows[1:-1] or rows[1:]):
-            fitting[delimiter] = (bool(wanted & set(rows[0])), len(rows[0]))
+            fitting[delimiter] = (bool(wanted & set(rows[0])), delimiter != ",", len(rows[0]))
     found = max(fitting, key=lambda delimiter: fitting[delimiter], default=",")
-    if found != ",":
+    if len(fitting) > 1 and not fitting[found][0]:
+        _log.warning(
+            "%s may be separated by any of %s; %r is taken. If that is wrong, set `Reading(delimiter=…)`.",
+            document.uri,
+            " ".join(map(repr, fitting)),
+            found,
+        )
+    elif found != ",":
         _log.info("%s is separated by %r.", document.uri, found)
     return found
 
@@ -187,7 +194,8 @@ class _Lines:
 
 
 def _csv_cells(lines: _Lines, encoding: str, id_field: str, delimiter: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.reader(lines, delimiter=delimiter)
+    # Strict: otherwise a quote that is never closed takes all rows after it into its cell.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
         # A quoted cell may hold line breaks, so a row starts where the one before has ended.
@@ -198,7 +206,8 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str, delimiter: str) -> I
         except StopIteration:
             return
         except csv.Error as error:
-            yield start, _Broken(f"not valid CSV: {error}")
+            until = f" to {reader.line_num}" if reader.line_num > start else ""
+            yield start, _Broken(f"lines {start}{until} are not valid CSV: {error}")
             continue
         except UnicodeError:
             yield start, _not_valid(encoding)

@@ -223,3 +223,10 @@ def test_an_attachment_that_is_a_bomb_is_a_dead_letter_beside_its_mail(tmp_path)
         ("m.eml", None),
         ("m.eml!attachments", "too_large"),
     ]
+
+
+def test_a_name_with_a_dot_for_the_folder_is_not_hidden(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        archive.writestr("./dot.txt", "only dot")
+        archive.writestr("./.hidden.txt", "not this")
+    assert [item.id for item in list_documents(tmp_path / "d.zip")] == ["d.zip!./dot.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -675,3 +676,19 @@ def test_memory_stays_flat_over_many_rows(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 4_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_quote_that_is_never_closed_does_not_take_the_rows_after_it_in_silence(tmp_path):
+    (tmp_path / "rows.csv").write_text('id,a\n1,x\n2,"abc\n3,def\n4,ghi\n')
+    first, broken = list_documents(tmp_path / "rows.csv")
+    assert first.id == "1"
+    assert isinstance(broken, Rejected)
+    assert "lines 3 to 5 are not valid CSV" in broken.message
+
+
+@pytest.mark.parametrize("header", ["Betrag, EUR;Menge, Stk", "Betrag,EUR;Menge,Stk"])
+def test_where_two_delimiters_fit_the_comma_is_not_taken_and_the_log_says_so(tmp_path, caplog, header):
+    (tmp_path / "rows.csv").write_text(f"{header}\n1,50;2,75\n3,10;4,20\n")
+    found = [json.loads(item.text) for item in list_documents(tmp_path / "rows.csv")]
+    assert [sorted(row.values()) for row in found] == [["1,50", "2,75"], ["3,10", "4,20"]]
+    assert "may be separated by any of" in caplog.text

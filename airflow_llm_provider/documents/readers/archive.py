@@ -144,7 +144,10 @@ def _unpacked(entry: _Entry, max_bytes: int) -> Unpacked:
 def _walk(raw: bytes, name: str, with_mails: bool, above: tuple[int, ...]) -> Iterator[Member]:
     for index, entry in enumerate(_entries(raw, name)):
         path, suffix = (*above, index), suffix_of(entry.name)
-        if any(part == "__MACOSX" or part.startswith(".") for part in entry.name.split("/") if part != ".."):
+        if any(
+            part == "__MACOSX" or (part.startswith(".") and part not in (".", ".."))
+            for part in entry.name.split("/")
+        ):
             continue
         is_mail = with_mails and suffix in MAIL_SUFFIXES
         if suffix not in SUFFIXES:
