@@ -12,6 +12,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from airflow_llm_provider.argument_checks import (
@@ -67,10 +68,10 @@ class Budget:
 
     template_fields: ClassVar[tuple[str, ...]] = ("task_usd", "run_usd", "confirm_above_usd")
 
-    task_usd: float | str | None = None
-    run_usd: float | str | None = None
+    task_usd: Decimal | float | str | None = None
+    run_usd: Decimal | float | str | None = None
     on_exceeded: Literal["fail", "skip", "ask"] = "fail"
-    confirm_above_usd: float | str | None = None
+    confirm_above_usd: Decimal | float | str | None = None
     notifiers: Sequence[Any] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -82,11 +83,11 @@ class Budget:
         require_choice("budget.on_exceeded", self.on_exceeded, ("fail", "skip", "ask"), more)
 
     @classmethod
-    def of(cls, value: Budget | float | str | None) -> Budget:
+    def of(cls, value: Budget | Decimal | float | str | None) -> Budget:
         """Return the budget that a plain value stands for; raises TypeError for another type."""
         if isinstance(value, Budget):
             return value
-        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        if isinstance(value, (int, float, str, Decimal)) and not isinstance(value, bool):
             return cls(task_usd=value)
         if value is None:
             return cls()
@@ -223,7 +224,9 @@ class RequestFields:
             "metadata": self.metadata,
             "service_tier": self.service_tier,
         }
-        return {name: value for name, value in named.items() if value} | dict(self.extra_body)
+        return {name: value for name, value in named.items() if value not in (None, [], {})} | dict(
+            self.extra_body
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

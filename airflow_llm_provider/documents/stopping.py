@@ -78,8 +78,11 @@ class StopRule:
             await self.endpoint.client.count_tokens(self.request, timeout_s=_PROBE_TIMEOUT_S)
         except SAME_FOR_ALL:
             return True
-        except RetryableError:
+        # Limits on counting tokens are of their own, so a 429 or 529 proves nothing.
+        except (ServerError, NetworkError):
             return isinstance(error, RetryableError)
+        except RetryableError:
+            return False
         # The very words, as many servers do not count tokens, and refuse that with a 400 or 404.
         except BadRequest as refused:
             return isinstance(error, BadRequest) and _words(refused) == _words(error)

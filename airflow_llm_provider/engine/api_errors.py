@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import email.utils
 import math
+import re
+import string
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
+
+import orjson
 
 from airflow_llm_provider.errors import (
     AuthenticationFailed,
@@ -52,7 +57,11 @@ _SCHEMA_REFUSED = (
     *("schema is too complex", "compiled grammar is too large"),
 )
 
+_MODEL = re.compile(r"(?!file\b).*\bmodels?\b", re.DOTALL)
 _ECHO_WORDS, _LONG_WORD = 3, 24
+_LONG_NUMBER = 8  # characters of a word with digits, such as an account number
+_ESCAPED = re.compile(r"\\[ntr]")
+_AROUND_WORDS = string.punctuation + "\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb"  # quotation marks
 _LONGEST_MESSAGE = 2_000  # characters; the API's own are shorter
 
 
@@ -121,7 +130,17 @@ class ErrorResponse:
         where = "An error inside the stream" if self.status < 300 else f"HTTP {self.status}"
         named = f"{where} {self.code or self.kind}".rstrip()
         by = f" (request {self.request_id})" if self.request_id else ""
-        return f"{named}: {_without_echo(self.message, self.sent) or 'no reason given'}{by}"
+        return f"{named}: {_without_echo(self.message, self._asked) or 'no reason given'}{by}"
+
+    @cached_property
+    def _asked(self) -> str:
+        """The words of the request's texts, without case and punctuation around them."""
+        try:
+            request = orjson.loads(self.sent)
+        except ValueError:  # nothing was sent
+            return ""
+        texts = (request.get(name) for name in ("system", "messages"))
+        return " ".join(_plain(word) for text in _texts(list(texts)) for word in text.split())
 
     def error(self) -> LLMError:
         """Return the error that this response stands for."""
@@ -148,12 +167,17 @@ class ErrorResponse:
             return self._out_of_money()
         if self._says(*_OUT_OF_MONEY):
             return self._out_of_money()
-        # A page without a reason: a firewall may have refused this one document, which says nothing about the key.
+        # Not in the API's words: a firewall may have refused this one document, which says nothing about the key.
         is_page = not self.kind and not self.message
-        if status < 400 or status == 407 or (is_page and status in (403, 404, 405)):
+        if (
+            status < 400
+            or status == 407
+            or (is_page and status in (404, 405))
+            or (status == 403 and not self.kind)
+        ):
             return BadRequest(
                 f"{self.said}. Something between Airflow and the API answered in its place, and redirects are not "
-                "followed. Check the host and proxy of the Airflow connection."
+                "followed. If it refuses all requests, check host, proxy and key of the Airflow connection."
             )
         if status in (401, 403) or self.code == "organization_on_hold" or self._says(*_DISABLED):
             return AuthenticationFailed(
@@ -168,7 +192,7 @@ class ErrorResponse:
             return TooLong(
                 f"{self.said}. Send less text, read it in parts (long_input=), or lower max_tokens."
             )
-        if status == 404 and self._says("model"):
+        if status == 404 and _MODEL.match(self.message.lower()):
             return UnknownModel(
                 f"{self.said}. `airflow-llm test-connection` lists the models that the key can use."
             )
@@ -188,8 +212,9 @@ class ErrorResponse:
         )
 
     def _says(self, *words: str) -> bool:
+        """Tell whether the server says one of these, and does not only repeat it from the request."""
         message = self.message.lower()
-        return any(each in message for each in words)
+        return any(each in message and each not in self._asked for each in words)
 
 
 def _text(value: Any) -> str:
@@ -210,25 +235,44 @@ def _retry_after_s(header: str | None) -> float | None:
     return min(max(0.0, asked_s), _MAX_RETRY_AFTER_S) if math.isfinite(asked_s) else None
 
 
-def _without_echo(message: str, sent: bytes) -> str:
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts within a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _plain(word: str) -> str:
+    return word.strip(_AROUND_WORDS).casefold()
+
+
+def _without_echo(message: str, asked: str) -> str:
     """Return the message of a server without what it repeats of the request: an error is logged, a document is not.
 
-    Three words in a row that stand in the request are an echo, and so is a single one of _LONG_WORD characters or more.
+    Three words in a row that stand in the request are an echo, and so is a single long one, or a long number.
 
     Args:
         message: what the server says.
-        sent: the body of the request.
+        asked: the words of the request, as `ErrorResponse._asked` has them.
     """
-    words, kept = message[:_LONGEST_MESSAGE].split(), list[str]()
+    # Some servers write a line break as an escape.
+    words, kept = _ESCAPED.sub(" ", message[:_LONGEST_MESSAGE]).split(), list[str]()
+    plain = [_plain(word) for word in words]
     at = 0
     while at < len(words):
         end = at
-        while end < len(words) and " ".join(words[at : end + 1]).encode() in sent:
+        while end < len(words) and plain[end] and " ".join(plain[at : end + 1]) in asked:
             end += 1
-        if end - at >= _ECHO_WORDS or any(len(word) >= _LONG_WORD for word in words[at:end]):
+        if end - at >= _ECHO_WORDS or any(map(_is_telling, plain[at:end])):
             kept.append(f"({len(' '.join(words[at:end]))} characters of the request)")
             at = end
         else:
             kept.append(words[at])
             at += 1
     return " ".join(kept)
+
+
+def _is_telling(word: str) -> bool:
+    return len(word) >= (_LONG_NUMBER if any(map(str.isdigit, word)) else _LONG_WORD)

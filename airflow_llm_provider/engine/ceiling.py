@@ -18,6 +18,8 @@ MOST_OUTPUT_TOKENS = 128_000
 _LOOP_TURNS = 10
 """How often the API samples in one request with tools of its own, before it replies `pause_turn`:
 https://platform.claude.com/docs/en/agents-and-tools/tool-use/server-tools."""
+# https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview: the API's own tools that the caller runs.
+_CLIENT_TOOL = re.compile(r"(bash|text_editor|memory|computer)_\d{8}$")
 _WEB_TOOL = re.compile(r"^web_(search|fetch)_(\d{8})$")
 _FREE_CODE_SINCE = "20260209"  # these and later web tools make the execution of code free
 _NOT_GEOGRAPHIES = frozenset({"standard", "fast", "priority", "batch"})  # words of speed and service tier
@@ -151,7 +153,8 @@ class _ServerTools:
         advisors: list[_Advisor] = []
         for tool in tools:
             kind, most = str(tool.get("type") or "custom"), tool.get("max_uses")
-            if kind == "custom":  # it runs at the caller's, and another request follows
+            # It runs at the caller's, and another request follows.
+            if kind == "custom" or _CLIENT_TOOL.match(kind):
                 continue
             if not _is_count(most):
                 return None
@@ -208,8 +211,8 @@ def _window(card: RateCard, tokens: int) -> int:
 
 def _compacts(fields: Mapping[str, Any]) -> bool:
     """Tell whether the server may summarise the conversation, which is a sampling of its own."""
-    edits = (fields.get("context_management") or {}).get("edits") or ()
-    return bool(fields.get("compaction")) or any("compact" in str(edit.get("type")) for edit in edits)
+    # Whatever shape it has: a request that the API refuses costs nothing.
+    return bool(fields.get("compaction")) or "compact" in str(fields.get("context_management"))
 
 
 def _factor(card: RateCard | None, fields: Mapping[str, Any], hop: _Hop) -> Fraction | None:

@@ -168,7 +168,7 @@ class AnthropicClient:
             # The rate limiter learns the limits from a refusal, too, above all from a 429.
             if (refused := getattr(error, "response", None)) is not None:
                 on_headers(refused.headers)
-            if (response := _error_response(error)) is not None and response.is_blocked:
+            if (response := _error_response(error, body.content)) is not None and response.is_blocked:
                 return blocked_reply(request, is_free=response.is_free)
             raise self._translated(error, has_left=body.has_left, sent=body.content) from None
 
@@ -223,7 +223,7 @@ class AnthropicClient:
         except (ValueError, TypeError, KeyError) as error:
             raise BadRequest("The server's count of tokens is not in the form of the API.") from error
         except Exception as error:  # noqa: BLE001  # each error of the SDK gets its class
-            raise self._translated(error) from None
+            raise self._translated(error, sent=body) from None
 
     async def models(self) -> list[Model]:
         """List the models that the key can use; this costs nothing."""
@@ -393,8 +393,8 @@ class AnthropicClient:
 
         if isinstance(error, LLMError):
             return error
-        if (response := _error_response(error)) is not None:
-            return dataclasses.replace(response, sent=sent).error()
+        if (response := _error_response(error, sent)) is not None:
+            return response.error()
         if isinstance(error, anthropic.AnthropicError) and not isinstance(
             error, anthropic.APIConnectionError
         ):
@@ -454,13 +454,14 @@ async def _put_together(stream: anthropic.AsyncStream[Any]) -> bytes:
     return json_of_reply({**whole, "usage": {**whole["usage"], **billed}})
 
 
-def _error_response(error: Exception) -> ErrorResponse | None:
-    """Return what the server answered in place of a reply; None if it did not answer."""
+def _error_response(error: Exception, sent: bytes) -> ErrorResponse | None:
+    """Return what the server answered to `sent` in place of a reply; None if it did not answer."""
     import anthropic
 
     if not isinstance(error, anthropic.APIStatusError):
         return None
-    return ErrorResponse.read(error.status_code, error.response.headers, error.body)
+    response = ErrorResponse.read(error.status_code, error.response.headers, error.body)
+    return dataclasses.replace(response, sent=sent)
 
 
 def _load_sdk() -> None:

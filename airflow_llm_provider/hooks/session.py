@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from airflow_llm_provider.argument_checks import refuse_sampling
@@ -46,7 +47,7 @@ class AskOptions(TypedDict, total=False):
     on_invalid: OnInvalid | None
     long_input: LongInput | str | None
     tool_limits: ToolLimits | None
-    budget: Budget | float | str | None
+    budget: Budget | Decimal | float | str | None
     reuse: Reuse
     version: str
     tags: Sequence[str]

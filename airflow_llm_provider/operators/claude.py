@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -153,7 +154,7 @@ class ClaudeOperator(ClaudeTask):
         on_invalid: OnInvalid | str | None = None,
         long_input: LongInput | str | None = None,
         tool_limits: ToolLimits | None = None,
-        budget: Budget | float | str | None = None,
+        budget: Budget | Decimal | float | str | None = None,
         reviewers: Reviewers | Sequence[str] | str | None = None,
         output: str | PurePath | None = None,
         reuse: Reuse = "run",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -126,7 +127,7 @@ class ClaudeDocumentsOperator(ClaudeTask):
         request: RequestFields | None = None,
         on_invalid: OnInvalid | None = None,
         long_input: LongInput | str | None = None,
-        budget: Budget | float | str | None = None,
+        budget: Budget | Decimal | float | str | None = None,
         reviewers: Reviewers | Sequence[str] | str | None = None,
         max_failed: int | str = 0,
         max_in_flight: int = 256,

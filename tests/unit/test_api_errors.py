@@ -1,8 +1,11 @@
 """What a server answers in place of a reply has a class, and is free only if the API itself refused the request."""
 
+import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +73,7 @@ def test_the_apis_refusals_are_free_and_its_own_failures_are_not(status: int, me
         ("model: claude-sonet-4-5", True),
         ("The model `claude-x` does not exist or you do not have access to it.", True),
         ("File not found: file_011", False),
+        ("File not found: file_model_agreement", False),
         ("Not Found", False),
     ],
 )
@@ -86,13 +90,57 @@ def test_what_is_not_found_is_a_model_only_if_the_api_says_so(
 def test_a_page_without_a_reason_is_no_word_about_key_or_model(status: int, body: Any) -> None:
     error = ErrorResponse.read(status, {}, body).error()
     assert type(error) is BadRequest
-    assert "host and proxy" in str(error)
+    assert "host, proxy and key" in str(error)
 
 
-@pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("body", [{"error": {"message": "no such key"}}, {"message": "no such key"}])
-def test_a_gateway_that_gives_a_reason_may_refuse_the_key(status: int, body: Any) -> None:
-    assert isinstance(ErrorResponse.read(status, {}, body).error(), AuthenticationFailed)
+def test_a_gateway_that_gives_a_reason_may_refuse_the_key(body: Any) -> None:
+    assert isinstance(ErrorResponse.read(401, {}, body).error(), AuthenticationFailed)
+
+
+@pytest.mark.parametrize("body", [{"error": {"message": "Request blocked: SQL"}}, {"message": "Forbidden"}])
+def test_what_a_firewall_forbids_is_not_the_key(body: Any) -> None:
+    assert type(ErrorResponse.read(403, {}, body).error()) is BadRequest
+
+
+def answered(message: str, document: str) -> ErrorResponse:
+    """Return a 400 to a request that holds a document."""
+    sent = orjson.dumps({"model": "claude-x", "messages": [{"role": "user", "content": document}]})
+    response = ErrorResponse.read(400, {}, api_error("invalid_request_error", message))
+    return dataclasses.replace(response, sent=sent)
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        "Your credit balance is too low",
+        "this organization has been disabled",
+        "the prompt is too long",
+        "blocked by content filtering policy",
+    ],
+)
+def test_what_a_server_repeats_of_a_document_says_nothing_of_account_or_length(phrase: str) -> None:
+    response = answered(f"Guardrail: '{phrase}' may not be sent.", f"A letter.\n{phrase}, pay now.")
+    assert type(response.error()) is BadRequest
+    assert not response.is_blocked
+    assert phrase not in str(response.error())
+
+
+@pytest.mark.parametrize("write", [str, str.upper, repr, lambda text: f"\u201e{text}\u201c"])
+def test_a_document_that_a_server_repeats_is_not_shown_however_it_is_written(
+    write: Callable[[str], str],
+) -> None:
+    document = 'Herr "M\u00fcller" zahlt\n100 \u20ac an Frau\t\u00d6zg\u00fcr.'
+    said = str(answered(f"bad: {write(document)}", document).error()).casefold()
+    assert "zahlt" not in said
+    assert "m\u00fcller" not in said
+
+
+def test_an_account_number_is_not_shown() -> None:
+    said = str(
+        answered("input 'DE89370400440532013000,' is bad", "IBAN DE89370400440532013000; secret").error()
+    )
+    assert "DE89" not in said
 
 
 @pytest.mark.parametrize(

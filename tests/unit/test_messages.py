@@ -353,6 +353,7 @@ LISTED: dict[str, set[str]] = {
     },
     # Such as the context, or what another function makes a sentence of.
     "no part of the message": {
+        "body",
         "body.content",
         "package.py: error",
         "pptx.py: error",

@@ -30,7 +30,8 @@ from airflow_llm_provider.engine.reply import Message
 from airflow_llm_provider.engine.request import Request
 from airflow_llm_provider.errors import BudgetExceeded, UnknownPrice
 from airflow_llm_provider.ledger.schema import account
-from airflow_llm_provider.pricing import LIST_PRICES, Prices, usd
+from airflow_llm_provider.options import Budget
+from airflow_llm_provider.pricing import LIST_PRICES, Prices, micro_usd, usd
 
 REPLIES = int(os.environ.get("MONEY_REPLIES", "300"))
 
@@ -464,6 +465,9 @@ async def test_a_request_whose_price_has_no_bound_is_not_sent_under_a_budget(
         ({"inference_geo": "global", "service_tier": "standard_only"}, Decimal(1)),
         ({"inference_geo": "global", "fallbacks": []}, Decimal(1)),
         ({"inference_geo": "global", "tools": [{"name": "mine", "input_schema": {}}]}, Decimal(1)),
+        # The caller runs it, too; and what has another shape than the API's is refused there, for nothing.
+        ({"inference_geo": "global", "tools": [{"type": "bash_20250124", "name": "bash"}]}, Decimal(1)),
+        ({"inference_geo": "global", "context_management": "x"}, Decimal(1)),
     ],
 )
 def test_the_reservation_is_for_the_most_expensive_that_the_request_allows(
@@ -607,3 +611,8 @@ def test_a_surcharge_is_on_fees_too() -> None:
 )
 def test_nothing_that_a_usage_states_goes_unpriced(iterations: Any, cost: int | None) -> None:
     assert priced("claude-sonnet-5-5", {"usage": {"iterations": iterations}}) == cost
+
+
+@pytest.mark.parametrize("amount", [Decimal("0.1"), 0.1, "0.1", "$0.10"])
+def test_an_amount_is_a_budget_in_each_form(amount: Any) -> None:
+    assert micro_usd(Budget.of(amount).task_usd) == 100_000
