@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
@@ -96,8 +97,12 @@ def as_user(user: pwd.struct_passwd | None) -> dict[str, Any]:
 
 
 def free_port(preferred: int = 0) -> int:
-    """Return a free TCP port on 127.0.0.1; `preferred` if it is free."""
-    for port in (preferred, 0):
+    """Return a free TCP port on 127.0.0.1; `preferred` if it is free.
+
+    It is below the ports that the system gives to outgoing connections: one of those could take it before the server
+    has started that it is for.
+    """
+    for port in ([preferred] if preferred else []) + random.sample(range(15_000, 32_000), 100):
         with suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
