@@ -497,7 +497,7 @@ async def test_no_document_follows_a_redirect(
 ) -> None:
     elsewhere = web.Response(status=status, headers={"location": f"{claude_server.url}/v1/messages"})
     async with in_the_apis_place(engine, elsewhere) as got:
-        with pytest.raises(BadRequest, match=rf"HTTP {status}: .*host and proxy") as caught:
+        with pytest.raises(BadRequest, match=rf"HTTP {status}: .*host, proxy and key") as caught:
             await engine.ask(about(max_tokens=max_tokens), make_terms(SCOPE))
     assert not isinstance(caught.value, UnknownModel)
     # What stands there is not the API, and nobody knows what it did with the document.
