@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-HOLD_S = 4.0
-"""The rate stays for so long after a cut; what is then refused is not refused for the rate. See `unit_s`."""
+from airflow_llm_provider.ledger.rate_limits import HOLD_S, unit_s
 
 _WINDOW_S = 2.0  # a cut is decided by the calls that were sent in it
 _PROVEN_S = 10.0  # what went through in it has been proven to go through
@@ -17,11 +16,6 @@ _STEP_S = 0.05  # sends are counted together for so long
 _ANSWERED_S = 0.5  # a refusal comes within it; replies take longer
 _LEAST_SENT, _LEAST_REFUSED = 10, 2  # fewer say nothing of the limit
 _MAX_USUAL = 0.12  # more than this share is never taken for refusals that come whatever the rate is
-
-
-def unit_s(rpm: float) -> float:
-    """Return the seconds that stand for one second of the rules: at low rates a second has less than a call."""
-    return max(1.0, 240.0 / rpm) if rpm > 0 else 1.0
 
 
 @dataclass(slots=True)

@@ -26,7 +26,9 @@ _ROUND_MS = (
 _WAITING_MS = 2_000.0  # a process counts as waiting for so long after its last permit
 # After a cut the rate is a little below what went through. It stays there, comes back, and then grows faster and
 # faster. In seconds, or in times between two calls where those are longer.
-_MARGIN, _HOLD = 0.97, 4.0
+_MARGIN = 0.97
+HOLD_S = 4.0
+"""The rate stays for so long after a cut; what is then refused is not refused for the rate. See `unit_s`."""
 # When it is back, and how fast it grows then; where a limit is known, that bounds it anyway.
 _BACK, _SPEED = {True: 10.0, False: 20.0}, {True: 0.003, False: 0.0008}
 _FORGOTTEN_MS = 600_000.0  # how long a header or a 429 counts
@@ -300,15 +302,20 @@ def _corrected(row: sa.Row[Any], rates: Sequence[float | None], correction: Amou
     ]
 
 
+def unit_s(rpm: float) -> float:
+    """Return the seconds that stand for one second of the rules: at low rates a second has less than a call."""
+    return max(1.0, 240.0 / rpm)
+
+
 def _growth(row: sa.Row[Any], now_ms: float, *, is_bounded: bool) -> float:
     """Return by what factor the rate has grown since it was cut."""
-    unit_s: float = max(1.0, 240.0 / row.cut_rpm) * (1 if is_bounded else 2**row.same_cuts)
-    passed: float = (now_ms - row.cut_ms) / 1000 / unit_s
+    stretch = unit_s(row.cut_rpm) * (1 if is_bounded else 2**row.same_cuts)
+    passed: float = (now_ms - row.cut_ms) / 1000 / stretch
     back = _BACK[is_bounded]
-    if passed < _HOLD:
+    if passed < HOLD_S:
         return 1.0
     if passed < back:
-        return 1 + (1 / _MARGIN - 1) * (passed - _HOLD) / (back - _HOLD)
+        return 1 + (1 / _MARGIN - 1) * (passed - HOLD_S) / (back - HOLD_S)
     return math.exp(min(_SPEED[is_bounded] * (passed - back) ** 2, 10.0)) / _MARGIN
 
 
