@@ -206,8 +206,8 @@ def _csv_cells(lines: _Lines, encoding: str, id_field: str, delimiter: str) -> I
         except StopIteration:
             return
         except csv.Error as error:
-            until = f" to {reader.line_num}" if reader.line_num > start else ""
-            yield start, _Broken(f"lines {start}{until} are not valid CSV: {error}")
+            until = f" up to line {reader.line_num}" if reader.line_num > start else ""
+            yield start, _Broken(f"not valid CSV{until}: {error}")
             continue
         except UnicodeError:
             yield start, _not_valid(encoding)

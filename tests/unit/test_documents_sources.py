@@ -683,7 +683,7 @@ def test_a_quote_that_is_never_closed_does_not_take_the_rows_after_it_in_silence
     first, broken = list_documents(tmp_path / "rows.csv")
     assert first.id == "1"
     assert isinstance(broken, Rejected)
-    assert "lines 3 to 5 are not valid CSV" in broken.message
+    assert "line 3: not valid CSV up to line 5" in broken.message
 
 
 @pytest.mark.parametrize("header", ["Betrag, EUR;Menge, Stk", "Betrag,EUR;Menge,Stk"])
